@@ -1,0 +1,450 @@
+"""Applies what moves jobs, tasks and attempts through their states (tables in ledger.jobs)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ledger.change import Change, RefusedError
+from ledger.commands import (
+    ATTEMPTS_MAX,
+    JOBS_PER_COMMAND_MAX,
+    LEASES_PER_COMMAND_MAX,
+    AcceptResult,
+    AttemptReport,
+    ExpireLeases,
+    FailAttempt,
+    FailJob,
+    FinishAttempt,
+    FinishJob,
+    GrantLeases,
+    JobSpec,
+    Lease,
+    PlanJob,
+    RefuseResult,
+    ReleaseLeases,
+    StartPlanning,
+    SubmitJobs,
+)
+from ledger.jobs import (
+    ATTEMPT_TRANSITIONS,
+    COUNTED_ENDS,
+    FINAL_JOB_STATES,
+    JOB_TRANSITIONS,
+    TASK_TRANSITIONS,
+    Attempt,
+    AttemptEvent,
+    Job,
+    JobEvent,
+    Member,
+    Node,
+    Task,
+    TaskEvent,
+)
+
+_SEQ_BITS = 10
+assert JOBS_PER_COMMAND_MAX <= 1 << _SEQ_BITS
+
+
+# --- submission and planning ----------------------------------------------------------------------
+
+
+def submit_jobs(change: Change, command: SubmitJobs) -> None:
+    """New jobs; all or none, so that a repeated submission cannot half succeed."""
+    change.mesh()
+    if not 0 < len(command.jobs) <= JOBS_PER_COMMAND_MAX:
+        raise RefusedError("usage", f"1 to {JOBS_PER_COMMAND_MAX} jobs in one command")
+    for position, spec in enumerate(command.jobs):
+        _check_spec(change, spec)
+        job = Job(
+            id=spec.id,
+            seq=(change.index << _SEQ_BITS) | position,
+            state="queued",
+            planned=0,
+            owner=spec.owner,
+            source=spec.source,
+            source_bytes=spec.source_bytes,
+            source_mtime_ns=spec.source_mtime_ns,
+            source_inode=spec.source_inode,
+            output=spec.output,
+            overwrite=int(spec.overwrite),
+            profile=spec.profile,
+            profile_json=spec.profile_json,
+            priority=spec.priority,
+            tenant=spec.tenant,
+            split=int(spec.split),
+            created_at_ms=change.at_ms,
+            updated_at_ms=change.at_ms,
+        )
+        change.rows.put(job)
+        change.tell("job.queued", job=job.id, node=job.owner)
+
+
+def _check_spec(change: Change, spec: JobSpec) -> None:
+    if change.rows.get(Job, spec.id) is not None:
+        raise RefusedError("conflict", f"a job {spec.id} exists already")
+    owner = change.rows.get(Member, spec.owner)
+    if owner is None or owner.state != "active":
+        raise RefusedError("not_found", f"the owner {spec.owner} is no member")
+    for other in change.rows.where(Job, output=spec.output, owner=spec.owner):
+        if other.state not in FINAL_JOB_STATES:
+            raise RefusedError(
+                "conflict",
+                f"job {other.id} already writes {spec.output}",
+                "wait for it, or choose another --output",
+            )
+
+
+def start_planning(change: Change, command: StartPlanning) -> None:
+    """The owner probes the source; said again after a restart, it changes nothing."""
+    job = _job(change, command.job)
+    if job.planned:
+        raise RefusedError("conflict", f"job {job.id} is planned already")
+    if job.state == "planning":
+        return
+    _move_job(change, job, "start_planning", node=job.owner)
+
+
+def plan_job(change: Change, command: PlanJob) -> None:
+    """The owner's plan: from here on the tasks can be leased."""
+    job = _job(change, command.job)
+    if len(command.tasks) != 1:
+        # A second task could never be leased beside the first: the job's states know one.
+        raise RefusedError("usage", "the plan of a whole film has exactly one task")
+    if any(change.rows.get(Task, spec.id) is not None for spec in command.tasks):
+        raise RefusedError("conflict", f"job {job.id} is planned already")
+    _move_job(
+        change,
+        job,
+        "plan",
+        node=job.owner,
+        planned=1,
+        source_digest=command.source_digest,
+        source_bytes=command.source_bytes,
+        probe_json=command.probe_json,
+        plan_json=command.plan_json,
+    )
+    for position, spec in enumerate(command.tasks):
+        change.rows.put(
+            Task(
+                id=spec.id,
+                job=job.id,
+                seq=(job.seq << _SEQ_BITS) | position,
+                kind=spec.kind,
+                state="ready",
+                owner=job.owner,
+                needs=spec.needs,
+                cost=spec.cost,
+                priority=job.priority,
+            )
+        )
+
+
+def fail_job(change: Change, command: FailJob) -> None:
+    """Gives a job up, with its reason; leases that run for it end."""
+    job = _job(change, command.job)
+    _fail(change, job, command.node, code=command.code, what=command.what, todo=command.todo)
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def grant_leases(change: Change, command: GrantLeases) -> None:
+    """Leases tasks that are still ready to members that still belong; the rest are skipped."""
+    token = change.token()
+    _check_batch(command.leases)
+    for lease in command.leases:
+        _grant(change, lease, token)
+
+
+def _grant(change: Change, lease: Lease, token: int) -> None:
+    task = change.rows.get(Task, lease.task)
+    member = change.rows.get(Member, lease.node)
+    if (
+        task is None
+        or task.state != "ready"
+        or member is None
+        or member.state != "active"
+        or change.rows.get(Attempt, lease.attempt) is not None
+    ):
+        return
+    job = _job(change, task.job)
+    number = task.attempts + 1
+    change.rows.put(
+        Attempt(
+            id=lease.attempt,
+            task=task.id,
+            job=task.job,
+            node=lease.node,
+            number=number,
+            state="leased",
+            token=token,
+            granted_at_ms=change.at_ms,
+        )
+    )
+    _move_task(change, task, "lease", attempts=number, backoff_ms=0)
+    _move_job(change, job, "lease", node=lease.node)
+
+
+def expire_leases(change: Change, command: ExpireLeases) -> None:
+    """Takes leases back from silent workers; what was handed back in time stays."""
+    _check_batch(command.attempts)
+    for attempt_id in command.attempts:
+        attempt = change.rows.get(Attempt, attempt_id)
+        if attempt is not None and attempt.state == "leased":
+            _end(change, attempt, "expire", code="lease_expired", what=command.what)
+
+
+def release_leases(change: Change, command: ReleaseLeases) -> None:
+    """A worker gives its own leases back; nobody is to blame."""
+    _check_batch(command.attempts)
+    for attempt_id in command.attempts:
+        attempt = change.rows.get(Attempt, attempt_id)
+        if attempt is not None and attempt.state == "leased" and attempt.node == command.node:
+            _end(change, attempt, "release", code="released", what=command.what)
+
+
+def end_attempts_of(change: Change, node: str, what: str) -> None:
+    """Expires every lease of a node that does not belong any more."""
+    for attempt in change.rows.where(Attempt, node=node, state="leased"):
+        _end(change, attempt, "expire", code="lease_expired", what=what)
+
+
+def finish_attempt(change: Change, command: FinishAttempt) -> None:
+    """The worker holds a judged result; its lease is over.  Said again after a lost answer, it holds."""
+    attempt = _attempt(change, command.attempt, command.token)
+    if (
+        attempt.state in ("finished", "accepted")
+        and attempt.result_digest == command.result_digest
+    ):
+        return
+    _expect(attempt, "leased")
+    _move_attempt(
+        change,
+        attempt,
+        "finish",
+        result_bytes=command.result_bytes,
+        result_digest=command.result_digest,
+        result_json=command.result_json,
+        **_kept(command.report),
+    )
+    _move_task(change, _task(change, attempt.task), "finish")
+    _move_job(change, _job(change, attempt.job), "finish", node=attempt.node)
+
+
+def fail_attempt(change: Change, command: FailAttempt) -> None:
+    """The worker could not do it: never again, elsewhere, or again after a wait."""
+    attempt = _attempt(change, command.attempt, command.token)
+    _expect(attempt, "leased")
+    attempt = replace(attempt, failure=command.failure, **_kept(command.report))
+    _end(
+        change,
+        attempt,
+        "fail",
+        code=command.code,
+        what=command.what,
+        todo=command.todo,
+        backoff_ms=command.backoff_ms if command.failure == "transient" else 0,
+    )
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def accept_result(change: Change, command: AcceptResult) -> None:
+    """The owner holds the verified result: it will be published, and nothing can undo that."""
+    attempt = _attempt(change, command.attempt, command.token)
+    _expect(attempt, "finished")
+    _expect_job(attempt, command.job)
+    if command.result_digest != attempt.result_digest:
+        raise RefusedError("digest", "this is not the result that the worker handed back")
+    _move_attempt(change, attempt, "accept")
+    _move_task(change, _task(change, attempt.task), "accept")
+    _move_job(change, _job(change, attempt.job), "accept", node=attempt.node, output=command.output)
+
+
+def refuse_result(change: Change, command: RefuseResult) -> None:
+    """The owner could not get the result or would not take it: again, until attempts run out."""
+    attempt = _attempt(change, command.attempt, command.token)
+    _expect(attempt, "finished")
+    _expect_job(attempt, command.job)
+    _end(change, attempt, "refuse", code=command.code, what=command.what, todo=command.todo)
+
+
+def finish_job(change: Change, command: FinishJob) -> None:
+    """The output is in place and synced."""
+    job = _job(change, command.job)
+    accepted = change.rows.where(Attempt, job=job.id, state="accepted")
+    if not any(attempt.token == command.token for attempt in accepted):
+        raise RefusedError("stale_token", f"job {job.id} was not accepted under this token")
+    _move_job(
+        change,
+        job,
+        "publish",
+        node=job.owner,
+        finished_at_ms=command.finished_at_ms,
+        error_code="",
+        error="",
+        todo="",
+        error_node="",
+    )
+
+
+# --- shared steps ---------------------------------------------------------------------------------
+
+
+def _end(
+    change: Change,
+    attempt: Attempt,
+    event: AttemptEvent,
+    *,
+    code: str,
+    what: str,
+    todo: str = "",
+    backoff_ms: int = 0,
+) -> None:
+    """Ends an attempt without a result, and decides what becomes of its task and job."""
+    ended = _move_attempt(change, attempt, event, error_code=code, error=what, todo=todo)
+    task, job = _task(change, attempt.task), _job(change, attempt.job)
+    tries = task.tries + (ended.state in COUNTED_ENDS)
+    excluded = task.excluded
+    if ended.failure == "encoder" and attempt.node not in excluded:
+        excluded = (*excluded, attempt.node)
+    hopeless = ended.failure == "input" or tries >= ATTEMPTS_MAX
+    if hopeless or not _somebody_is_left(change, task, excluded):
+        change.rows.put(replace(task, tries=tries, excluded=excluded))
+        _fail(change, job, attempt.node, code=code, what=what, todo=todo)
+        return
+    _move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
+    waits: JobEvent = "wait" if backoff_ms and job.state == "running" else "again"
+    if event != "release":
+        job = replace(job, error_code=code, error=what, todo=todo, error_node=attempt.node)
+    _move_job(change, job, waits, node=attempt.node, what=what)
+
+
+def _somebody_is_left(change: Change, task: Task, excluded: tuple[str, ...]) -> bool:
+    """Whether a member could still do the task; a node that has not reported yet might."""
+    if not excluded:
+        return True
+    for member in change.rows.where(Member, state="active"):
+        if member.node in excluded or member.role == "witness":
+            continue
+        node = change.rows.get(Node, member.node)
+        if node is None or set(task.needs) & set(node.encoders):
+            return True
+    return False
+
+
+def _fail(change: Change, job: Job, node: str, *, code: str, what: str, todo: str) -> None:
+    _move_job(
+        change,
+        job,
+        "fail",
+        node=node,
+        what=what,
+        error_code=code,
+        error=what,
+        todo=todo,
+        error_node=node,
+        finished_at_ms=change.at_ms,
+    )
+    for task in change.rows.where(Task, job=job.id):
+        if task.state != "failed":
+            _move_task(change, task, "fail")
+    for attempt in change.rows.where(Attempt, job=job.id):
+        if (attempt.state, "abandon") in ATTEMPT_TRANSITIONS:
+            _move_attempt(change, attempt, "abandon")
+
+
+def _job(change: Change, job_id: str) -> Job:
+    job = change.rows.get(Job, job_id)
+    if job is None:
+        raise RefusedError("not_found", f"no job {job_id}")
+    return job
+
+
+def _task(change: Change, task_id: str) -> Task:
+    task = change.rows.get(Task, task_id)
+    assert task is not None, f"attempt of a task that does not exist: {task_id}"
+    return task
+
+
+def _attempt(change: Change, attempt_id: str, token: int) -> Attempt:
+    attempt = change.rows.get(Attempt, attempt_id)
+    if attempt is None or attempt.token != token:
+        raise RefusedError("stale_token", f"attempt {attempt_id} has no lease with this token")
+    return attempt
+
+
+def _expect(attempt: Attempt, state: str) -> None:
+    if attempt.state != state:
+        raise RefusedError("stale_token", f"attempt {attempt.id} is {attempt.state}, not {state}")
+
+
+def _expect_job(attempt: Attempt, job: str) -> None:
+    if attempt.job != job:
+        raise RefusedError("conflict", f"attempt {attempt.id} is none of job {job}")
+
+
+def _check_batch(batch: Sequence[object]) -> None:
+    # Bounds the history that one command writes as well (EVENTS_PER_COMMAND_BITS).
+    if len(batch) > LEASES_PER_COMMAND_MAX:
+        raise RefusedError("usage", f"at most {LEASES_PER_COMMAND_MAX} leases in one command")
+
+
+def _move_job(
+    change: Change,
+    job: Job,
+    event: JobEvent,
+    *,
+    node: str = "",
+    what: str = "",
+    **values: Any,  # noqa: ANN401 - columns of the row; replace() checks their names
+) -> None:
+    state = JOB_TRANSITIONS.get((job.state, event))
+    if state is None:
+        raise RefusedError("conflict", f"job {job.id} is {job.state}: no {event} from there")
+    change.rows.put(replace(job, state=state, updated_at_ms=change.at_ms, **values))
+    change.tell(f"job.{state}", job=job.id, node=node, what=what)
+
+
+def _move_task(
+    change: Change,
+    task: Task,
+    event: TaskEvent,
+    **values: Any,  # noqa: ANN401 - columns of the row; replace() checks their names
+) -> None:
+    state = TASK_TRANSITIONS.get((task.state, event))
+    if state is None:
+        raise RefusedError("conflict", f"task {task.id} is {task.state}: no {event} from there")
+    change.rows.put(replace(task, state=state, **values))
+
+
+def _move_attempt(
+    change: Change,
+    attempt: Attempt,
+    event: AttemptEvent,
+    **values: Any,  # noqa: ANN401 - columns of the row; replace() checks their names
+) -> Attempt:
+    state = ATTEMPT_TRANSITIONS.get((attempt.state, event))
+    if state is None:
+        raise RefusedError(
+            "stale_token", f"attempt {attempt.id} is {attempt.state}: no {event} from there"
+        )
+    moved = replace(attempt, state=state, ended_at_ms=change.at_ms, **values)
+    change.rows.put(moved)
+    return moved
+
+
+def _kept(report: AttemptReport) -> dict[str, Any]:
+    return {
+        "command_line": report.command_line,
+        "stderr_tail": report.stderr_tail,
+        "encoder": report.encoder,
+        "ffmpeg": report.ffmpeg,
+        "started_at_ms": report.started_at_ms,
+        "fetch_ms": report.fetch_ms,
+        "encode_ms": report.encode_ms,
+        "verify_ms": report.verify_ms,
+        "fetched_bytes": report.fetched_bytes,
+        "frames": report.frames,
+    }

@@ -1,0 +1,62 @@
+"""One command being applied: its rows, its place in the log, and the history it writes."""
+
+from dataclasses import dataclass, field
+
+from ledger.commands import Outcome, fencing_token
+from ledger.jobs import Event, Mesh
+from ledger.rows import Rows
+
+EVENTS_PER_COMMAND_BITS = 14
+"""Event ids are log index * 2^14 + number: a command of a thousand jobs writes a few thousand."""
+
+
+class RefusedError(Exception):
+    """The command is refused: nothing of it is applied, its outcome says why."""
+
+    def __init__(self, code: str, what: str, todo: str = "") -> None:
+        super().__init__(what)
+        self.code = code
+        self.what = what
+        self.todo = todo
+
+
+@dataclass(slots=True, kw_only=True)
+class Change:
+    """Context of one command; `at_ms` is the proposer's wall clock, kept for people."""
+
+    rows: Rows
+    index: int
+    at_ms: int
+    proposer: str
+    events: int = field(default=0)
+
+    def mesh(self) -> Mesh:
+        """The mesh.  Raises `RefusedError` before it was formed."""
+        found = self.rows.where(Mesh)
+        if not found:
+            raise RefusedError("no_mesh", "the ledger belongs to no mesh yet")
+        return found[0]
+
+    def token(self) -> int:
+        """The fencing token of leases granted by this command."""
+        return fencing_token(self.mesh().epoch, self.index)
+
+    def tell(self, kind: str, *, job: str = "", node: str = "", what: str = "") -> None:
+        """Adds a line of history."""
+        assert self.events < 1 << EVENTS_PER_COMMAND_BITS
+        self.rows.put(
+            Event(
+                id=(self.index << EVENTS_PER_COMMAND_BITS) | self.events,
+                log_index=self.index,
+                at_ms=self.at_ms,
+                kind=kind,
+                job=job,
+                node=node,
+                what=what,
+            )
+        )
+        self.events += 1
+
+    def done(self) -> Outcome:
+        """The outcome of a command that was applied."""
+        return Outcome(ok=True, index=self.index)

@@ -1,0 +1,391 @@
+"""Every change of the ledger is one of these commands, committed through the replicated log.
+
+Commands carry resolved values: ids, wall-clock times and random draws are the proposer's; applying
+one reads no clock and draws nothing.  The only value that applying makes is the fencing token
+(`fencing_token`), because it must grow with the log.
+
+Times end in `_ms` (wall clock of the proposer, milliseconds since 1970, for people and records
+only: no decision compares two machines' clocks).  Digests are BLAKE3, 64 hexadecimal digits.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mesh.codec import Vocabulary, value
+from mesh.errors import WireError
+
+COMMANDS = Vocabulary("command")
+
+MemberRole = Literal["full", "witness"]
+FailureClass = Literal["input", "encoder", "transient"]
+"""input: the source is unusable, never retried; encoder: not on this node; transient: again, after a wait."""
+
+TEXT_BYTES_MAX = 8 << 10
+"""FFmpeg's stderr tail and every other free text that enters the ledger."""
+JOBS_PER_COMMAND_MAX = 1_000
+LEASES_PER_COMMAND_MAX = 256
+ATTEMPTS_MAX = 4
+"""Attempts of one task before its job fails: enough for a node or two that die, few enough to end."""
+_EPOCH_SHIFT = 40
+
+
+def fencing_token(epoch: int, index: int) -> int:
+    """Grows with every grant, also over a forced recovery (which raises the epoch): epoch * 2^40 + log index."""
+    assert 0 < index < 1 << _EPOCH_SHIFT
+    return (epoch << _EPOCH_SHIFT) | index
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One log entry of kind `command`: who proposed what, idempotent by `id`."""
+
+    id: str
+    proposer: str
+    proposed_at_ms: int
+    cause: str
+    command: bytes
+
+
+ENVELOPES = Vocabulary("envelope")
+ENVELOPES.kind("envelope")(Envelope)
+
+
+# --- mesh and members -------------------------------------------------------------------------
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSpec:
+    """A node that may speak: `public_key` is its CURVE key (32 bytes), `raft_id` its consensus identity."""
+
+    node: str
+    raft_id: str
+    public_key: bytes
+    name: str
+    role: MemberRole
+
+
+@COMMANDS.kind("mesh.form")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormMesh:
+    """The first command of every ledger."""
+
+    mesh: str
+    founder: MemberSpec
+
+
+@COMMANDS.kind("member.add")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddMember:
+    """Admits a node, by a use of `invitation` (its id) or, when None, by a person's approval.
+
+    A known node with a new `raft_id` (a new data directory) replaces its row; a revoked node is
+    refused (`revoked`); a used-up or unknown invitation is refused (`join_refused`); a name that
+    another member has gets a suffix `-2`, `-3`, ...
+    """
+
+    member: MemberSpec
+    invitation: str | None
+
+
+@COMMANDS.kind("member.revoke")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeMember:
+    """Distrusts a key for good and voids all open invitations; its leases are given back."""
+
+    node: str
+    by: str
+
+
+@COMMANDS.kind("invitation.create")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateInvitation:
+    """A token's verifier key (32 bytes, derived from its secret), for `uses` admissions until `expires_at_ms`."""
+
+    id: str
+    key: bytes
+    uses: int
+    expires_at_ms: int
+
+
+@COMMANDS.kind("node.report")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportNode:
+    """What a node can do: encoders as FFmpeg names them, the FFmpeg version group, parallel slots, CPUs."""
+
+    node: str
+    ffmpeg: str
+    encoders: tuple[str, ...]
+    slots: int
+    cpus: int
+    platform: str
+    version: str
+    devices: str
+    """JSON list of devices, for people."""
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One source file, one profile, one output.
+
+    `source` and `output` are absolute paths on the owner's machine and mean nothing elsewhere.
+    `profile` is the name, `profile_json` its whole definition at the time of submission, so that a
+    later change of the profile does not change the job.
+    """
+
+    id: str
+    owner: str
+    source: str
+    source_bytes: int
+    source_mtime_ns: int
+    source_inode: int
+    output: str
+    overwrite: bool
+    profile: str
+    profile_json: str
+    priority: int
+    tenant: str
+    split: bool
+
+
+@COMMANDS.kind("job.submit")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitJobs:
+    """New jobs, state `queued`, in their order."""
+
+    jobs: tuple[JobSpec, ...]
+
+
+@COMMANDS.kind("job.start_planning")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartPlanning:
+    """The owner begins to probe and hash the source."""
+
+    job: str
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """One unit of leasable work; `needs` are FFmpeg encoder names, any one of which will do."""
+
+    id: str
+    kind: Literal["whole"]
+    needs: tuple[str, ...]
+    cost: int
+    """Frames times pixels to encode: what the scheduler weighs."""
+
+
+@COMMANDS.kind("job.plan")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanJob:
+    """The owner's plan: digest and probe of the source as it was before any transfer, and the tasks."""
+
+    job: str
+    source_digest: str
+    source_bytes: int
+    probe_json: str
+    plan_json: str
+    tasks: tuple[TaskSpec, ...]
+
+
+@COMMANDS.kind("job.fail")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailJob:
+    """The owner or the coordinator gives a job up, with a stable code, what happened, and what to do."""
+
+    job: str
+    node: str
+    code: str
+    what: str
+    todo: str
+
+
+# --- leases and results ---------------------------------------------------------------------------
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Task to node, as attempt `attempt`; applying gives it its fencing token."""
+
+    task: str
+    attempt: str
+    node: str
+
+
+@COMMANDS.kind("lease.grant")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantLeases:
+    """The coordinator leases tasks; a task that is not ready any more is skipped, the rest are granted."""
+
+    leases: tuple[Lease, ...]
+    granted_at_ms: int
+
+
+@COMMANDS.kind("lease.expire")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireLeases:
+    """The coordinator takes leases back from silent workers; finished attempts are untouched."""
+
+    attempts: tuple[str, ...]
+    what: str
+
+
+@COMMANDS.kind("lease.release")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseLeases:
+    """A worker gives leases back (shutdown); does not count as a failure."""
+
+    node: str
+    attempts: tuple[str, ...]
+    what: str
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReport:
+    """How an attempt went, kept for people: exact command line (JSON list), end of FFmpeg's stderr, durations."""
+
+    command_line: str
+    stderr_tail: str
+    encoder: str
+    ffmpeg: str
+    started_at_ms: int
+    fetch_ms: int
+    encode_ms: int
+    verify_ms: int
+    fetched_bytes: int
+    frames: int
+
+
+@COMMANDS.kind("attempt.finish")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishAttempt:
+    """The worker's own judgement passed; it holds the result for the owner.  Refused with an old token (`stale_token`)."""
+
+    attempt: str
+    token: int
+    result_bytes: int
+    result_digest: str
+    result_json: str
+    """Facts of the result (frames, duration_ms, streams), as judged by decoding it."""
+    report: AttemptReport
+
+
+@COMMANDS.kind("attempt.fail")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailAttempt:
+    """The attempt failed on `node`; `backoff_ms` (exponential, jitter drawn by the worker) is waited by the coordinator's own clock."""
+
+    attempt: str
+    token: int
+    node: str
+    failure: FailureClass
+    code: str
+    what: str
+    todo: str
+    backoff_ms: int
+    report: AttemptReport
+
+
+@COMMANDS.kind("result.accept")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptResult:
+    """The owner holds the result, verified, in its staging place: from here on the job is publishing."""
+
+    job: str
+    attempt: str
+    token: int
+    output: str
+    """The path that will be published; resolved by the owner, may differ from the asked one only by policy."""
+    result_bytes: int
+    result_digest: str
+
+
+@COMMANDS.kind("result.refuse")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefuseResult:
+    """The owner could not get or would not take the result; the task is ready again, until attempts run out."""
+
+    job: str
+    attempt: str
+    token: int
+    code: str
+    what: str
+    todo: str
+
+
+@COMMANDS.kind("job.published")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishJob:
+    """The output is in place, synced, with this digest: done."""
+
+    job: str
+    token: int
+    finished_at_ms: int
+
+
+Command = (
+    FormMesh
+    | AddMember
+    | RevokeMember
+    | CreateInvitation
+    | ReportNode
+    | SubmitJobs
+    | StartPlanning
+    | PlanJob
+    | FailJob
+    | GrantLeases
+    | ExpireLeases
+    | ReleaseLeases
+    | FinishAttempt
+    | FailAttempt
+    | AcceptResult
+    | RefuseResult
+    | FinishJob
+)
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What applying a command gave: remembered by command id, so that a repeated command answers the same."""
+
+    ok: bool
+    index: int
+    code: str = ""
+    what: str = ""
+    todo: str = ""
+
+
+ENVELOPES.kind("outcome")(Outcome)
+
+
+def seal(
+    command: Command, *, command_id: str, proposer: str, proposed_at_ms: int, cause: str
+) -> bytes:
+    """The data of a log entry of kind `command`."""
+    return ENVELOPES.encode(
+        Envelope(
+            id=command_id,
+            proposer=proposer,
+            proposed_at_ms=proposed_at_ms,
+            cause=cause,
+            command=COMMANDS.encode(command),
+        )
+    )
+
+
+def unseal(data: bytes) -> tuple[Envelope, Command]:
+    """Envelope and command of a log entry.  Raises `WireError`, `UnknownKindError`."""
+    envelope = ENVELOPES.decode(data)
+    if not isinstance(envelope, Envelope):
+        raise WireError("envelope: an outcome is no command")
+    command: Command = COMMANDS.decode(envelope.command)
+    return envelope, command

@@ -1,0 +1,82 @@
+"""What must hold in every ledger at every index: checked by the simulator, the tests and `verify`."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ledger.jobs import Attempt, Job, Task
+from ledger.rows import Rows
+
+_LIVE: frozenset[str] = frozenset({"leased", "finished", "accepted"})
+_TASK_NEEDS: dict[str, str] = {"leased": "leased", "finished": "finished", "accepted": "accepted"}
+
+
+def violations(rows: Rows) -> list[str]:
+    """Every broken promise, as a sentence; empty when the ledger is sound."""
+    jobs = {job.id: job for job in rows.where(Job)}
+    tasks = {task.id: task for task in rows.where(Task)}
+    attempts = rows.where(Attempt)
+    return [
+        *_orphans(jobs, tasks, attempts),
+        *_one_live_attempt(tasks, attempts),
+        *_tokens_grow(attempts),
+        *_states_fit(jobs, tasks, attempts),
+    ]
+
+
+def _orphans(
+    jobs: dict[str, Job], tasks: dict[str, Task], attempts: Sequence[Attempt]
+) -> list[str]:
+    return [
+        *(f"task {t.id} of a job that does not exist" for t in tasks.values() if t.job not in jobs),
+        *(f"attempt {a.id} of no task" for a in attempts if a.task not in tasks),
+    ]
+
+
+def _one_live_attempt(tasks: dict[str, Task], attempts: Sequence[Attempt]) -> list[str]:
+    live = Counter(a.task for a in attempts if a.state in _LIVE)
+    found = [f"task {task} has {count} live attempts" for task, count in live.items() if count > 1]
+    states = {a.task: a.state for a in attempts if a.state in _LIVE}
+    for task in tasks.values():
+        expected = _TASK_NEEDS.get(task.state)
+        if expected is not None and states.get(task.id) != expected:
+            found.append(f"task {task.id} is {task.state}, its attempt {states.get(task.id)}")
+    return found
+
+
+def _tokens_grow(attempts: Sequence[Attempt]) -> list[str]:
+    found: list[str] = []
+    last: dict[str, Attempt] = {}
+    for attempt in sorted(attempts, key=lambda a: (a.task, a.number)):
+        before = last.get(attempt.task)
+        if before is not None and attempt.token <= before.token:
+            found.append(f"token of {attempt.id} does not grow over {before.id}")
+        last[attempt.task] = attempt
+    return found
+
+
+def _states_fit(
+    jobs: dict[str, Job], tasks: dict[str, Task], attempts: Sequence[Attempt]
+) -> list[str]:
+    found: list[str] = []
+    of_job: dict[str, list[Task]] = {}
+    for task in tasks.values():
+        of_job.setdefault(task.job, []).append(task)
+    accepted = {a.job for a in attempts if a.state == "accepted"}
+    wanted = {
+        "running": {"leased"},
+        "waiting": {"ready"},
+        "verifying": {"finished"},
+        "publishing": {"accepted"},
+        "done": {"accepted"},
+        "failed": {"failed"},
+    }
+    for job in jobs.values():
+        states = {task.state for task in of_job.get(job.id, [])}
+        allowed = wanted.get(job.state, {"ready"} if job.planned else set())
+        if not states <= allowed:
+            found.append(f"job {job.id} is {job.state} with tasks {sorted(states)}")
+        if job.planned and not states:
+            found.append(f"job {job.id} is planned and has no task")
+        if job.state in ("publishing", "done") and job.id not in accepted:
+            found.append(f"job {job.id} is {job.state} without an accepted attempt")
+    return found

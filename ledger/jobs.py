@@ -1,0 +1,254 @@
+"""The rows of the ledger and the life of a job: one home for states and transitions.
+
+Every row class is a table (its name in lower case), its fields are the columns, the first field is
+the key; fields that hold tuples are JSON text in SQL.  Times end in `_ms` and are wall clock of the
+proposer, for people only.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from ledger.commands import MemberRole
+
+JobState = Literal[
+    "queued",
+    "planning",
+    "running",
+    "verifying",
+    "publishing",
+    "done",
+    "failed",
+    "cancelled",
+    "waiting",
+    "paused",
+]
+TaskState = Literal["ready", "leased", "finished", "accepted", "failed"]
+AttemptState = Literal[
+    "leased", "finished", "accepted", "failed", "expired", "released", "refused", "abandoned"
+]
+MemberState = Literal["active", "revoked"]
+
+JobEvent = Literal[
+    "start_planning", "plan", "lease", "finish", "again", "wait", "accept", "publish", "fail"
+]
+"""again: the task is ready once more at once; wait: it is, after a wait."""
+TaskEvent = Literal["lease", "finish", "again", "accept", "fail"]
+AttemptEvent = Literal["finish", "accept", "fail", "expire", "release", "refuse", "abandon"]
+
+JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
+    ("queued", "start_planning"): "planning",
+    ("queued", "lease"): "running",
+    ("queued", "fail"): "failed",
+    ("planning", "start_planning"): "planning",  # the owner started anew
+    ("planning", "plan"): "queued",
+    ("planning", "fail"): "failed",
+    ("running", "finish"): "verifying",
+    ("running", "again"): "queued",
+    ("running", "wait"): "waiting",
+    ("running", "fail"): "failed",
+    ("waiting", "lease"): "running",
+    ("waiting", "fail"): "failed",
+    ("verifying", "accept"): "publishing",
+    ("verifying", "again"): "queued",
+    ("verifying", "fail"): "failed",
+    ("publishing", "publish"): "done",
+    ("publishing", "fail"): "failed",
+}
+"""What is not here is refused.  `cancelled` and `paused` have no way in before their commands exist."""
+
+TASK_TRANSITIONS: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
+    ("ready", "lease"): "leased",
+    ("ready", "fail"): "failed",
+    ("leased", "finish"): "finished",
+    ("leased", "again"): "ready",
+    ("leased", "fail"): "failed",
+    ("finished", "accept"): "accepted",
+    ("finished", "again"): "ready",
+    ("finished", "fail"): "failed",
+    ("accepted", "fail"): "failed",
+}
+
+ATTEMPT_TRANSITIONS: Final[dict[tuple[AttemptState, AttemptEvent], AttemptState]] = {
+    ("leased", "finish"): "finished",
+    ("leased", "fail"): "failed",
+    ("leased", "expire"): "expired",
+    ("leased", "release"): "released",
+    ("leased", "abandon"): "abandoned",
+    ("finished", "accept"): "accepted",
+    ("finished", "refuse"): "refused",
+    ("finished", "abandon"): "abandoned",
+    ("accepted", "abandon"): "abandoned",
+}
+
+JOB_STATES: Final[tuple[JobState, ...]] = get_args(JobState)
+FINAL_JOB_STATES: Final[frozenset[JobState]] = frozenset({"done", "failed", "cancelled"})
+COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})
+"""Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Base of all rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh(Row):
+    """The one mesh of this ledger.  `epoch` grows with every forced recovery, `members_epoch` with every change of members."""
+
+    id: str
+    founder: str
+    founder_key: bytes
+    epoch: int
+    members_epoch: int
+    formed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member(Row):
+    """A node that may speak (or, revoked, never again)."""
+
+    node: str
+    raft_id: str
+    public_key: bytes
+    name: str
+    role: MemberRole
+    state: MemberState
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation(Row):
+    """A token's verifier; never visible through a view."""
+
+    id: str
+    key: bytes
+    uses_left: int
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node(Row):
+    """What a member can do, as it reported last."""
+
+    node: str
+    ffmpeg: str
+    encoders: tuple[str, ...]
+    slots: int
+    cpus: int
+    platform: str
+    version: str
+    devices: str
+    reported_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Row):
+    """One film, one profile, one output.  `seq` orders jobs by age; `planned` is 0 or 1."""
+
+    id: str
+    seq: int
+    state: JobState
+    planned: int
+    owner: str
+    source: str
+    source_bytes: int
+    source_mtime_ns: int
+    source_inode: int
+    output: str
+    overwrite: int
+    profile: str
+    profile_json: str
+    priority: int
+    tenant: str
+    split: int
+    source_digest: str = ""
+    probe_json: str = ""
+    plan_json: str = ""
+    created_at_ms: int
+    updated_at_ms: int
+    finished_at_ms: int = 0
+    error_code: str = ""
+    error: str = ""
+    todo: str = ""
+    error_node: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will happen to it any more."""
+        return self.state in FINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(Row):
+    """A unit of leasable work; `tries` are attempts that count, `excluded` nodes that failed it by themselves."""
+
+    id: str
+    job: str
+    seq: int
+    kind: str
+    state: TaskState
+    owner: str
+    needs: tuple[str, ...]
+    cost: int
+    priority: int
+    tries: int = 0
+    attempts: int = 0
+    backoff_ms: int = 0
+    excluded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt(Row):
+    """One lease of a task to a node and what became of it."""
+
+    id: str
+    task: str
+    job: str
+    node: str
+    number: int
+    state: AttemptState
+    token: int
+    granted_at_ms: int
+    ended_at_ms: int = 0
+    command_line: str = ""
+    stderr_tail: str = ""
+    encoder: str = ""
+    ffmpeg: str = ""
+    started_at_ms: int = 0
+    fetch_ms: int = 0
+    encode_ms: int = 0
+    verify_ms: int = 0
+    fetched_bytes: int = 0
+    frames: int = 0
+    result_bytes: int = 0
+    result_digest: str = ""
+    result_json: str = ""
+    failure: str = ""
+    error_code: str = ""
+    error: str = ""
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Row):
+    """One line of history: `kind` is `job.<state>`, `member.<state>`, ...; ordered by `id`."""
+
+    id: int
+    log_index: int
+    at_ms: int
+    kind: str
+    job: str
+    node: str
+    what: str
+
+
+ROW_CLASSES: Final[tuple[type[Row], ...]] = (
+    Mesh,
+    Member,
+    Invitation,
+    Node,
+    Job,
+    Task,
+    Attempt,
+    Event,
+)

@@ -1,0 +1,485 @@
+"""Reads of a replica: rows for the node, and `ledger query` for people.
+
+Readers never write and never wait for the writer (WAL); each thread has a connection of its own.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from ledger.change import EVENTS_PER_COMMAND_BITS
+from ledger.commands import ENVELOPES, Outcome
+from ledger.jobs import (
+    Attempt,
+    Event,
+    Invitation,
+    Job,
+    JobState,
+    Member,
+    Mesh,
+    Node,
+    Row,
+    Task,
+)
+from ledger.rows import columns_of, decoded, table_of
+from ledger.scheduler import NodeView, SchedulerView, TaskView
+from mesh.errors import NotAllowedError, StorageError, UsageError
+
+R = TypeVar("R", bound=Row)
+
+BUSY_MS: Final = 2_000
+QUERY_MS: Final = 10_000
+"""Longest time of a person's query."""
+ROWS_MAX: Final = 100_000
+READY_TASKS_MAX: Final = 512
+"""Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
+NEEDS_MAX: Final = 64
+"""Different needs (lists of encoders) that one round looks at: profiles have a handful."""
+QUERY_VALUE_BYTES_MAX: Final = 16 << 20
+"""Longest text that a person's query may build: an entry of the log has 1 MiB."""
+VIEWS: Final = (
+    "jobs",
+    "tasks",
+    "attempts",
+    "nodes",
+    "files",
+    "profiles",
+    "watches",
+    "events",
+    "members",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedState:
+    """How far this replica is, and its rolling checksum there."""
+
+    index: int
+    term: int
+    checksum: bytes
+
+
+class Reader:
+    """Rows of the ledger, as of the moment of each call."""
+
+    def __init__(self, source: str | apsw.Connection) -> None:
+        """A file that exists, or the writer's own connection (in memory: tests, simulator)."""
+        self._source = source
+        self._local = threading.local()
+        self._opened: list[apsw.Connection] = []
+
+    def _connection(self) -> apsw.Connection:
+        if isinstance(self._source, apsw.Connection):
+            return self._source
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            try:
+                connection = apsw.Connection(self._source, flags=apsw.SQLITE_OPEN_READONLY)
+            except apsw.Error as error:
+                raise StorageError(f"{self._source}: {error}", "check the disk") from None
+            connection.set_busy_timeout(BUSY_MS)
+            self._local.connection = connection
+            self._opened.append(connection)
+        return connection
+
+    def close(self) -> None:
+        """Closes the connections that this reader opened; no call may be running."""
+        for connection in self._opened:
+            connection.close()
+        self._opened.clear()
+
+    def _rows(self, cls: type[R], rest: str = "", values: Sequence[Any] = ()) -> tuple[R, ...]:
+        sql = f"SELECT {','.join(columns_of(cls))} FROM {table_of(cls)} {rest}"  # noqa: S608 - our own names
+        found = self._fetch(sql, values)
+        return tuple(decoded(cls, row) for row in found)
+
+    def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._connection().execute(sql, tuple(values)).fetchall()
+        except apsw.Error as error:
+            raise StorageError(f"the ledger cannot be read: {error}", "check the disk") from None
+
+    def _one(self, cls: type[R], rest: str, values: Sequence[Any]) -> R | None:
+        found = self._rows(cls, rest + " LIMIT 1", values)
+        return found[0] if found else None
+
+    def _value(self, sql: str, values: Sequence[Any] = ()) -> Any:  # noqa: ANN401 - one value of SQL
+        found = self._fetch(sql, values)
+        if not found:
+            return None
+        return found[0][0] if len(found[0]) == 1 else found[0]
+
+    # --- the mesh -------------------------------------------------------------------------------
+
+    def applied(self) -> AppliedState:
+        """How far this replica is."""
+        index, term, checksum = self._value(
+            "SELECT applied_index, applied_term, checksum FROM state"
+        )
+        return AppliedState(index=index, term=term, checksum=checksum)
+
+    def mesh(self) -> Mesh | None:
+        """The mesh, once it is formed."""
+        return self._one(Mesh, "", ())
+
+    def members(self, *, active_only: bool = False) -> tuple[Member, ...]:
+        """Members by name, the revoked ones too unless asked otherwise."""
+        return self._rows(
+            Member, ("WHERE state = 'active' " if active_only else "") + "ORDER BY name"
+        )
+
+    def member(self, node: str) -> Member | None:
+        """A member by node id."""
+        return self._one(Member, "WHERE node = ?", (node,))
+
+    def member_by_name(self, name: str) -> Member | None:
+        """A member by name or node id; an active one first."""
+        return self._one(Member, "WHERE name = ?1 OR node = ?1 ORDER BY state", (name,))
+
+    def invitation(self, invitation: str) -> Invitation | None:
+        """An open invitation, with its secret verifier: never for a face."""
+        return self._one(Invitation, "WHERE id = ?", (invitation,))
+
+    def has_open_invitation(self, now_ms: int) -> bool:
+        """Whether any invitation is neither used up nor expired."""
+        return bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM invitation WHERE expires_at_ms > ?)", (now_ms,)
+            )
+        )
+
+    def nodes(self) -> tuple[Node, ...]:
+        """What members reported of themselves."""
+        return self._rows(Node, "ORDER BY node")
+
+    def node(self, node: str) -> Node | None:
+        """What one member reported of itself."""
+        return self._one(Node, "WHERE node = ?", (node,))
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def job(self, job: str) -> Job | None:
+        """A job by its id."""
+        return self._one(Job, "WHERE id = ?", (job,))
+
+    def jobs_like(self, beginning: str, limit: int = 2) -> tuple[Job, ...]:
+        """Jobs whose ids begin like this."""
+        return self._rows(
+            Job,
+            "WHERE id >= ?1 AND id < ?1 || char(0x10FFFF) ORDER BY id LIMIT ?2",
+            (beginning, limit),
+        )
+
+    def jobs(
+        self,
+        *,
+        state: JobState | None = None,
+        node: str | None = None,
+        since_ms: int | None = None,
+        tenant: str | None = None,
+        limit: int = 100,
+        before_seq: int | None = None,
+    ) -> tuple[Job, ...]:
+        """Jobs, newest first; `node` owns or worked on them, `before_seq` continues a page."""
+        conditions: list[str] = []
+        values: list[Any] = []
+
+        def add(condition: str, *value: object) -> None:
+            conditions.append(condition)
+            values.extend(value)
+
+        if state is not None:
+            add("state = ?", state)
+        if node is not None:
+            add("(owner = ? OR id IN (SELECT job FROM attempt WHERE node = ?))", node, node)
+        if since_ms is not None:
+            add("created_at_ms >= ?", since_ms)
+        if tenant is not None:
+            add("tenant = ?", tenant)
+        if before_seq is not None:
+            add("seq < ?", before_seq)
+        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+        return self._rows(Job, where + "ORDER BY seq DESC LIMIT ?", (*values, limit))
+
+    def changed_jobs(self, after_index: int, limit: int) -> tuple[Job, ...]:
+        """Jobs that the history names behind this log index."""
+        return self._rows(
+            Job,
+            "WHERE id IN (SELECT job FROM event WHERE id >= ? ORDER BY id LIMIT ?) ORDER BY seq",
+            ((after_index + 1) << EVENTS_PER_COMMAND_BITS, limit),
+        )
+
+    def count_by_state(self) -> dict[str, int]:
+        """Number of jobs in each state that occurs."""
+        found = self._fetch("SELECT state, count(*) FROM job GROUP BY state")
+        return {str(state): int(count) for state, count in found}
+
+    def jobs_of_owner(
+        self, owner: str, states: Sequence[JobState], limit: int = 100
+    ) -> tuple[Job, ...]:
+        """An owner's oldest jobs in these states."""
+        marks = ",".join("?" * len(states))
+        return self._rows(
+            Job,
+            f"WHERE owner = ? AND state IN ({marks}) ORDER BY seq LIMIT ?",
+            (owner, *states, limit),
+        )
+
+    def jobs_to_plan(self, owner: str, limit: int) -> tuple[Job, ...]:
+        """An owner's jobs that wait for a plan: begun ones, then by priority and age."""
+        begun = self.jobs_of_owner(owner, ("planning",), limit)
+        rest = self._rows(
+            Job,
+            "WHERE owner = ? AND state = 'queued' AND planned = 0"
+            " ORDER BY priority DESC, seq LIMIT ?",
+            (owner, limit - len(begun)),
+        )
+        return begun + rest
+
+    def task(self, task: str) -> Task | None:
+        """A task by its id."""
+        return self._one(Task, "WHERE id = ?", (task,))
+
+    def tasks(self, job: str) -> tuple[Task, ...]:
+        """The tasks of a job, in their order."""
+        return self._rows(Task, "WHERE job = ? ORDER BY seq", (job,))
+
+    def count_ready_tasks(self, owner: str) -> int:
+        """How many planned tasks of an owner wait for a worker."""
+        return int(
+            self._value("SELECT count(*) FROM task WHERE owner = ? AND state = 'ready'", (owner,))
+        )
+
+    def attempt(self, attempt: str) -> Attempt | None:
+        """An attempt by its id."""
+        return self._one(Attempt, "WHERE id = ?", (attempt,))
+
+    def attempts(self, job: str) -> tuple[Attempt, ...]:
+        """Every attempt of a job, in their order."""
+        return self._rows(Attempt, "WHERE job = ? ORDER BY token, number", (job,))
+
+    def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
+        """The leases that are out now."""
+        if node is None:
+            return self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
+        return self._rows(Attempt, "WHERE state = 'leased' AND node = ? ORDER BY id", (node,))
+
+    def events(self, job: str, limit: int = 1_000) -> tuple[Event, ...]:
+        """The history of a job."""
+        return self._rows(Event, "WHERE job = ? ORDER BY id LIMIT ?", (job, limit))
+
+    def schedulable(self) -> SchedulerView:
+        """What the scheduler decides by, as far as the ledger knows."""
+        # Each kind of need by itself: a heap of tasks that no node can do must not hide the others.
+        tasks = [
+            task
+            for needs in self._ready_needs()
+            for task in self._rows(
+                Task,
+                "WHERE state = 'ready' AND needs = ? ORDER BY priority DESC, seq LIMIT ?",
+                (needs, READY_TASKS_MAX),
+            )
+        ]
+        tasks.sort(key=lambda task: (-task.priority, task.seq))
+        busy = Counter(attempt.node for attempt in self.active_attempts())
+        reported = {node.node: node for node in self.nodes()}
+        return SchedulerView(
+            tasks=tuple(_task_view(task) for task in tasks),
+            nodes=tuple(
+                _node_view(member, reported[member.node], busy[member.node])
+                for member in self.members(active_only=True)
+                if member.node in reported
+            ),
+        )
+
+    def _ready_needs(self) -> list[str]:
+        found: list[str] = []
+        while len(found) < NEEDS_MAX:
+            after = self._value(
+                "SELECT min(needs) FROM task WHERE state = 'ready' AND needs > ?",
+                (found[-1] if found else "",),
+            )
+            if after is None:
+                break
+            found.append(str(after))
+        return found
+
+    def outcome(self, command_id: str) -> Outcome | None:
+        """What a command gave, while it is remembered."""
+        found = self._value("SELECT outcome FROM command WHERE id = ?", (command_id,))
+        return None if found is None else ENVELOPES.decode(found)
+
+
+def _task_view(task: Task) -> TaskView:
+    return TaskView(
+        task=task.id,
+        job=task.job,
+        owner=task.owner,
+        needs=task.needs,
+        cost=task.cost,
+        priority=task.priority,
+        seq=task.seq,
+        attempts=task.attempts,
+        excluded=task.excluded,
+        backoff_ms=task.backoff_ms,
+    )
+
+
+def _node_view(member: Member, node: Node, busy: int) -> NodeView:
+    return NodeView(
+        node=node.node,
+        name=member.name,
+        role=member.role,
+        encoders=node.encoders,
+        slots=node.slots,
+        busy=busy,
+        cpus=node.cpus,
+    )
+
+
+# --- SQL of people --------------------------------------------------------------------------------
+
+_BEHIND_VIEWS: Final = frozenset(
+    {"job", "task", "attempt", "node", "profile", "watch", "event", "member"}
+)
+"""What the views are made of; none of these holds a secret."""
+_FUNCTIONS_REFUSED: Final = frozenset({"load_extension", "readfile", "writefile", "edit"})
+
+
+def run_query(
+    path: str, sql: str, max_rows: int = ROWS_MAX
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Columns and rows of one SELECT over the documented views of a replica.
+
+    Works while a node runs and when none does.  Raises `NotAllowedError` for anything but reading
+    the views, `UsageError` for faulty SQL and for more than `max_rows` rows or 10 s,
+    `StorageError` when there is no ledger.
+    """
+    connection = _open_for_people(path)
+    try:
+        connection.authorizer = _authorize
+        connection.limit(apsw.SQLITE_LIMIT_LENGTH, QUERY_VALUE_BYTES_MAX)
+        with _limited_time(connection):
+            return _run(connection, sql, max_rows)
+    except apsw.AuthError:
+        raise NotAllowedError(
+            "the query does more than read", f"SELECT from the views {', '.join(VIEWS)}"
+        ) from None
+    except apsw.InterruptError:
+        raise UsageError(
+            f"the query took longer than {QUERY_MS // 1000} s", "ask for less"
+        ) from None
+    except (apsw.SQLError, apsw.BindingsError, apsw.TooBigError, ValueError) as error:
+        # ValueError: text that is no SQL at all, such as one with a NUL inside.
+        if "because it is a view" in str(error):
+            raise NotAllowedError("the query would change the ledger", "only SELECT it") from None
+        if "not authorized" in str(error):  # functions are refused as an error of SQL
+            raise NotAllowedError("the query calls what it may not", "only SELECT") from None
+        raise UsageError(f"SQL: {error}", f"the views are {', '.join(VIEWS)}") from None
+    except apsw.Error as error:
+        raise StorageError(f"{path}: {error}", "check the file") from None
+    finally:
+        connection.close()
+
+
+def _run(
+    connection: apsw.Connection, sql: str, max_rows: int
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    columns: list[tuple[str, ...]] = []
+
+    def note(cursor: apsw.Cursor, _: str, __: object) -> bool:
+        names = tuple(column[0] for column in cursor.description_full or ())
+        if not cursor.is_readonly:
+            raise apsw.AuthError("not a reading statement")
+        if not names:  # a comment, or nothing
+            return True
+        if columns:
+            raise UsageError("one statement at a time", "leave out the second one")
+        columns.append(names)
+        return True
+
+    cursor = connection.cursor()
+    cursor.exec_trace = note
+    rows: list[tuple[Any, ...]] = []
+    try:
+        for row in cursor.execute(sql):
+            if len(rows) >= max_rows:
+                raise UsageError(f"more than {max_rows} rows", "add a LIMIT or aggregate")
+            rows.append(tuple(row))
+    finally:
+        cursor.close(True)  # also with statements left that will not be run
+    if not columns:
+        raise UsageError("no statement in the query", 'try "SELECT state, count(*) FROM jobs"')
+    return columns[0], rows
+
+
+def _open_for_people(path: str) -> apsw.Connection:
+    try:
+        found = Path(path).is_file()
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}", "mend its permissions") from None
+    if not found:
+        raise StorageError(
+            f"there is no ledger at {path}", "name the node's home with --home or DARKSTREAM_HOME"
+        )
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+        connection.set_busy_timeout(BUSY_MS)
+        connection.execute("SELECT applied_index FROM state").fetchall()
+    except apsw.Error:
+        # A folder that cannot be written has no place for WAL's shared memory; the file itself is
+        # whole unless changes still wait in the write-ahead log, which then could not be seen.
+        wal = Path(path + "-wal")
+        if wal.is_file() and wal.stat().st_size:
+            raise StorageError(
+                f"{path} has changes in its write-ahead log that cannot be read from here",
+                "run the query as the user of the node, or make the folder writable",
+            ) from None
+        try:
+            uri = Path(path).absolute().as_uri() + "?immutable=1"
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            connection = apsw.Connection(uri, flags=flags)
+            connection.execute("SELECT applied_index FROM state").fetchall()
+        except apsw.Error as error:
+            raise StorageError(f"{path} is no readable ledger: {error}", "check the file") from None
+    return connection
+
+
+def _authorize(
+    operation: int, first: str | None, second: str | None, _: str | None, inside: str | None
+) -> int:
+    """Reading the views, and base tables through them alone."""
+    if operation in (apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE):
+        return apsw.SQLITE_OK
+    if operation == apsw.SQLITE_READ:
+        # Inside a view SQLite names the view; reads of the view itself name it as the table, and
+        # `count(*)` of a common table expression names no column of any table.
+        # A common table expression may borrow a view's name, so the tables are checked as well.
+        # Counting rows reads no column of the table behind and names no view.
+        behind = first in _BEHIND_VIEWS and (inside in VIEWS or not second)
+        allowed = first in VIEWS or not first or behind
+        return apsw.SQLITE_OK if allowed else apsw.SQLITE_DENY
+    if operation == apsw.SQLITE_FUNCTION:
+        refused = (second or "").lower() in _FUNCTIONS_REFUSED
+        return apsw.SQLITE_DENY if refused else apsw.SQLITE_OK
+    return apsw.SQLITE_DENY
+
+
+@contextmanager
+def _limited_time(connection: apsw.Connection) -> Generator[None, None, None]:
+    stop = threading.Event()
+    timer = threading.Timer(QUERY_MS / 1000, stop.set)
+    timer.daemon = True
+    timer.start()
+    handler: Callable[[], bool] = stop.is_set
+    connection.set_progress_handler(handler, 10_000)
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,232 @@
+-- Migration 1: the first schema.  See ../schema.sql for the prose.
+-- One row: how far the log is applied, and the rolling checksum over all row changes up to there.
+-- Written in the transaction of the changes themselves.
+CREATE TABLE state (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    applied_index INTEGER NOT NULL,
+    applied_term INTEGER NOT NULL,
+    checksum BLOB NOT NULL
+) STRICT;
+
+-- Outcomes of the latest commands by id, so that a repeated command answers the same and does nothing.
+CREATE TABLE command (
+    id TEXT PRIMARY KEY,
+    log_index INTEGER NOT NULL,
+    outcome BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX command_by_index ON command (log_index);
+
+-- The one mesh that this ledger belongs to.
+CREATE TABLE mesh (
+    id TEXT PRIMARY KEY,
+    founder TEXT NOT NULL,
+    founder_key BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    members_epoch INTEGER NOT NULL,
+    formed_at_ms INTEGER NOT NULL
+) STRICT;
+
+-- Who may speak.  This table is the trust store of every node.
+CREATE TABLE member (
+    node TEXT PRIMARY KEY,
+    raft_id TEXT NOT NULL,
+    public_key BLOB NOT NULL,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    state TEXT NOT NULL,
+    since_ms INTEGER NOT NULL
+) STRICT;
+
+-- Verifiers of open tokens.  Secret: in no view.
+CREATE TABLE invitation (
+    id TEXT PRIMARY KEY,
+    key BLOB NOT NULL,
+    uses_left INTEGER NOT NULL,
+    expires_at_ms INTEGER NOT NULL
+) STRICT;
+
+-- What each member can do, as it said last.
+CREATE TABLE node (
+    node TEXT PRIMARY KEY,
+    ffmpeg TEXT NOT NULL,
+    encoders TEXT NOT NULL,
+    slots INTEGER NOT NULL,
+    cpus INTEGER NOT NULL,
+    platform TEXT NOT NULL,
+    version TEXT NOT NULL,
+    devices TEXT NOT NULL,
+    reported_at_ms INTEGER NOT NULL
+) STRICT;
+
+-- One film, one profile, one output.  seq grows with age; planned is 0 or 1.
+CREATE TABLE job (
+    id TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    planned INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    source TEXT NOT NULL,
+    source_bytes INTEGER NOT NULL,
+    source_mtime_ns INTEGER NOT NULL,
+    source_inode INTEGER NOT NULL,
+    output TEXT NOT NULL,
+    overwrite INTEGER NOT NULL,
+    profile TEXT NOT NULL,
+    profile_json TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    tenant TEXT NOT NULL,
+    split INTEGER NOT NULL,
+    source_digest TEXT NOT NULL,
+    probe_json TEXT NOT NULL,
+    plan_json TEXT NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL,
+    finished_at_ms INTEGER NOT NULL,
+    error_code TEXT NOT NULL,
+    error TEXT NOT NULL,
+    todo TEXT NOT NULL,
+    error_node TEXT NOT NULL
+) STRICT;
+CREATE INDEX job_by_state ON job (state, seq);
+CREATE INDEX job_by_owner ON job (owner, state, planned, priority DESC, seq);
+CREATE INDEX job_by_seq ON job (seq);
+-- Two live jobs must never write one file: looked up at submission.
+CREATE INDEX job_by_output ON job (output, owner);
+
+-- Units of leasable work.  needs and excluded are JSON lists.
+CREATE TABLE task (
+    id TEXT PRIMARY KEY,
+    job TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    needs TEXT NOT NULL,
+    cost INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    backoff_ms INTEGER NOT NULL,
+    excluded TEXT NOT NULL
+) STRICT;
+CREATE INDEX task_by_job ON task (job);
+-- The next task to lease, and how many an owner has planned ahead.
+CREATE INDEX task_ready ON task (needs, priority DESC, seq) WHERE state = 'ready';
+CREATE INDEX task_ready_by_owner ON task (owner) WHERE state = 'ready';
+
+-- Leases and what became of them, with the exact command line and the end of FFmpeg's stderr.
+CREATE TABLE attempt (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    job TEXT NOT NULL,
+    node TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    granted_at_ms INTEGER NOT NULL,
+    ended_at_ms INTEGER NOT NULL,
+    command_line TEXT NOT NULL,
+    stderr_tail TEXT NOT NULL,
+    encoder TEXT NOT NULL,
+    ffmpeg TEXT NOT NULL,
+    started_at_ms INTEGER NOT NULL,
+    fetch_ms INTEGER NOT NULL,
+    encode_ms INTEGER NOT NULL,
+    verify_ms INTEGER NOT NULL,
+    fetched_bytes INTEGER NOT NULL,
+    frames INTEGER NOT NULL,
+    result_bytes INTEGER NOT NULL,
+    result_digest TEXT NOT NULL,
+    result_json TEXT NOT NULL,
+    failure TEXT NOT NULL,
+    error_code TEXT NOT NULL,
+    error TEXT NOT NULL,
+    todo TEXT NOT NULL
+) STRICT;
+CREATE INDEX attempt_by_job ON attempt (job, number);
+CREATE INDEX attempt_by_task ON attempt (task, state);
+CREATE INDEX attempt_by_node ON attempt (node, state);
+CREATE INDEX attempt_leased ON attempt (id) WHERE state = 'leased';
+
+-- History: every change of state, with the log index that made it.
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY,
+    log_index INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    job TEXT NOT NULL,
+    node TEXT NOT NULL,
+    what TEXT NOT NULL
+) STRICT;
+CREATE INDEX event_by_job ON event (job, id);
+
+-- The users' own profiles and watched folders; filled by the commands of those capabilities.
+CREATE TABLE profile (
+    name TEXT PRIMARY KEY,
+    definition TEXT NOT NULL,
+    updated_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE watch (
+    id TEXT PRIMARY KEY,
+    node TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    profile TEXT NOT NULL
+) STRICT;
+
+-- ---- Views: the interface of `ledger query`; columns are only ever added. -----------------------
+
+CREATE VIEW jobs AS
+SELECT job.id, job.state, job.planned, job.owner AS owner_id,
+       coalesce((SELECT name FROM member WHERE member.node = job.owner), job.owner) AS owner,
+       job.source, job.source_bytes, job.source_digest, job.output, job.profile, job.priority,
+       job.tenant, job.created_at_ms AS created_ms, job.updated_at_ms AS updated_ms,
+       nullif(job.finished_at_ms, 0) AS finished_ms,
+       (SELECT json_extract(attempt.result_json, '$.frames') FROM attempt
+         WHERE attempt.job = job.id AND attempt.state = 'accepted'
+           AND json_valid(attempt.result_json)) AS frames,
+       (SELECT json_extract(attempt.result_json, '$.duration_ms') FROM attempt
+         WHERE attempt.job = job.id AND attempt.state = 'accepted'
+           AND json_valid(attempt.result_json)) AS duration_ms,
+       (SELECT coalesce(member.name, attempt.node) FROM attempt
+         LEFT JOIN member ON member.node = attempt.node
+         WHERE attempt.job = job.id AND attempt.state = 'accepted') AS encoded_by,
+       nullif(job.error_code, '') AS error_code, nullif(job.error, '') AS error
+FROM job;
+
+CREATE VIEW tasks AS
+SELECT id, job, kind, state, needs, cost, priority, tries, attempts, backoff_ms, excluded FROM task;
+
+CREATE VIEW attempts AS
+SELECT attempt.id, attempt.task, attempt.job, attempt.number, attempt.state,
+       attempt.node AS node_id,
+       coalesce((SELECT name FROM member WHERE member.node = attempt.node), attempt.node) AS node,
+       attempt.token, attempt.granted_at_ms AS granted_ms,
+       nullif(attempt.ended_at_ms, 0) AS ended_ms, attempt.encoder, attempt.ffmpeg,
+       attempt.command_line, attempt.stderr_tail, attempt.fetch_ms, attempt.encode_ms,
+       attempt.verify_ms, attempt.fetched_bytes, attempt.frames, attempt.result_bytes,
+       attempt.result_digest, attempt.result_json, nullif(attempt.failure, '') AS failure,
+       nullif(attempt.error_code, '') AS error_code, nullif(attempt.error, '') AS error
+FROM attempt;
+
+CREATE VIEW nodes AS
+SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = node.node), node.node)
+       AS name, node.ffmpeg, node.encoders, node.slots, node.cpus, node.platform, node.version,
+       node.devices, node.reported_at_ms AS reported_ms
+FROM node;
+
+-- The sources of jobs, as they were when they were planned.
+CREATE VIEW files AS
+SELECT job.source AS path, job.owner AS owner_id,
+       coalesce((SELECT name FROM member WHERE member.node = job.owner), job.owner) AS owner,
+       job.source_bytes AS bytes, job.source_digest AS digest, job.probe_json, job.id AS job
+FROM job WHERE job.planned = 1;
+
+CREATE VIEW profiles AS SELECT name, definition, updated_at_ms AS updated_ms FROM profile;
+
+CREATE VIEW watches AS SELECT id, node, folder, profile FROM watch;
+
+CREATE VIEW events AS
+SELECT id, log_index, at_ms, kind, nullif(job, '') AS job, nullif(node, '') AS node, what FROM event;
+
+CREATE VIEW members AS
+SELECT node AS id, name, role, state, hex(public_key) AS public_key, since_ms FROM member;

@@ -1,0 +1,93 @@
+"""The replicated state machine: `apply` is the same on every replica, at every time.
+
+It reads no clock, draws nothing, and depends on nothing but the rows and the command.  A command
+that does not fit the present state is refused by its outcome; it never raises for one that is well
+formed.
+"""
+
+from typing import assert_never
+
+from ledger import apply_jobs as jobs
+from ledger import apply_members as members
+from ledger.change import Change, RefusedError
+from ledger.commands import (
+    AcceptResult,
+    AddMember,
+    Command,
+    CreateInvitation,
+    Envelope,
+    ExpireLeases,
+    FailAttempt,
+    FailJob,
+    FinishAttempt,
+    FinishJob,
+    FormMesh,
+    GrantLeases,
+    Outcome,
+    PlanJob,
+    RefuseResult,
+    ReleaseLeases,
+    ReportNode,
+    RevokeMember,
+    StartPlanning,
+    SubmitJobs,
+)
+from ledger.rows import Rows
+
+
+def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Outcome:
+    """Applies one committed command at its log index.
+
+    The caller undoes the rows when the outcome is not ok (a savepoint): a refused command may have
+    written some before it was refused.
+    """
+    change = Change(
+        rows=rows, index=index, at_ms=envelope.proposed_at_ms, proposer=envelope.proposer
+    )
+    try:
+        _dispatch(change, command)
+    except RefusedError as refused:
+        return Outcome(
+            ok=False, index=index, code=refused.code, what=refused.what, todo=refused.todo
+        )
+    return change.done()
+
+
+def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one arm for each kind of command
+    match command:
+        case FormMesh():
+            members.form_mesh(change, command)
+        case AddMember():
+            members.add_member(change, command)
+        case RevokeMember():
+            members.revoke_member(change, command)
+        case CreateInvitation():
+            members.create_invitation(change, command)
+        case ReportNode():
+            members.report_node(change, command)
+        case SubmitJobs():
+            jobs.submit_jobs(change, command)
+        case StartPlanning():
+            jobs.start_planning(change, command)
+        case PlanJob():
+            jobs.plan_job(change, command)
+        case FailJob():
+            jobs.fail_job(change, command)
+        case GrantLeases():
+            jobs.grant_leases(change, command)
+        case ExpireLeases():
+            jobs.expire_leases(change, command)
+        case ReleaseLeases():
+            jobs.release_leases(change, command)
+        case FinishAttempt():
+            jobs.finish_attempt(change, command)
+        case FailAttempt():
+            jobs.fail_attempt(change, command)
+        case AcceptResult():
+            jobs.accept_result(change, command)
+        case RefuseResult():
+            jobs.refuse_result(change, command)
+        case FinishJob():
+            jobs.finish_job(change, command)
+        case _:
+            assert_never(command)

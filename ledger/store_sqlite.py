@@ -1,0 +1,241 @@
+"""The ledger on SQLite (apsw alone): one writer, one transaction a batch of committed entries.
+
+NORMAL durability is enough: the log, which is synced, is never compacted past what is applied here
+durably, so a power loss costs a replay and nothing else.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from ledger.change import RefusedError
+from ledger.commands import ENVELOPES, Outcome, unseal
+from ledger.jobs import Row
+from ledger.rows import SqlValue, columns_of, decoded, encoded, table_of
+from ledger.state_machine import apply
+from mesh.codec import pack
+from mesh.errors import DiskFullError, StorageError
+from mesh.log import Entry
+
+R = TypeVar("R", bound=Row)
+Applied = tuple[Entry, str | None, Outcome | None]
+
+SCHEMA_VERSION: Final = 1
+REMEMBERED_MAX: Final = 100_000
+"""Entries for which a repeated command id is answered from memory: hours of a busy mesh; a proposer gives up within seconds."""
+BUSY_MS: Final = 5_000
+CHECKSUM_BYTES: Final = 32
+
+
+class LedgerStore:
+    """The replica's database; `apply` is called from one thread at a time."""
+
+    def __init__(self, path: str) -> None:
+        """Opens or creates it.  Raises `StorageError` for a file that is damaged or newer than this version."""
+        self.path = path
+        try:
+            self.connection = apsw.Connection(path)
+        except apsw.Error as error:
+            raise _storage_error(error, path) from None
+        try:
+            index, term, checksum = _prepare(self.connection, path)
+        except apsw.Error as error:
+            self.connection.close()
+            raise _storage_error(error, path) from None
+        except StorageError:
+            self.connection.close()
+            raise
+        self.applied_index = index
+        self.applied_term = term
+        self.checksum = checksum
+
+    def apply(self, entries: Sequence[Entry]) -> list[Applied]:
+        """Applies committed entries that follow each other; those applied already are skipped.
+
+        Raises `UnknownKindError` or `WireError` for an entry that this version cannot read, and
+        `StorageError`: then nothing of the batch is applied, and the node must stop.
+        """
+        fresh = [entry for entry in entries if entry.index > self.applied_index]
+        if not fresh:
+            return []
+        for index, entry in enumerate(fresh, self.applied_index + 1):
+            if entry.index != index:
+                raise StorageError(
+                    f"the log jumps from {index - 1} to {entry.index}",
+                    "restore this node from a backup, or let it join anew",
+                )
+        done: list[Applied] = []
+        checksum = self.checksum
+        try:
+            with self.connection:
+                done, checksum = self._apply_all(fresh)
+        except apsw.Error as error:
+            raise _storage_error(error, self.path) from None
+        self.applied_index, self.applied_term = fresh[-1].index, fresh[-1].term
+        self.checksum = checksum
+        return done
+
+    def _apply_all(self, entries: Sequence[Entry]) -> tuple[list[Applied], bytes]:
+        checksum = self.checksum
+        done: list[Applied] = []
+        for entry in entries:
+            if entry.kind != "command":
+                done.append((entry, None, None))
+                continue
+            envelope, command = unseal(entry.data)
+            outcome = self._remembered(envelope.id, entry.index)
+            if outcome is None:
+                rows = SqliteRows(self.connection)
+                with _Savepoint(self.connection) as savepoint:
+                    outcome = apply(rows, command, index=entry.index, envelope=envelope)
+                    savepoint.keep = outcome.ok
+                if outcome.ok:
+                    checksum = rows.checksum(checksum)
+                self.connection.execute(
+                    "REPLACE INTO command VALUES (?, ?, ?)",
+                    (envelope.id, entry.index, ENVELOPES.encode(outcome)),
+                )
+            done.append((entry, envelope.id, outcome))
+        last = entries[-1]
+        self.connection.execute(
+            "DELETE FROM command WHERE log_index <= ?", (last.index - REMEMBERED_MAX,)
+        )
+        self.connection.execute(
+            "UPDATE state SET applied_index = ?, applied_term = ?, checksum = ?",
+            (last.index, last.term, checksum),
+        )
+        return done, checksum
+
+    def _remembered(self, command_id: str, index: int) -> Outcome | None:
+        # What is forgotten must depend on the entry alone, never on how entries came in batches.
+        found = self.connection.execute(
+            "SELECT outcome FROM command WHERE id = ? AND log_index >= ?",
+            (command_id, index - REMEMBERED_MAX),
+        ).get
+        return None if found is None else ENVELOPES.decode(found)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.connection.close()
+
+
+class SqliteRows:
+    """`Rows` inside the writer's transaction; keeps what changed for the checksum."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._changes: list[tuple[object, ...]] = []
+
+    def get(self, cls: type[R], key: str | int) -> R | None:
+        """The row of this key."""
+        values = self._connection.execute(_select(cls, (columns_of(cls)[0],)), (key,)).fetchone()
+        return None if values is None else decoded(cls, values)
+
+    def where(self, cls: type[R], **equal: SqlValue) -> Sequence[R]:
+        """All rows whose columns have these values, by key."""
+        found = self._connection.execute(_select(cls, tuple(equal)), tuple(equal.values()))
+        return [decoded(cls, values) for values in found.fetchall()]
+
+    def put(self, row: Row) -> None:
+        """Writes a row."""
+        values = encoded(row)
+        marks = ",".join("?" * len(values))
+        table = table_of(type(row))
+        names = ",".join(columns_of(type(row)))
+        sql = f"REPLACE INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of our own columns
+        try:
+            self._connection.execute(sql, values)
+        except OverflowError:
+            # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
+            raise RefusedError("usage", "a number of the command exceeds 64 bit") from None
+        self._changes.append((table, *values))
+
+    def delete(self, cls: type[Row], key: str | int) -> None:
+        """Removes a row."""
+        table, name = table_of(cls), columns_of(cls)[0]
+        sql = f"DELETE FROM {table} WHERE {name} = ?"  # noqa: S608 - names of our own columns
+        self._connection.execute(sql, (key,))
+        self._changes.append((table, key))
+
+    def checksum(self, before: bytes) -> bytes:
+        """BLAKE2b-256 over the checksum before and all changes in their order, as MessagePack."""
+        if not self._changes:
+            return before
+        digest = hashlib.blake2b(before, digest_size=CHECKSUM_BYTES)
+        for change in self._changes:
+            digest.update(pack(change))
+        return digest.digest()
+
+
+class _Savepoint:
+    """What is written inside is undone unless `keep` is set."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.keep = False
+
+    def __enter__(self) -> "_Savepoint":
+        self._connection.execute("SAVEPOINT command")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.keep:
+            self._connection.execute("ROLLBACK TO command")
+        self._connection.execute("RELEASE command")
+
+
+def _select(cls: type[Row], by: tuple[str, ...]) -> str:
+    names = columns_of(cls)
+    assert set(by) <= set(names), by
+    condition = " AND ".join(f"{name} = ?" for name in by)
+    where = f" WHERE {condition}" if by else ""
+    return f"SELECT {','.join(names)} FROM {table_of(cls)}{where} ORDER BY {names[0]}"  # noqa: S608 - names of our own columns
+
+
+def migrations() -> list[tuple[int, str]]:
+    """Every migration: the version that it results in, and its SQL."""
+    folder = files("ledger") / "sql" / "migrations"
+    found = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(int(name[:4]), (folder / name).read_text("utf-8")) for name in found]
+
+
+def _prepare(connection: apsw.Connection, path: str) -> tuple[int, int, bytes]:
+    connection.set_busy_timeout(BUSY_MS)
+    connection.pragma("journal_mode", "WAL")
+    connection.pragma("synchronous", 1)
+    _migrate(connection, path)
+    row: Any = connection.execute(
+        "SELECT applied_index, applied_term, checksum FROM state"
+    ).fetchone()
+    if row is None:
+        raise StorageError(f"{path} has lost its state", "let the node join anew")
+    return row[0], row[1], row[2]
+
+
+def _migrate(connection: apsw.Connection, path: str) -> None:
+    """Brings a new, empty ledger to the newest schema; refuses one that a newer version wrote.
+
+    A ledger that holds something is migrated by a committed command, so that every replica does it
+    at the same index; opening a file never changes it.
+    """
+    version = connection.pragma("user_version")
+    if version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{path} has schema {version}; this version of DarkStream knows up to {SCHEMA_VERSION}",
+            "update DarkStream on this node",
+        )
+    if version == 0:
+        with connection:
+            for number, sql in migrations():
+                connection.execute(sql)
+                connection.pragma("user_version", number)
+            connection.execute("INSERT INTO state VALUES (1, 0, 0, ?)", (b"\x00" * CHECKSUM_BYTES,))
+
+
+def _storage_error(error: apsw.Error, path: str) -> StorageError:
+    if isinstance(error, apsw.FullError):
+        return DiskFullError(f"the disk of {path} is full", "free some space, then start again")
+    return StorageError(f"{path}: {error}", "check the disk, or let the node join anew")

@@ -1,0 +1,285 @@
+"""Where files of others may be put: the walk below a root, and renaming without replacing.
+
+`safe_destination` is the only way from a name to a place, and its result type the only thing that
+`publish_new` takes.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from mesh.errors import ConflictError, DiskFullError, PathError, StorageError
+from mesh.names import checked_name
+
+BINARY: Final[int] = getattr(os, "O_BINARY", 0)
+NOFOLLOW: Final[int] = getattr(os, "O_NOFOLLOW", 0)
+CLOEXEC: Final[int] = getattr(os, "O_CLOEXEC", 0)
+_DIRECTORY: Final[int] = getattr(os, "O_DIRECTORY", 0)
+# Windows opens nothing relative to an open folder: there the walk checks paths instead.
+_HAS_DIR_FD: Final = os.open in os.supports_dir_fd and os.link in os.supports_dir_fd
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_COPY_BYTES: Final = 1 << 20
+
+
+@contextlib.contextmanager
+def as_storage(what: str, where: str) -> Generator[None]:
+    """Turns the system's errors into ours, by class."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(f"the disk is full: {what} {where}", "free some space") from error
+        raise StorageError(
+            f"cannot {what} {where}: {error.strerror}", "check disk and permissions"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names in a folder durable, where the system can (Windows does so by itself)."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(folder, os.O_RDONLY | CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- the walk -----------------------------------------------------------------------------------
+
+_MADE_HERE: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A name in a folder that was reached without following a link; only `safe_destination` makes one.
+
+    Holds the open folder: whatever is renamed meanwhile, the name is in that one.  Close it after
+    use (`with`).
+    """
+
+    path: Path
+    name: str
+    folder_fd: int
+    proof: object
+
+    def __post_init__(self) -> None:
+        if self.proof is not _MADE_HERE:
+            raise TypeError("only safe_destination() makes destinations")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the folder."""
+        if self.folder_fd >= 0:
+            os.close(self.folder_fd)
+
+    def exists(self) -> bool:
+        """Whether anything, a dangling link too, has this name."""
+        try:
+            self._lstat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _lstat(self) -> os.stat_result:
+        if self.folder_fd >= 0:
+            return os.stat(self.name, dir_fd=self.folder_fd, follow_symlinks=False)
+        return self.path.lstat()
+
+
+def safe_destination(root: Path, relative_name: str, *, make_folders: bool = False) -> Destination:
+    """The one way from a name that others gave to a place on disk, below `root`.
+
+    Opens folder by folder without following links, so that no swap of a folder for a link leads
+    outside (checking a path and opening it later did, in 2 % of tries).  Raises `PathError`.
+    """
+    *folders, name = checked_name(relative_name, windows=sys.platform == "win32")
+    path = root.joinpath(*folders, name)
+    if not _HAS_DIR_FD:
+        _check_by_path(root, folders, name, make_folders=make_folders)
+        return Destination(path, name, -1, _MADE_HERE)
+    fd = _open_root(root)
+    try:
+        for folder in folders:
+            inner = _open_folder(fd, folder, relative_name, make=make_folders)
+            os.close(fd)
+            fd = inner
+        _refuse_other_than_file(fd, name, relative_name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Destination(path, name, fd, _MADE_HERE)
+
+
+def _open_root(root: Path) -> int:
+    # The root itself may be a link: the owner of this node chose it.
+    try:
+        return os.open(root, os.O_RDONLY | _DIRECTORY | CLOEXEC)
+    except OSError as error:
+        raise PathError(
+            f"{root} cannot be opened: {error.strerror}", "check the allowed folders"
+        ) from error
+
+
+def _open_folder(above: int, folder: str, whole: str, *, make: bool) -> int:
+    flags = os.O_RDONLY | _DIRECTORY | NOFOLLOW | CLOEXEC
+    if make:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, dir_fd=above)
+    try:
+        return os.open(folder, flags, dir_fd=above)
+    except OSError as error:
+        raise PathError(
+            f"the name {whole[:80]!a} is refused: {folder[:80]!a} is no folder below the root",
+            "links are not followed; name the real folder",
+        ) from error
+
+
+def _refuse_other_than_file(fd: int, name: str, whole: str) -> None:
+    try:
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PathError(f"the name {whole[:80]!a} is refused: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise PathError(
+            f"the name {whole[:80]!a} is refused: a link, folder or device has it", "choose another"
+        )
+
+
+def _check_by_path(root: Path, folders: list[str], name: str, *, make_folders: bool) -> None:
+    here = root
+    for folder in folders:
+        here = here / folder
+        if make_folders:
+            here.mkdir(exist_ok=True)
+        if here.is_symlink() or not here.is_dir():
+            raise PathError(f"{here} is no folder below {root}", "links are not followed")
+    if (here / name).is_symlink():
+        raise PathError(f"{here / name} is a link", "choose another name")
+
+
+# --- publishing ---------------------------------------------------------------------------------
+
+
+def publish_new(partial: Path, destination: Destination, *, overwrite: bool = False) -> None:
+    """Moves a whole file to its name, durably, never over another file unless told to.
+
+    Raises `ConflictError` when the name is taken, `DiskFullError`, `StorageError`.  The partial
+    file may lie on another disk; then it is copied beside the destination first.
+    """
+    folder = destination.folder_fd if destination.folder_fd >= 0 else None
+    with as_storage("publish", str(destination.path)):
+        _sync_file(partial)
+        try:
+            _move(str(partial), None, destination, overwrite=overwrite)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            beside = _copied_beside(partial, destination)
+            try:
+                _move(beside, folder, destination, overwrite=overwrite)
+            except BaseException:
+                os.unlink(beside, dir_fd=folder)
+                raise
+            partial.unlink()
+        if folder is not None:
+            os.fsync(folder)
+        sync_folder(partial.parent)
+
+
+def _move(source: str, source_fd: int | None, to: Destination, *, overwrite: bool) -> None:
+    folder = to.folder_fd if to.folder_fd >= 0 else None
+    name = to.name if folder is not None else str(to.path)
+    if overwrite:
+        os.replace(source, name, src_dir_fd=source_fd, dst_dir_fd=folder)
+        return
+    try:
+        if sys.platform == "win32":
+            os.rename(source, name)  # noqa: PTH104 - the names may be relative to open folders
+            return
+        # A link is made or is not; a rename would replace.
+        os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        raise _taken(to) from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_exclusively(source, source_fd, to)
+        return
+    os.unlink(source, dir_fd=source_fd)
+
+
+def _taken(to: Destination) -> ConflictError:
+    return ConflictError(f"{to.path} exists already", "move it away, or submit with --overwrite")
+
+
+_RENAME_NOREPLACE: Final = 1
+_AT_FDCWD: Final = -100
+
+
+def _rename_exclusively(source: str, source_fd: int | None, to: Destination) -> None:
+    """For file systems without hard links (FAT, many network shares): Linux's renameat2."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or to.folder_fd < 0:
+        raise StorageError(
+            f"the file system of {to.path} has no way to rename without replacing",
+            "choose an output folder on another disk",
+        )
+    start = _AT_FDCWD if source_fd is None else source_fd
+    old, new = os.fsencode(source), os.fsencode(to.name)
+    if rename(start, old, to.folder_fd, new, _RENAME_NOREPLACE) != 0:
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
+            raise _taken(to)
+        raise OSError(code, os.strerror(code))
+
+
+def _copied_beside(partial: Path, to: Destination) -> str:
+    """Copies into the destination's own folder under a hidden name; that name, or its path."""
+    hidden = f".{to.name[:100]}.part"
+    folder = to.folder_fd if to.folder_fd >= 0 else None
+    name = hidden if folder is not None else str(to.path.with_name(hidden))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY | NOFOLLOW | CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+    fd = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        with partial.open("rb") as source, os.fdopen(fd, "wb") as target:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+            target.flush()
+            os.fsync(target.fileno())
+    except BaseException:
+        os.unlink(name, dir_fd=folder)
+        raise
+    return name
+
+
+def _sync_file(path: Path) -> None:
+    # Windows syncs only what is open for writing.
+    fd = os.open(path, os.O_RDWR | BINARY | NOFOLLOW | CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""Terms, votes and the time-outs that start elections."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from mesh.ids import RaftId
+from mesh.membership import Configuration, Outcome, election_outcome
+from mesh.messages import VoteRequest
+from mesh.raftlog import RaftLog
+
+
+class Role(StrEnum):
+    """What a node is in its term."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre_candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class RandomSource(Protocol):
+    """Where randomness comes from; `random.Random` fits."""
+
+    def randrange(self, start: int, stop: int, /) -> int:
+        """A number start <= n < stop."""
+        ...
+
+
+_BROADCASTS_MIN: Final = 3
+"""Heartbeats that must fit the shortest election time-out: two may be lost without an election."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Heartbeat interval and the range of election time-outs, in milliseconds.
+
+    On a LAN the defaults replace a dead leader within about a second.  Where machines starve or
+    links are slow raise all three together; the shortest election time-out holds at least three
+    heartbeats, and the range is wide enough that two candidates seldom wake together.
+    """
+
+    heartbeat_ms: int = 100
+    election_min_ms: int = 500
+    election_max_ms: int = 1_000
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when the three do not fit each other."""
+        if self.heartbeat_ms < 1:
+            raise ValueError(f"heartbeat_ms is {self.heartbeat_ms}, at least 1")
+        if self.election_min_ms < _BROADCASTS_MIN * self.heartbeat_ms:
+            raise ValueError(
+                f"election_min_ms is {self.election_min_ms}, "
+                f"at least {_BROADCASTS_MIN} times heartbeat_ms ({self.heartbeat_ms})"
+            )
+        if 2 * self.election_max_ms < 3 * self.election_min_ms:
+            raise ValueError(
+                f"election_max_ms is {self.election_max_ms}, "
+                f"at least one and a half times election_min_ms ({self.election_min_ms})"
+            )
+
+
+class ElectionTimer:
+    """When to campaign, and how long a leader that was heard keeps this node from voting."""
+
+    def __init__(self, timing: Timing, random: RandomSource, now_ms: int) -> None:
+        self._timing = timing
+        self._random = random
+        self._heard_ms = now_ms
+        self._timeout_ms = 0
+        self.deadline_ms = now_ms
+        self.restart(now_ms)
+
+    def restart(self, now_ms: int) -> None:
+        """Draws a new time-out: after every change of role or term, so that split votes dissolve."""
+        timing = self._timing
+        self._timeout_ms = self._random.randrange(
+            timing.election_min_ms, timing.election_max_ms + 1
+        )
+        self.deadline_ms = now_ms + self._timeout_ms
+
+    def expire(self, now_ms: int) -> None:
+        """The time-out is over at once: nobody else could be waited for."""
+        self.deadline_ms = now_ms
+
+    def heard_leader(self, now_ms: int) -> None:
+        """The leader lives: the same time-out again."""
+        self._heard_ms = now_ms
+        self.deadline_ms = now_ms + self._timeout_ms
+
+    def is_leader_fresh(self, now_ms: int) -> bool:
+        """Whether a leader was heard within the shortest election time-out (dissertation, 4.2.3)."""
+        return now_ms - self._heard_ms < self._timing.election_min_ms
+
+
+class Ballot:
+    """The answers to one campaign."""
+
+    def __init__(self, candidate: RaftId) -> None:
+        self._votes: dict[RaftId, bool] = {candidate: True}
+
+    def record(self, voter: RaftId, *, granted: bool) -> None:
+        """Counts an answer; the first one of a voter stands."""
+        self._votes.setdefault(voter, granted)
+
+    def outcome(self, configuration: Configuration) -> Outcome:
+        """What the answers decide."""
+        return election_outcome(configuration.voters, self._votes)
+
+
+def may_grant(
+    request: VoteRequest, *, term: int, vote: RaftId | None, leader: RaftId | None, log: RaftLog
+) -> bool:
+    """Whether a request of this term or a later one gets the vote (Raft paper, 5.2 and 5.4.1).
+
+    A pre-vote for a later term promises nothing and may be given to many.
+    """
+    free = (
+        vote == request.sender
+        or (vote is None and leader is None)
+        or (request.pre and request.term > term)
+    )
+    return free and log.is_up_to_date(request.last_index, request.last_term)

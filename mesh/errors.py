@@ -1,0 +1,206 @@
+"""Every error that a person or another node can meet.
+
+Each class has a stable `code`, says who is at fault (`blame`), where a retry makes sense (`retry`)
+and which exit code a command ends with.  The docstring is what an operator reads in the
+documentation; `what` and `todo` are what a person reads on the line.
+"""
+
+from typing import ClassVar, Literal
+
+Blame = Literal["user", "local", "remote"]
+Retry = Literal["here", "elsewhere", "never"]
+
+EXIT_JOB_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_NOT_ALLOWED = 4
+EXIT_NO_COORDINATOR = 5
+EXIT_IN_USE = 6
+EXIT_INTERRUPTED = 130
+
+
+class DarkStreamError(Exception):
+    """Base of all errors: `what` happened and what `todo` about it, both for a person."""
+
+    code: ClassVar[str] = "internal"
+    blame: ClassVar[Blame] = "local"
+    retry: ClassVar[Retry] = "never"
+    exit_code: ClassVar[int] = EXIT_JOB_FAILED
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, what: str, todo: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.todo = todo
+
+    def line(self) -> str:
+        """The one line that every face prints: `error[CODE]: what happened; what to do`."""
+        return f"error[{self.code}]: {self.what}" + (f"; {self.todo}" if self.todo else "")
+
+
+class WireError(DarkStreamError):
+    """A frame from another node cannot be read: garbage, truncated, oversized or of an unknown kind. It is dropped and counted."""
+
+    code = "bad_frame"
+    blame = "remote"
+    http_status = 400
+
+
+class UnknownKindError(WireError):
+    """A message or command of a kind or version that this version of DarkStream does not know. Update this node."""
+
+    code = "unknown_kind"
+
+
+class NotAllowedError(DarkStreamError):
+    """The caller or peer may not do this. Check the API token, the membership or the allowed folders."""
+
+    code = "not_allowed"
+    blame = "user"
+    exit_code = EXIT_NOT_ALLOWED
+    http_status = 403
+
+
+class UsageError(DarkStreamError):
+    """The request itself is wrong: an unknown option, profile, id or value. Correct it and call again."""
+
+    code = "usage"
+    blame = "user"
+    exit_code = EXIT_USAGE
+    http_status = 400
+
+
+class NotFoundError(UsageError):
+    """No job, node or profile of that name or id is known here."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class ConflictError(UsageError):
+    """What is asked for contradicts what is there: an output that exists, a job that is already over."""
+
+    code = "conflict"
+    http_status = 409
+
+
+class NotLeaderError(DarkStreamError):
+    """This node is not the coordinator at the moment; the request goes to the one that is."""
+
+    code = "not_leader"
+    retry = "elsewhere"
+    exit_code = EXIT_NO_COORDINATOR
+    http_status = 503
+
+
+class NoCoordinatorError(DarkStreamError):
+    """No coordinator can be reached: too few voters are there to decide anything. Start the missing nodes."""
+
+    code = "no_coordinator"
+    retry = "here"
+    exit_code = EXIT_NO_COORDINATOR
+    http_status = 503
+
+
+class BusyError(DarkStreamError):
+    """A bounded queue is full. Try again a little later."""
+
+    code = "busy"
+    blame = "remote"
+    retry = "here"
+    http_status = 503
+
+
+class UnreachableError(DarkStreamError):
+    """A node does not answer at its known addresses."""
+
+    code = "unreachable"
+    blame = "remote"
+    retry = "here"
+    exit_code = EXIT_UNREACHABLE
+    http_status = 503
+
+
+class InUseError(DarkStreamError):
+    """The port or the data directory is in use by another process. Stop it, or choose another one."""
+
+    code = "in_use"
+    exit_code = EXIT_IN_USE
+
+
+class ConfigurationError(DarkStreamError):
+    """The configuration has faults; `mesh-node check-config` lists all of them with their lines."""
+
+    code = "config"
+    blame = "user"
+    exit_code = EXIT_USAGE
+    http_status = 400
+
+
+class StorageError(DarkStreamError):
+    """A file of the node cannot be read, written or synced: disk full, permission lost, device gone. The node stops rather than go on without it."""
+
+    code = "storage"
+    exit_code = EXIT_JOB_FAILED
+
+
+class IdentityError(DarkStreamError):
+    """The node's key is missing, unreadable, or readable by others. Restore it, or mend its permissions (0600)."""
+
+    code = "identity"
+    exit_code = EXIT_NOT_ALLOWED
+    http_status = 403
+
+
+class JoinRefusedError(DarkStreamError):
+    """The mesh did not admit this node: the token is wrong, used up or expired, or the approval was denied."""
+
+    code = "join_refused"
+    blame = "user"
+    exit_code = EXIT_NOT_ALLOWED
+    http_status = 403
+
+
+class PathError(DarkStreamError):
+    """A path or name was refused: outside the allowed folders, absolute, through a link, reserved, or not canonical."""
+
+    code = "path"
+    blame = "user"
+    exit_code = EXIT_NOT_ALLOWED
+    http_status = 403
+
+
+class TransferError(DarkStreamError):
+    """A transfer did not complete: the source vanished or changed, a digest does not match, or the peer went away."""
+
+    code = "transfer"
+    blame: ClassVar[Blame] = "remote"
+    retry: ClassVar[Retry] = "here"
+
+
+class StoppedError(DarkStreamError):
+    """The step was stopped on the way because the node or a person asked for it; nothing is wrong."""
+
+    code = "stopped"
+    retry = "here"
+
+
+class SourceChangedError(TransferError):
+    """The source file changed while it was read. Wait until nothing writes it any more, then retry the job."""
+
+    code = "source_changed"
+    blame = "user"
+    retry = "never"
+
+
+class DiskFullError(StorageError):
+    """Not enough space is free on the disk that this step needs. Free some, or move the data directory."""
+
+    code = "disk_full"
+    retry = "elsewhere"
+
+
+class DivergenceError(DarkStreamError):
+    """A promise of the replicated log is broken: a decided entry would change, or two leaders share a term. The node stops; keep its data directory for an analysis."""
+
+    code = "divergence"

@@ -1,0 +1,308 @@
+"""A bound socket as every server here has it: CURVE, admission (ZAP) from memory, one owning thread."""
+
+import errno
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import zmq
+
+from mesh.curve_zmq import HANDSHAKE_FAILED, Tally, Wake, curve_context, limit, monitor_events
+from mesh.errors import ConfigurationError, InUseError
+from mesh.transport import BACKLOG_MAX, KEY_BYTES, KeyPair, endpoint
+
+Frames = Sequence[bytes | memoryview]
+Admit = Callable[[bytes], bool]
+"""Whether the holder of this public key (32 bytes) may complete a handshake; answers from memory."""
+OUTBOX_MAX: Final = 256
+"""Answers handed to a listener's thread and not yet sent; more are dropped."""
+REBIND_RETRY_MS: Final = 5
+"""libzmq closes a listener a moment after `unbind` returns."""
+REBIND_LOG_MS: Final = 2_000
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+
+_log = structlog.get_logger("transport")
+
+
+class ZapHandler:
+    """Answers every handshake of one context from memory, in a thread that no error ends.
+
+    Without a handler libzmq admits every key; each context needs its own.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], domain: bytes, admit: Admit, tally: Tally
+    ) -> None:
+        self._context = context
+        self._domain = domain
+        self._admit = admit
+        self._tally = tally
+        self._wake = Wake(context)
+        self._stopping = False
+        # A ROUTER has no lockstep as a REP has: after an error the next request is simply the next.
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.bind(_ZAP_ENDPOINT)
+        self._thread = self._new_thread()
+
+    def start(self) -> None:
+        """Starts answering; the handler is bound since it was made, so none slips by."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread and closes its sockets."""
+        self._stopping = True
+        self._wake.set()
+        while self._thread.is_alive():
+            self._thread.join()  # an error may have put a successor into its place meanwhile
+        self._socket.close(linger=0)
+        self._wake.close()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # The error itself goes on to threading's hook, which reports it: nothing is swallowed.
+            # Without a successor nobody could ever connect again.
+            if not self._stopping:
+                successor = self._new_thread()
+                successor.start()
+                self._thread = successor  # only when it lives: `stop` waits while one does
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="zap", daemon=True)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake.inner, zmq.POLLIN)
+        while not self._stopping:
+            if self._socket in dict(poller.poll()):
+                routing, empty, *request = self._socket.recv_multipart()
+                self._socket.send_multipart([routing, empty, *self._answer(request)])
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        version, sequence, domain, address, _, mechanism, *credentials = request
+        key = credentials[0] if len(credentials) == 1 else b""
+        known = mechanism == b"CURVE" and domain == self._domain and len(key) == KEY_BYTES
+        if known and self._admit(key):
+            return [version, sequence, b"200", b"OK", key.hex().encode("ascii"), b""]
+        self._tally.refused("not_member", plain_address(address.decode("ascii", "replace")))
+        return [version, sequence, b"400", b"no", b"", b""]
+
+
+def plain_address(address: str) -> str:
+    """An address as people write it: IPv4 in its own form also on a dual-stack socket."""
+    return address.removeprefix("::ffff:")
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Where a frame came from: the way back, and the key that was proven."""
+
+    routing: bytes
+    key: bytes
+    address: str
+
+
+class Listener:
+    """A bound ROUTER with CURVE, its admission, and the one thread that owns it.
+
+    `on_frames` is called in that thread with everything that arrives; it must not raise, and may
+    answer with `reply`.  Other threads answer with `post`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: KeyPair,
+        admit: Admit,
+        on_frames: Callable[[Sender, list[zmq.Frame]], None],
+        tally: Tally,
+        frame_bytes_max: int,
+        send_queue_max: int,
+        receive_queue_max: int,
+    ) -> None:
+        # A ROUTER whose receive queue holds one message delivers none: the client's routing id fills it.
+        assert receive_queue_max > 1, receive_queue_max
+        self._name = name
+        self._identity = identity
+        self._admit = admit
+        self._on_frames = on_frames
+        self._tally = tally
+        self._frame_bytes_max = frame_bytes_max
+        self._send_queue_max = send_queue_max
+        self._receive_queue_max = receive_queue_max
+        self._outbox: deque[tuple[bytes, Frames]] = deque()
+        self._rebinds = 0
+        self._stopping = False
+        self.port = 0
+        self._endpoint = ""
+
+    def open(self, host: str, port: int) -> None:
+        """Binds and starts the thread.  Raises `InUseError`, `ConfigurationError`."""
+        self.context = curve_context()
+        try:
+            self._zap = ZapHandler(
+                self.context, self._name.encode("ascii"), self._admit, self._tally
+            )
+            self._wake = Wake(self.context)
+            self._socket = self._router()
+            self._bind(host, port)
+        except BaseException:
+            self.context.destroy(linger=0)
+            raise
+        self._monitor = self._socket.get_monitor_socket(HANDSHAKE_FAILED)
+        self._zap.start()
+        self._start()
+
+    def close(self) -> None:
+        """Ends the thread and frees the port."""
+        self._stopping = True
+        self._wake.set()
+        while self._thread.is_alive():
+            self._thread.join()  # an error may have put a successor into its place meanwhile
+        self._zap.stop()
+        self._wake.close()
+        self.context.term()
+
+    def rebind(self) -> None:
+        """Cuts every open connection: the admitted come back, the others do not."""
+        self._rebinds += 1
+        self._wake.set()
+
+    def post(self, to: Sender, frames: Frames) -> bool:
+        """Answers from another thread; False when too much waits already."""
+        if len(self._outbox) >= OUTBOX_MAX:
+            return False
+        self._outbox.append((to.routing, frames))
+        self._wake.set()
+        return True
+
+    def reply(self, to: Sender, frames: Frames) -> bool:
+        """Answers from `on_frames`; False when the peer is gone or takes nothing any more."""
+        return self._send(to.routing, frames)
+
+    # --- within -------------------------------------------------------------------------------
+
+    def _router(self) -> zmq.Socket[bytes]:
+        socket = self.context.socket(zmq.ROUTER)
+        limit(socket, self._frame_bytes_max)
+        socket.setsockopt(zmq.BACKLOG, BACKLOG_MAX)
+        # Without it a ROUTER drops in silence what a peer does not take.
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.SNDHWM, self._send_queue_max)
+        socket.setsockopt(zmq.RCVHWM, self._receive_queue_max)
+        # The domain and its enforcement come before bind, or CURVE admits whoever knocks first.
+        socket.setsockopt(zmq.ZAP_DOMAIN, self._name.encode("ascii"))
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._identity.secret)
+        return socket
+
+    def _bind(self, host: str, port: int) -> None:
+        where = f"{host} port {port}"
+        try:
+            address = f"tcp://*:{port}" if host in {"*", "::", ""} else _bind_endpoint(host, port)
+            self._socket.bind(address)
+        except ValueError as error:
+            raise ConfigurationError(f"cannot listen: {error}", "correct the address") from None
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise InUseError(
+                    f"port {port} ({self._name}, on {host}) is in use by another process",
+                    "stop that process, or choose another port with --listen ADDR:PORT",
+                ) from None
+            raise ConfigurationError(
+                f"cannot listen on {where} ({self._name}): {error.strerror}",
+                "give an address of this machine and a port above 1023",
+            ) from None
+        bound = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        self._endpoint = bound.rstrip(b"\0").decode("ascii")
+        self.port = int(self._endpoint.rpartition(":")[2])
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread  # only when it lives: `close` waits while one does
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            if self._stopping:
+                self._socket.disable_monitor()
+                self._monitor.close(linger=0)
+                self._socket.close(linger=0)
+            else:
+                # One frame's fault costs that frame; threading's hook reports it.
+                self._start()
+
+    def _loop(self) -> None:
+        poller = zmq.Poller()
+        for socket in (self._socket, self._monitor, self._wake.inner):
+            poller.register(socket, zmq.POLLIN)
+        rebinds = 0
+        while not self._stopping:
+            ready = dict(poller.poll())
+            if self._wake.inner in ready:
+                self._wake.clear()
+                while self._outbox:
+                    self._send(*self._outbox.popleft())
+            if self._monitor in ready:
+                for _, address in monitor_events(self._monitor):
+                    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+                    self._tally.refused("handshake", plain_address(host))
+            if self._socket in ready:
+                self._receive()
+            if self._rebinds != rebinds:
+                rebinds = self._rebinds
+                self._bind_again()
+
+    def _receive(self) -> None:
+        # One message a round of polling: answers and rebinding never wait behind a flood.
+        frames: list[zmq.Frame] = self._socket.recv_multipart(copy=False)
+        routing, *payload = frames
+        if not payload:
+            self._tally.refused("malformed")
+            return
+        try:
+            key = bytes.fromhex(str(payload[-1].get("User-Id")))
+            address = plain_address(str(payload[-1].get("Peer-Address")))
+        except (zmq.ZMQError, ValueError):
+            # Cannot be while admission names every client; without a name there is no peer.
+            self._tally.refused("not_member")
+            return
+        self._on_frames(Sender(routing.bytes, key, address), payload)
+
+    def _send(self, routing: bytes, frames: Frames) -> bool:
+        try:
+            self._socket.send_multipart([routing, *frames], zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError:
+            self._tally.refused("send_queue_full")
+            return False
+        return True
+
+    def _bind_again(self) -> None:
+        self._socket.unbind(self._endpoint)
+        waited_ms = 0
+        while not self._stopping:
+            try:
+                self._socket.bind(self._endpoint)
+            except zmq.ZMQError as error:
+                if waited_ms % REBIND_LOG_MS == 0 and waited_ms:
+                    _log.error("cannot listen again", socket=self._name, error=error.strerror)
+                # Polling the socket itself lets libzmq finish closing the old listener.
+                self._socket.poll(REBIND_RETRY_MS, zmq.POLLERR)
+                waited_ms += REBIND_RETRY_MS
+            else:
+                return
+
+
+def _bind_endpoint(host: str, port: int) -> str:
+    # Port 0 means any free one, which is no address to connect to: hence its own case.
+    return endpoint(host, port) if port else endpoint(host, 1)[:-1] + "0"

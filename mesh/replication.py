@@ -1,0 +1,262 @@
+"""How a leader brings its followers' logs in line with its own, and what it may count.
+
+A follower is either *probed* (one append at a time, until its log is known to match) or
+*replicated to* (appends leave without waiting, within a bounded window).  A refusal carries a hint
+that skips a whole term at once, so that a long divergent tail costs few round trips.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mesh.ids import RaftId
+from mesh.membership import Configuration, majority_index
+from mesh.messages import Append, AppendAck, Heartbeat
+from mesh.raftlog import RaftLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of queues and windows; one append must fit a control frame (4 MiB) with its headers."""
+
+    append_entries_max: int = 1_024
+    """Entries of one append: a bound on the work of one message."""
+    append_bytes_max: int = 1 << 20
+    """Bytes of one append; a single entry may be as large (ENTRY_BYTES_MAX)."""
+    window_appends_max: int = 64
+    """Appends on their way to one follower; fewer than a transport's send queue holds."""
+    window_bytes_max: int = 8 << 20
+    """Bytes on their way to one follower: the product of 1 Gbit/s and 60 ms."""
+    uncommitted_entries_max: int = 65_536
+    """Entries that may wait for a majority before proposals are refused as busy."""
+    uncommitted_bytes_max: int = 64 << 20
+    """The same in bytes: what a leader cut off from its majority may pile up."""
+    applying_entries_max: int = 8_192
+    """Entries handed out and not yet applied."""
+    commit_bytes_max: int = 4 << 20
+    """Bytes of one `Commit` effect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowerStatus:
+    """What the leader knows of another id: `active` when it answered within an election time-out."""
+
+    raft_id: RaftId
+    match: int
+    active: bool
+
+
+_NEVER_MS: Final = -(1 << 62)
+_WINDOW_MAX: Final = 1 << 16
+"""Where doubling stops; the limits of the leader are lower."""
+
+
+class Progress:
+    """One follower as the leader sees it."""
+
+    __slots__ = (
+        "active",
+        "bytes_in_flight",
+        "commit_sent",
+        "heard_ms",
+        "in_flight",
+        "match",
+        "next",
+        "paused",
+        "state",
+        "window",
+    )
+
+    def __init__(self, next_index: int) -> None:
+        self.match = 0
+        self.next = next_index
+        self.state: Literal["probe", "replicate"] = "probe"
+        self.paused = False
+        """Probing: an append is out, the next one waits for an answer or a heartbeat's."""
+        self.in_flight: deque[tuple[int, int]] = deque()
+        """Replicating: last index and bytes of each append on its way."""
+        self.bytes_in_flight = 0
+        self.window = 1
+        """Appends that may be on their way: doubles with each that arrives, starts again after a gap.
+
+        On a link that reorders, a full window after each gap multiplied every entry by 70.
+        """
+        self.commit_sent = 0
+        self.active = False
+        """Heard since the last check of the quorum."""
+        self.heard_ms = _NEVER_MS
+
+    def sent(self, last_index: int, size: int) -> None:
+        """An append with entries up to `last_index` left."""
+        if self.state == "replicate":
+            self.next = last_index + 1
+            self.in_flight.append((last_index, size))
+            self.bytes_in_flight += size
+        else:
+            self.paused = True
+
+    def is_full(self, limits: Limits) -> bool:
+        """Whether no further entries may leave now."""
+        if self.state == "probe":
+            return self.paused
+        return (
+            len(self.in_flight) >= min(self.window, limits.window_appends_max)
+            or self.bytes_in_flight >= limits.window_bytes_max
+        )
+
+    def matched(self, index: int) -> bool:
+        """The follower holds everything up to `index`; True when that is news."""
+        news = index > self.match
+        if news:
+            self.match = index
+            self.next = max(self.next, index + 1)
+            self.window = min(2 * self.window, _WINDOW_MAX)
+        while self.in_flight and self.in_flight[0][0] <= index:
+            self.bytes_in_flight -= self.in_flight.popleft()[1]
+        # An answer from before the probe started says nothing about the probe.
+        if self.state == "probe" and index >= self.next - 1:
+            self.state = "replicate"
+            self.next = self.match + 1
+            self.paused = False
+        return news
+
+    def refused(self, index: int, hint: int) -> bool:
+        """An append behind `index` did not fit; goes on from `hint`.  False when the refusal is stale."""
+        stale = index <= self.match if self.state == "replicate" else index != self.next - 1
+        if stale:
+            return False
+        self.state = "probe"
+        self.paused = False
+        self.window = 1
+        self.in_flight.clear()
+        self.bytes_in_flight = 0
+        self.next = max(min(index, hint + 1), self.match + 1)
+        return True
+
+
+class Replication:
+    """The leader's book of followers."""
+
+    def __init__(self, raft_id: RaftId, term: int, log: RaftLog, limits: Limits) -> None:
+        self._raft_id = raft_id
+        self._term = term
+        self._log = log
+        self._limits = limits
+        self._followers: dict[RaftId, Progress] = {}
+
+    def follow(self, configuration: Configuration) -> None:
+        """Keeps exactly the others of this configuration, in its order."""
+        self._followers = {
+            raft: self._followers.get(raft) or Progress(self._log.last_index + 1)
+            for raft in configuration.ids
+            if raft != self._raft_id
+        }
+
+    def followers(self) -> tuple[RaftId, ...]:
+        """Everybody to be kept in line."""
+        return tuple(self._followers)
+
+    def heard(self, raft: RaftId, now_ms: int) -> Progress | None:
+        """Notes a sign of life; None for an id that is not followed (any more)."""
+        progress = self._followers.get(raft)
+        if progress is not None:
+            progress.active = True
+            progress.heard_ms = now_ms
+        return progress
+
+    def refused(self, progress: Progress, ack: AppendAck) -> bool:
+        """Steps back to where the logs can agree; False when the refusal is stale."""
+        hint, _ = self._log.agreeing(ack.hint_index, ack.hint_term)
+        return progress.refused(ack.index, hint)
+
+    def appends(self, raft: RaftId) -> list[Append]:
+        """Appends with entries that may leave now; one without when only the commit index is news."""
+        progress = self._followers[raft]
+        limits = self._limits
+        ready: list[Append] = []
+        while progress.next <= self._log.last_index and not progress.is_full(limits):
+            ready.append(self._append(raft, progress, limits.append_entries_max))
+        if not ready and progress.state == "replicate" and not progress.in_flight:
+            commit = self._log.commit_index
+            if progress.commit_sent < min(commit, progress.match):
+                ready.append(self._append(raft, progress, 0))
+        return ready
+
+    def nudge(self, raft: RaftId) -> list[Append]:
+        """After a heartbeat's answer: if the follower is still behind, something may be lost.
+
+        When nothing else may leave, an append without entries asks what the follower holds: a gap
+        makes it refuse, which starts a probe.
+        """
+        progress = self._followers[raft]
+        progress.paused = False
+        ready = self.appends(raft)
+        behind = progress.match < self._log.last_index
+        if not ready and (behind or progress.state == "probe"):
+            ready.append(self._append(raft, progress, 0))
+        return ready
+
+    def heartbeat(self, raft: RaftId) -> Heartbeat:
+        """A sign of life; its commit index stays within what the follower is known to hold."""
+        return Heartbeat(
+            sender=self._raft_id,
+            to=raft,
+            term=self._term,
+            commit=min(self._followers[raft].match, self._log.commit_index),
+        )
+
+    def majority_index(self, configuration: Configuration) -> int:
+        """The highest index that a majority of voters holds durably, this node by its own sync."""
+        return majority_index(configuration.voters, self._matched)
+
+    def check_quorum(self, configuration: Configuration) -> bool:
+        """Whether a majority of voters was heard since the last check; starts the next one."""
+        heard = sum(
+            1
+            for voter in configuration.voters
+            if voter == self._raft_id or self._followers[voter].active
+        )
+        for progress in self._followers.values():
+            progress.active = False
+        return heard >= configuration.quorum
+
+    def status(self, *, heard_since_ms: int) -> tuple[FollowerStatus, ...]:
+        """What is known of each follower."""
+        return tuple(
+            FollowerStatus(
+                raft_id=raft, match=progress.match, active=progress.heard_ms >= heard_since_ms
+            )
+            for raft, progress in self._followers.items()
+        )
+
+    def _matched(self, raft: RaftId) -> int:
+        if raft == self._raft_id:
+            return self._log.stable_index
+        return self._followers[raft].match
+
+    def _append(self, raft: RaftId, progress: Progress, entries_max: int) -> Append:
+        prev_index = progress.next - 1
+        prev_term = self._log.term(prev_index)
+        assert prev_term is not None, f"entry {prev_index} is not in the log"
+        entries = self._log.entries(
+            progress.next,
+            self._log.last_index + 1,
+            bytes_max=self._limits.append_bytes_max,
+            entries_max=entries_max,
+        )
+        if entries:
+            progress.sent(entries[-1].index, sum(len(entry.data) for entry in entries))
+        elif progress.state == "probe":
+            progress.paused = True
+        progress.commit_sent = min(
+            self._log.commit_index, entries[-1].index if entries else prev_index
+        )
+        return Append(
+            sender=self._raft_id,
+            to=raft,
+            term=self._term,
+            prev_index=prev_index,
+            prev_term=prev_term,
+            entries=entries,
+            commit=self._log.commit_index,
+        )

@@ -1,0 +1,421 @@
+"""The composition root: makes the parts of a node and tells them of each other; it alone knows adapters."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version as package_version
+from pathlib import Path
+from random import SystemRandom
+from typing import Final
+
+import structlog
+
+from ledger.log_sqlite import LogStore
+from ledger.queries import Reader
+from ledger.store_sqlite import LedgerStore
+from mesh import clock
+from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.control_zmq import ZmqControl
+from mesh.discovery import Advert
+from mesh.discovery_mdns import MdnsDiscovery
+from mesh.errors import UnreachableError
+from mesh.forming import FormingTimes
+from mesh.ids import MeshId, NodeId, raft_id
+from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
+from mesh.joining import JOIN, Facts, JoinGrant
+from mesh.messages import PeerAddress
+from mesh.protocol import Timing, founding_entries
+from mesh.transfer_files import free_bytes
+from mesh.transport import Counters
+from mesh.trust import JOIN_KEY, Identity, Token, mesh_fingerprint, mesh_tag, parse_token
+from mesh.trust_files import PromiseFile
+from node.address_book_files import AddressFile
+from node.admission import Admission
+from node.admission_ports import AdmissionSettings, Formed
+from node.config import Config
+from node.conversion import MediaConverter
+from node.feed import Feed
+from node.films import Allowed, Contact, Films, default_folders
+from node.gateway.events import EventRing
+from node.gateway.models import SubmitRequest
+from node.gateway.server import Gateway, address_of, bind_api
+from node.home_files import write_api_files
+from node.home_paths import CACHE_FOLDER
+from node.leases import LeaseTiming
+from node.machine import Machine
+from node.media.profiles import BUILT_IN, built_in
+from node.member import MemberNode, Membership, granted_members
+from node.mesh_port import LedgerMesh
+from node.mesh_view import Parts
+from node.neighbours import OwnFacts
+from node.owner import Owner
+from node.replica import Replica
+from node.service import Service, new_job_id
+from node.submission import Submission
+from node.submission_files import prepare
+from node.worker import Worker
+
+_log = structlog.get_logger("node")
+
+VERSION: Final = package_version("darkstream")
+PEERS_FILE: Final = "peers.json"
+_TRAFFIC_KEYS: Final = ("sent_bytes", "received_bytes")
+
+
+class Assembly:
+    """The parts of one node and how they know each other."""
+
+    def __init__(
+        self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
+    ) -> None:
+        home = Path(config.home)
+        self._config = config
+        self._home = home
+        self._identity = identity
+        self._log = log
+        self._ledger = ledger
+        self._reader = reader = Reader(ledger.path)
+        self._raft_id = raft_id(identity.node_id, log.incarnation)
+        self._incarnation = secrets.token_hex(4)
+        self._member: MemberNode | None = None
+        self._worker: Worker | None = None
+        self._machine = Machine(ffmpeg=config.ffmpeg, cache=home / CACHE_FOLDER, slots=config.slots)
+        self._replica = Replica(reader)
+        control_port, bulk_port, join_port = config.ports
+        host = config.listen_host
+        self._control = ZmqControl(identity.keys, host=host, port=control_port)
+        self._client = ZmqBulkClient(identity.keys)
+        self._allowed = Allowed(default_folders(config.allow))
+        self._films = Films(
+            own=identity.node_id,
+            folder=home / CACHE_FOLDER,
+            allowed=self._allowed,
+            reader=reader,
+            client=self._client,
+            contacts=self._contact,
+            media=self._machine.media,
+        )
+        self._bulk = ZmqBulkServer(identity.keys, self._films.source_for, host=host, port=bulk_port)
+        self._mesh = LedgerMesh(reader, identity.node_id)
+        self._discovery = MdnsDiscovery(
+            on_heard=self._heard,
+            on_gone=lambda _: None,
+            report=_log.info,
+            interfaces=config.interface,
+            listen_host=host,
+        )
+        self._admission = Admission(
+            identity=identity,
+            incarnation=self._incarnation,
+            facts=self._facts,
+            mesh=self._mesh,
+            call=ZmqJoinCall(identity.keys, JOIN_KEY.public),
+            resolve=_resolve,
+            promises=PromiseFile(home),
+            announce=self._discovery.announce,
+            settings=self._admission_settings(),
+        )
+        self._join = ZmqJoinListener(JOIN_KEY, self._admission.on_frame, host=host, port=join_port)
+        # Microseconds since 1970: above every id that an earlier process gave.
+        self._ring = EventRing(clock.wall_ms() * 1_000)
+        self._service = Service(
+            node=identity.node_id,
+            name=config.name,
+            version=VERSION,
+            open_to_all=config.open,
+            ring=self._ring,
+            detection=self._machine.detection,
+        )
+        self._service.serve(self._admission)
+        self.gateway: Gateway
+
+    def _admission_settings(self) -> AdmissionSettings:
+        config = self._config
+        return AdmissionSettings(
+            token=_token(config),
+            seeds=config.seeds,
+            new_mesh=config.new_mesh,
+            belonged=self._log.get_value("mesh") is not None,
+            admission="open" if config.open else config.admission,
+            times=FormingTimes(look_ms=config.timings.look_ms),
+        )
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    async def start(self, group: asyncio.TaskGroup) -> None:
+        """Opens every port, then finds the mesh in the background.  Raises what a start can meet."""
+        await self._control.start()
+        await asyncio.to_thread(self._bulk.start)
+        await self._join.start()
+        listener = bind_api(*self._config.api_address)
+        address = address_of(listener)
+        token = write_api_files(self._home, address)
+        self.gateway = Gateway(self._service, listener, token=token, version=VERSION)
+        group.create_task(self.gateway.serve(), name="gateway")
+        group.create_task(self._discovery.run(), name="discovery")
+        group.create_task(self._admission.run(), name="admission")
+        group.create_task(self._machine.detect(), name="detect")
+        group.create_task(self._belong(group), name="belong")
+        _log.info(
+            "started",
+            node=self._identity.node_id,
+            name=self._config.name,
+            ports=f"{self._control.port},{self._bulk.port},{self._join.port}",
+            api=address,
+            version=VERSION,
+        )
+
+    async def _belong(self, group: asyncio.TaskGroup) -> None:
+        if self._log.get_value("mesh") is None:
+            outcome = await self._admission.find_mesh()
+            if isinstance(outcome, Formed):
+                self._log.set_value("founder", value=True)
+                self._log.set_value("mesh", outcome.mesh)
+            else:
+                self._log.set_value("grant", JOIN.encode(outcome.grant).hex())
+                self._log.set_value("mesh", outcome.grant.mesh)
+        else:
+            self._admission.announce()
+        self._begin(group)
+
+    def _membership(self) -> Membership:
+        founder = self._log.get_value("founder") is True
+        if founder and self._log.last_index() == 0:
+            self._log.persist(*founding_entries(self._raft_id))
+        grant = self._log.get_value("grant")
+        members, places = granted_members(_grant(str(grant))) if grant is not None else ((), ())
+        config = self._config
+        return Membership(
+            raft_id=self._raft_id,
+            name=config.name,
+            role=config.role,
+            public_key=self._identity.public_key,
+            mesh=MeshId(str(self._log.get_value("mesh"))),
+            founder=founder,
+            granted=members,
+            places=places,
+        )
+
+    def _begin(self, group: asyncio.TaskGroup) -> None:
+        membership, timings = self._membership(), self._config.timings
+        leases = LeaseTiming(
+            heartbeat_ms=timings.worker_heartbeat_ms,
+            suspect_ms=timings.worker_suspect_ms,
+            fence_ms=timings.hand_back_ms,
+            expiry_ms=timings.worker_silent_ms,
+        )
+        member = MemberNode(
+            membership=membership,
+            facts=OwnFacts(
+                node=self._identity.node_id,
+                raft_id=self._raft_id,
+                mesh=membership.mesh,
+                incarnation=self._incarnation,
+                name=membership.name,
+                hosts=self._discovery.addresses,
+                control_port=self._control.port,
+                bulk_port=self._bulk.port,
+                join_port=self._join.port,
+            ),
+            log=self._log,
+            ledger=self._ledger,
+            applied_index=self._ledger.applied_index,
+            replica=self._replica,
+            control=self._control,
+            trust_users=(self._bulk.set_trust, self._members_changed),
+            book=AddressFile(self._home / PEERS_FILE),
+            timing=Timing(
+                heartbeat_ms=timings.heartbeat_ms,
+                election_min_ms=timings.election_min_ms,
+                election_max_ms=timings.election_max_ms,
+            ),
+            leases=leases,
+            status=self._told,
+            random=SystemRandom(),
+        )
+        self._member = member
+        self._mesh.begin(member.proposer, member.neighbours, lambda: member.leader)
+        group.create_task(member.run(), name="member")
+        group.create_task(self._machine.report(member, VERSION), name="report")
+        self._work(group, member, leases)
+
+    def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
+        name = self._config.name
+        self._worker = worker = Worker(
+            own=member.own,
+            name=name,
+            driver=member.driver,
+            proposer=member.proposer,
+            requests=member.requests,
+            replica=self._replica,
+            board=member.board,
+            converter=MediaConverter(self._machine.media),
+            sources=self._films,
+            results=self._films,
+            folder=self._home / CACHE_FOLDER / "attempts",
+            timing=leases,
+        )
+        owner = Owner(
+            own=member.own,
+            name=name,
+            driver=member.driver,
+            proposer=member.proposer,
+            replica=self._replica,
+            board=member.board,
+            planner=self._films,
+            intake=self._films,
+        )
+        feed = Feed(
+            ring=self._ring,
+            driver=member.driver,
+            replica=self._replica,
+            board=member.board,
+            neighbours=member.neighbours,
+            status=self._service.status,
+        )
+        self._service.begin(
+            Parts(
+                driver=member.driver,
+                proposer=member.proposer,
+                requests=member.requests,
+                replica=self._replica,
+                neighbours=member.neighbours,
+                coordinator=member.coordinator,
+                board=member.board,
+                worker=worker,
+                prepare=self._prepare,
+                traffic=self._traffic,
+                refusals=self._refusals,
+                disk_free_bytes=lambda: free_bytes(self._home),
+            )
+        )
+        group.create_task(worker.run(), name="worker")
+        group.create_task(owner.run(), name="owner")
+        group.create_task(feed.run(), name="feed")
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Finishes or gives back what this node works on."""
+        if self._worker is not None:
+            await self._worker.drain(self._config.timings.shutdown_ms / 1000)
+
+    async def close(self) -> None:
+        """Closes ports and threads; every task is over."""
+        self._ring.close()
+        self._client.close()
+        await self._join.stop()
+        await self._control.stop()
+        await asyncio.to_thread(self._bulk.stop)
+        await asyncio.to_thread(self._films.close)
+        await asyncio.to_thread(self._replica.close)
+
+    # --- what the parts ask of each other -----------------------------------------------------------
+
+    def _facts(self) -> Facts:
+        return Facts(
+            raft_id=self._raft_id,
+            name=self._config.name,
+            role=self._config.role,
+            hosts=self._discovery.addresses(),
+            control_port=self._control.port,
+            bulk_port=self._bulk.port,
+            join_port=self._join.port,
+        )
+
+    def _heard(self, advert: Advert) -> None:
+        self._admission.heard(advert)
+        mesh, member = self._mesh.mesh(), self._member
+        if mesh is None or member is None or advert.mesh_tag is None:
+            return
+        if advert.mesh_tag != mesh_tag(mesh_fingerprint(*mesh)):
+            self._service.other_mesh(advert.mesh_tag)
+            return
+        member.neighbours.hint(
+            PeerAddress(
+                node=advert.node,
+                hosts=advert.hosts,
+                control_port=advert.control_port,
+                bulk_port=advert.bulk_port,
+                join_port=advert.join_port,
+            )
+        )
+
+    def _members_changed(self, members: Mapping[bytes, NodeId]) -> None:
+        self._mesh.members_are(members)
+        self._admission.announce()
+
+    def _contact(self, node: NodeId) -> Contact:
+        member = self._member
+        peer = member.neighbours.peers.get(node) if member is not None else None
+        known = next((m for m in member.trusted() if m.node == node), None) if member else None
+        if peer is None or peer.address is None or known is None or known.state != "active":
+            raise UnreachableError(f"no address of node {node} is known", "see `mesh-cli nodes`")
+        return Contact(
+            public_key=known.public_key, hosts=peer.address.hosts, port=peer.address.bulk_port
+        )
+
+    async def _prepare(self, request: SubmitRequest) -> Submission:
+        return await asyncio.to_thread(
+            prepare,
+            request,
+            built_in(request.profile),
+            owner=self._identity.node_id,
+            allowed=self._allowed.folders,
+            check_output=self._allowed.split,
+            profile_names=tuple(BUILT_IN),
+            new_id=new_job_id,
+        )
+
+    def _traffic(self, node: NodeId) -> tuple[int, int]:
+        """Film bytes that a node sent and received in all since its start: others tell theirs."""
+        if node == self._identity.node_id:
+            return (
+                sum(peer.bytes_out for peer in self._bulk.counters().peers.values()),
+                sum(peer.bytes_in for peer in self._client.counters().peers.values()),
+            )
+        told = self._member.neighbours.status_of(node) if self._member is not None else {}
+        sent, received = (told.get(key) for key in _TRAFFIC_KEYS)
+        return (
+            sent if isinstance(sent, int) and sent >= 0 else 0,
+            received if isinstance(received, int) and received >= 0 else 0,
+        )
+
+    def _told(self) -> dict[str, object]:
+        """What this node's hellos tell of it."""
+        traffic = dict(zip(_TRAFFIC_KEYS, self._traffic(self._identity.node_id), strict=True))
+        return {**self._service.told(), **traffic}
+
+    def _refusals(self) -> Iterator[tuple[str, str, int]]:
+        sockets: tuple[tuple[str, Counters], ...] = (
+            ("control", self._control.counters()),
+            ("bulk", self._bulk.counters()),
+            ("join", self._join.counters()),
+        )
+        for name, counters in sockets:
+            for reason, count in counters.refused.items():
+                yield name, reason, count
+        for reason, count in (self._member.refused if self._member else {}).items():
+            yield "control", reason, count
+        yield "discovery", "advert", self._discovery.refused
+
+
+def _token(config: Config) -> Token | None:
+    if config.join_file is not None:
+        return parse_token(Path(config.join_file).read_text("ascii").strip())
+    return parse_token(config.join) if config.join is not None else None
+
+
+def _grant(text: str) -> JoinGrant:
+    grant = JOIN.decode(bytes.fromhex(text))
+    assert isinstance(grant, JoinGrant), "what was kept of the admission"
+    return grant
+
+
+async def _resolve(host: str) -> tuple[str, ...]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(one[4][0]) for one in found))

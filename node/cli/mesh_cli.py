@@ -1,0 +1,336 @@
+"""`mesh-cli`: what a person asks of the mesh, over HTTP to a node."""
+
+import os
+import sys
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError
+from node.cli import views
+from node.cli.client import Api, connect, home_of
+from node.cli.faults import Commands, Json, StoppedWatchingError, error_from, main_of, print_json
+from node.cli.faults import safe as safe_text
+from node.cli.options import Common, Duration, Since, common_options
+from node.home_paths import LEDGER_FILE
+
+STATES = [
+    "queued",
+    "planning",
+    "running",
+    "verifying",
+    "publishing",
+    "done",
+    "failed",
+    "cancelled",
+    "waiting",
+    "paused",
+]
+QUERY_ROWS_MAX = 10_000
+"""Rows of one `ledger query`; a query for more is refused."""
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="darkstream", prog_name="mesh-cli")
+@common_options
+def cli(*, as_json: bool) -> None:
+    """Convert videos on a mesh of machines.  Talks to the node on this machine."""
+
+
+def _api(ctx: click.Context) -> Api:
+    api = connect(ctx.ensure_object(Common))
+    ctx.call_on_close(api.close)
+    return api
+
+
+def _submission(paths: tuple[str, ...], profile: str, output: str | None, **more: object) -> Json:
+    return {
+        "paths": [os.path.abspath(path) for path in paths],  # noqa: PTH100 - keeps a link's own name
+        "profile": profile,
+        "output": os.path.abspath(output) if output else None,  # noqa: PTH100 - see above
+        **more,
+    }
+
+
+def _report_faults(faults: list[Json]) -> int:
+    """Prints why paths gave no job; the exit code of the first."""
+    for fault in faults:
+        views.print_fault(fault)
+    if not faults:
+        return 0
+    first = faults[0]
+    return error_from(first["code"], first["what"], first["todo"]).exit_code
+
+
+@cli.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--profile", "-p", required=True, help="How to convert: web, mobile, archive, ...")
+@click.option(
+    "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
+)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option("--no-split", is_flag=True, help="Convert each film whole, on one node.")
+@common_options
+@click.pass_context
+def convert(
+    ctx: click.Context,
+    *,
+    files: tuple[str, ...],
+    profile: str,
+    output: str | None,
+    overwrite: bool,
+    no_split: bool,
+    as_json: bool,
+) -> int:
+    """Convert films and wait for the results, with live progress."""
+    from node.cli.displays import display_for, print_results  # noqa: PLC0415 - start-up time
+    from node.cli.follow import Follower  # noqa: PLC0415 - start-up time
+
+    api = _api(ctx)
+    body = _submission(files, profile, output, overwrite=overwrite, split=not no_split)
+    answer = api.post("/jobs", body)
+    ids = [job["id"] for job in answer["jobs"]]
+    display = display_for(as_json=as_json)
+    try:
+        ended = Follower(api, display).follow(ids)
+    except KeyboardInterrupt:
+        display.close()
+        raise StoppedWatchingError(
+            "stopped watching", f"the jobs go on: mesh-cli jobs shows them ({len(ids)} submitted)"
+        ) from None
+    finally:
+        display.close()
+    jobs = [api.get(f"/jobs/{job}") for job in ended]
+    if as_json:
+        print_json({"jobs": jobs, "faults": answer["faults"]})
+    else:
+        print_results(jobs)
+    code = _report_faults(answer["faults"])
+    failed = [job for job in jobs if job["state"] != "done"]
+    for job in failed:
+        views.print_job_fault(job)
+    return EXIT_JOB_FAILED if failed else code
+
+
+@cli.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.option("--profile", "-p", required=True, help="How to convert: web, mobile, archive, ...")
+@click.option(
+    "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
+)
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
+@click.option("--tenant", default="", help="On whose account.")
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option("--no-split", is_flag=True, help="Convert each film whole, on one node.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be submitted.")
+@common_options
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    /,
+    *,
+    paths: tuple[str, ...],
+    profile: str,
+    output: str | None,
+    no_split: bool,
+    as_json: bool,
+    **more: Any,  # noqa: ANN401 - priority, tenant, overwrite, dry_run go on as they are
+) -> int:
+    """Submit films and folders; prints the ids of the jobs."""
+    body = _submission(paths, profile, output, split=not no_split, **more)
+    answer = _api(ctx).post("/jobs", body)
+    if as_json:
+        print_json(answer)
+    else:
+        for job in answer["jobs"]:
+            made = job["id"] or "would convert"
+            print(safe_text(f"{made}  {job['source']} -> {job['output']}"))
+    return _report_faults(answer["faults"])
+
+
+@cli.command()
+@common_options
+@click.pass_context
+def status(ctx: click.Context, *, as_json: bool) -> int:
+    """The mesh in one look."""
+    answer = _api(ctx).get("/status")
+    print_json(answer) if as_json else views.print_status(answer)
+    return 0
+
+
+@cli.command()
+@click.option("--status", type=click.Choice(STATES), help="Only jobs in this state.")
+@click.option("--node", help="Only jobs of this node (name or id).")
+@click.option("--since", type=Since(), metavar="T", help="Only jobs since: 2h, 1d or 2026-11-24.")
+@click.option("--tenant", help="Only jobs of this tenant.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@common_options
+@click.pass_context
+def jobs(
+    ctx: click.Context,
+    *,
+    status: str | None,
+    node: str | None,
+    since: int | None,
+    tenant: str | None,
+    limit: int,
+    as_json: bool,
+) -> int:
+    """Jobs, newest first."""
+    api = _api(ctx)
+    found: list[Json] = []
+    cursor: str | None = None
+    while True:
+        page = api.get(
+            "/jobs",
+            status=status,
+            node=node,
+            since_ms=since,
+            tenant=tenant,
+            limit=min(limit - len(found), 1_000),
+            cursor=cursor,
+        )
+        found += page["jobs"]
+        cursor = page["next"]
+        if cursor is None or len(found) >= limit:
+            break
+    print_json({"jobs": found, "next": cursor}) if as_json else views.print_jobs(found, cursor)
+    return 0
+
+
+@cli.group(cls=Commands)
+def job() -> None:
+    """One job."""
+
+
+@job.command("show")
+@click.argument("job_id", metavar="ID")
+@common_options
+@click.pass_context
+def job_show(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
+    """A job's state, tasks and attempts, and why it waits."""
+    answer = _api(ctx).get(f"/jobs/{quote(job_id, safe='')}")
+    print_json(answer) if as_json else views.print_job(answer)
+    return 0
+
+
+@cli.group(cls=Commands, invoke_without_command=True)
+@common_options
+@click.pass_context
+def nodes(ctx: click.Context, *, as_json: bool) -> int:
+    """The nodes of the mesh, and those that ask to join."""
+    if ctx.invoked_subcommand is not None:
+        return 0
+    answer = _all_nodes(_api(ctx))
+    print_json(answer) if as_json else views.print_nodes(answer)
+    return 0
+
+
+def _all_nodes(api: Api) -> Json:
+    answer = api.get("/nodes")
+    page = answer
+    while page["next"] is not None:
+        page = api.get("/nodes", cursor=page["next"])
+        answer["nodes"] += page["nodes"]
+    return {**answer, "next": None}
+
+
+@nodes.command()
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask whether the codes are the same.")
+@click.option(
+    "--code", metavar="DIGITS", help="The code that the new node shows; else you compare."
+)
+@common_options
+@click.pass_context
+def approve(ctx: click.Context, *, name: str, yes: bool, code: str | None, as_json: bool) -> int:
+    """Admit a node that asks to join; compare its six-digit code with what the new node shows."""
+    api = _api(ctx)
+    asking = [one for one in api.get("/nodes")["pending"] if name in (one["name"], one["id"])]
+    if not asking:
+        raise NotFoundError(f"no node {name!r} asks to join", "mesh-cli nodes lists those that do")
+    if len(asking) > 1:
+        ids = ", ".join(one["id"] for one in asking)
+        raise ConflictError(f"several nodes named {name!r} ask to join: {ids}", "give the id")
+    (pending,) = asking
+    if not as_json:
+        print(
+            safe_text(
+                f"{pending['name']} at {pending['address']} shows the code: {pending['code']}"
+            )
+        )
+    if sys.stdin.isatty() and not (yes or code or as_json):
+        click.confirm("Does the new node show the same code?", abort=True, err=True)
+    answer = api.post(
+        f"/nodes/{quote(pending['id'], safe='')}/approve", {"code": code or pending["code"]}
+    )
+    print_json(answer) if as_json else print(safe_text(f"{answer['name']} is admitted"))
+    return 0
+
+
+@nodes.command()
+@click.argument("name")
+@common_options
+@click.pass_context
+def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """Distrust a node for good: its key is refused from now on."""
+    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/revoke")
+    print_json(answer) if as_json else print(safe_text(f"{answer['name']} is revoked"))
+    return 0
+
+
+@cli.group(cls=Commands)
+def token() -> None:
+    """Invitations for new nodes."""
+
+
+@token.command("create")
+@click.option("--uses", type=click.IntRange(1, 1_000), default=1, show_default=True)
+@click.option("--ttl", type=Duration(), metavar="T", default="1h", show_default=True)
+@common_options
+@click.pass_context
+def token_create(ctx: click.Context, *, uses: int, ttl: int, as_json: bool) -> int:
+    """Make an invitation; prints the token alone, for `mesh-node start --join TOKEN`."""
+    answer = _api(ctx).post("/tokens", {"uses": uses, "ttl_s": ttl})
+    print_json(answer) if as_json else print(answer["token"])
+    return 0
+
+
+@cli.command()
+@common_options
+@click.pass_context
+def detect(ctx: click.Context, *, as_json: bool) -> int:
+    """What the node's machine can encode with."""
+    answer = _api(ctx).get("/detect")
+    print_json(answer) if as_json else views.print_detection(answer)
+    return 0
+
+
+@cli.group(cls=Commands)
+def ledger() -> None:
+    """The replicated ledger, as this machine holds it."""
+
+
+@ledger.command("query")
+@click.argument("sql")
+@common_options
+@click.pass_context
+def ledger_query(ctx: click.Context, *, sql: str, as_json: bool) -> int:
+    """Read the local replica with SQL; answers also when no node runs."""
+    from ledger.queries import run_query  # noqa: PLC0415 - SQLite is needed here alone
+
+    path = home_of(ctx.ensure_object(Common)) / LEDGER_FILE
+    if not path.is_file():
+        raise NotFoundError(
+            f"there is no ledger at {path}", "start a node first, or name its home with --home"
+        )
+    columns, rows = run_query(str(path), sql, QUERY_ROWS_MAX)
+    views.print_rows(columns, rows, as_json=as_json)
+    return 0
+
+
+main = main_of(cli)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Options that commands share, and values as people write them."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from mesh import clock
+
+F = TypeVar("F", bound=Callable[..., Any])
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_DAY = re.compile(r"^\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(slots=True)
+class Common:
+    """Where the node is; what a subcommand says wins over what the group says."""
+
+    home: str | None = None
+    api: str | None = None
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    common = ctx.ensure_object(Common)
+    if value is not None and param.name in ("home", "api"):
+        setattr(common, param.name, value)
+
+
+def home_option(command: F) -> F:
+    """`--home DIR`."""
+    return click.option(
+        "--home",
+        metavar="DIR",
+        callback=_remember,
+        expose_value=False,
+        help="Data directory of the node (also DARKSTREAM_HOME).",
+    )(command)
+
+
+def common_options(command: F) -> F:
+    """`--home`, `--api` and `--json`."""
+    command = click.option(
+        "--api",
+        metavar="ADDR:PORT",
+        callback=_remember,
+        expose_value=False,
+        help="Where the node's API listens (also DARKSTREAM_API).",
+    )(command)
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
+        command
+    )
+    return home_option(command)
+
+
+class Duration(click.ParamType[int]):
+    """Seconds, written as 90, 90s, 30m, 1h, 2d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number of seconds."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,9})([smhdw]?)", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is no duration; write it as 45s, 30m, 1h or 2d", param, ctx)
+        return int(match.group(1)) * _UNITS_S[match.group(2) or "s"]
+
+
+class Since(click.ParamType[int]):
+    """A moment as milliseconds since 1970, written as a duration ago (2h) or as a date (2026-11-24)."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The moment."""
+        if isinstance(value, int):
+            return value
+        if _DAY.match(str(value)):
+            from datetime import datetime  # noqa: PLC0415 - start-up time
+
+            try:
+                moment = datetime.fromisoformat(str(value)).astimezone()
+            except ValueError:
+                self.fail(f"{value!r} is no date; write it as 2026-11-24T18:00", param, ctx)
+            return int(moment.timestamp() * 1_000)
+        return clock.wall_ms() - Duration().convert(value, param, ctx) * 1_000

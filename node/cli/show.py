@@ -1,0 +1,120 @@
+"""Tables and lines for people: rich in a terminal, plain aligned columns when piped."""
+
+import sys
+from collections.abc import Sequence
+
+from node.cli.faults import Json, safe
+
+STATE_STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "verifying": "cyan",
+    "publishing": "cyan",
+    "failed": "red",
+    "cancelled": "yellow",
+    "waiting": "yellow",
+    "paused": "yellow",
+}
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under their headings; what does not fit a terminal is folded, what is piped is never cut."""
+    texts = [[safe("" if cell is None else cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(columns, texts)
+        return
+    widths = [max([len(name), *(len(row[at]) for row in texts)]) for at, name in enumerate(columns)]
+    for row in [list(columns), *texts]:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - start-up time
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in texts:
+        table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
+    """Name and value, one a line; empty values are left out."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        if value not in (None, "", [], {}):
+            print(f"{name.ljust(width)}  {safe(value)}")
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1_000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1_000
+    return f"{value:.1f} TB"
+
+
+def duration(milliseconds: int | float) -> str:
+    """A duration as a person reads it."""
+    seconds = milliseconds / 1_000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < 3_600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3_600}:{whole // 60 % 60:02d}:{whole % 60:02d} h"
+
+
+def moment(milliseconds: int | None) -> str:
+    """A moment in the person's time zone."""
+    if milliseconds is None:
+        return ""
+    from datetime import UTC, datetime  # noqa: PLC0415 - start-up time
+
+    return datetime.fromtimestamp(milliseconds / 1_000, UTC).astimezone().strftime("%m-%d %H:%M:%S")
+
+
+def share_of(progress: Json) -> float | None:
+    """How much of the phase is done, 0.0 to 1.0."""
+    total = progress.get("total") or 0
+    return min(1.0, progress["done"] / total) if total > 0 else None
+
+
+def progress_text(progress: Json | None) -> str:
+    """`encoding 42 %, 118 fps`."""
+    if not progress:
+        return ""
+    share = share_of(progress)
+    text = str(progress["phase"]) + (
+        f" {share:.0%}".replace("%", " %") if share is not None else ""
+    )
+    return f"{text}, {progress['fps']:.0f} fps" if progress.get("fps") else text
+
+
+def fault_text(fault: Json) -> str:
+    """`what (on node); todo` of a fault of a job or a path."""
+    where = f" (node {fault['node']})" if fault.get("node") else ""
+    todo = f"; {fault['todo']}" if fault.get("todo") else ""
+    return f"error[{fault['code']}]: {fault['what']}{where}{todo}"
+
+
+def result_lines(job: Json) -> list[str]:
+    """What a person wants to know of a finished film."""
+    result = job["result"]
+    seconds = result["duration_ms"] / 1_000
+    encoder = f" with {result['encoder']}" if result.get("encoder") else ""
+    counted = f"frames in {result['frames_in']}, out {result['frames_out']}"
+    encoded = f"encoded by {result['node']}{encoder} in {duration(result['encode_ms'])}"
+    return [
+        f"{job['source']} -> {result['output']}",
+        f"  {counted}; plays {seconds:.3f} s; {size(result['bytes'])}",
+        f"  {encoded}; {duration(result['total_ms'])} in all",
+    ]

@@ -1,0 +1,202 @@
+"""What people see of the API's documents."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+
+from node.cli.faults import Json, print_json, safe
+from node.cli.show import (
+    duration,
+    fault_text,
+    moment,
+    print_pairs,
+    print_table,
+    progress_text,
+    result_lines,
+    size,
+)
+
+_STATES = {
+    "looking": "looks for a mesh",
+    "forming": "forms a mesh",
+    "waiting": "waits to be admitted",
+    "member": "member",
+}
+
+
+def print_fault(fault: Json) -> None:
+    """Why a path gave no job."""
+    line = fault_text(fault)
+    if fault.get("path") and fault["path"] not in line:
+        line = line.replace("]: ", f"]: {fault['path']}: ", 1)
+    print(safe(line), file=sys.stderr)
+
+
+def print_job_fault(job: Json) -> None:
+    """Why a job did not end as done."""
+    fault = job.get("fault") or {
+        "code": "job_failed",
+        "what": f"the job is {job['state']}",
+        "todo": f"mesh-cli job show {job['id']}",
+    }
+    line = fault_text(fault)
+    if job["source"] not in line:
+        line = line.replace("]: ", f"]: {job['source']}: ", 1)
+    print(safe(line), file=sys.stderr)
+
+
+def print_status(status: Json) -> None:
+    """The mesh in one look."""
+    counts = ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count)
+    coordinator = status["coordinator"] or "none"
+    quorum = "" if status["quorum"] else " (no quorum: nothing new is decided)"
+    print_pairs(
+        [
+            ("node", f"{status['node']} ({_STATES[status['state']]})"),
+            ("mesh", status["mesh"]),
+            ("join code", status["join_code"]),
+            ("coordinator", f"{coordinator}{quorum}" if status["mesh"] else None),
+            ("nodes", f"{status['nodes_alive']} of {status['nodes_total']} alive"),
+            ("voters", ", ".join(status["voters"])),
+            ("learners", ", ".join(status["learners"])),
+            ("jobs", counts or "none"),
+            ("version", status["version"]),
+        ]
+    )
+    for progress in status["running"]:
+        print(safe(f"  {progress['job']}: {progress_text(progress)} on {progress['node']}"))
+    if status["open"]:
+        print("open: every node on this network is admitted without asking")
+    if status["unprotected"]:
+        print("unprotected: what is decided now is held by one machine alone")
+    for note in status["notes"]:
+        print(safe(note))
+
+
+def print_nodes(answer: Json) -> None:
+    """Members, and below them who asks to join."""
+    rows: list[list[object]] = []
+    for node in answer["nodes"]:
+        marks = [node["vote"] if node["vote"] != "none" else ""]
+        marks += ["coordinator"] if node["coordinator"] else []
+        marks += ["this node"] if node["this"] else []
+        state = "revoked" if node["state"] == "revoked" else "alive" if node["alive"] else "silent"
+        rows.append(
+            [
+                node["name"],
+                state,
+                node["role"],
+                ", ".join(mark for mark in marks if mark),
+                f"{node['slots_busy']}/{node['slots']}",
+                len(node["encoders"]),
+                " ".join(node["addresses"]),
+                size(node["sent_bytes"]),
+                size(node["received_bytes"]),
+            ]
+        )
+    names = ("NAME", "STATE", "ROLE", "IS", "SLOTS", "ENCODERS", "ADDRESS", "SENT", "RECEIVED")
+    print_table(names, rows)
+    if answer["pending"]:
+        print("\nThese ask to join (mesh-cli nodes approve NAME):")
+        pending = [
+            [one["name"], one["code"], one["address"], one["id"]] for one in answer["pending"]
+        ]
+        print_table(("NAME", "CODE", "ADDRESS", "ID"), pending)
+
+
+def print_jobs(jobs: list[Json], cursor: str | None) -> None:
+    """One line a job."""
+    rows = [
+        [
+            job["id"],
+            job["state"],
+            progress_text(job["progress"]),
+            job["profile"],
+            ", ".join(job["nodes"]),
+            moment(job["submitted_at_ms"]),
+            job["source"],
+        ]
+        for job in jobs
+    ]
+    print_table(("ID", "STATE", "PROGRESS", "PROFILE", "NODE", "SUBMITTED", "SOURCE"), rows)
+    if cursor is not None:
+        print("there are more: give a larger --limit", file=sys.stderr)
+
+
+def print_job(job: Json) -> None:
+    """Everything about a job."""
+    print_pairs(
+        [
+            ("job", job["id"]),
+            ("state", job["state"]),
+            ("progress", progress_text(job["progress"])),
+            ("waits because", job["why_waiting"]),
+            ("source", f"{job['source']} ({size(job['source_bytes'])}) on {job['owner']}"),
+            ("output", job["output"]),
+            ("profile", job["profile"]),
+            ("priority", job["priority"]),
+            ("tenant", job["tenant"]),
+            ("submitted", moment(job["submitted_at_ms"])),
+            ("finished", moment(job["finished_at_ms"])),
+            ("source digest", job["source_digest"]),
+            ("probe", json.dumps(job["probe"]) if job["probe"] else None),
+            ("plan", json.dumps(job["plan"]) if job["plan"] else None),
+        ]
+    )
+    if job["result"]:
+        print(*map(safe, result_lines(job)), sep="\n")
+    if job["fault"]:
+        print(safe(fault_text(job["fault"])))
+    for task in job["tasks"]:
+        print(safe(f"task {task['id']} ({task['kind']}): {task['state']}"))
+        for attempt in task["attempts"]:
+            _print_attempt(attempt)
+
+
+def _print_attempt(attempt: Json) -> None:
+    took = f"fetch {duration(attempt['fetch_ms'])}, encode {duration(attempt['encode_ms'])}"
+    print(
+        safe(
+            f"  attempt {attempt['number']} on {attempt['node']}: {attempt['state']}; {took},"
+            f" verify {duration(attempt['verify_ms'])}; {attempt['frames']} frames"
+        )
+    )
+    if attempt["fault"]:
+        print(safe(f"    {fault_text(attempt['fault'])}"))
+    if attempt["command_line"]:
+        print(safe(f"    {shlex.join(attempt['command_line'])}"))
+    for line in attempt["stderr_tail"].splitlines():
+        print(safe(f"    | {line}"))
+
+
+def print_detection(found: Json) -> None:
+    """Devices, and which encoders work and why others do not."""
+    print_pairs(
+        [
+            ("ffmpeg", found["ffmpeg"] or "none found"),
+            ("version", found["ffmpeg_version"]),
+            ("passed over", found["ffmpeg_note"]),
+            ("devices", found["devices_note"]),
+            ("cpus", found["cpus"]),
+            ("platform", found["platform"]),
+        ]
+    )
+    devices = [[one["kind"], one["name"], one["detail"]] for one in found["devices"]]
+    if devices:
+        print_table(("KIND", "DEVICE", "DETAIL"), devices)
+    works = {True: "works", False: "does not work", None: "candidate"}
+    encoders = [
+        [one["name"], one["family"], works[one["works"]], one["reason"]]
+        for one in found["encoders"]
+    ]
+    print_table(("ENCODER", "FAMILY", "HERE", "REASON"), encoders)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:
+    """The answer of a query; bytes are shown in hexadecimal."""
+    plain = [[cell.hex() if isinstance(cell, bytes) else cell for cell in row] for row in rows]
+    if as_json:
+        print_json({"columns": list(columns), "rows": plain})
+    else:
+        print_table(columns, plain)

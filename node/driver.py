@@ -1,0 +1,294 @@
+"""The one loop that feeds the consensus core and performs its effects, in their order.
+
+Inputs that arrive while a sync runs wait and form the next batch: that is the group commit.
+Applying runs beside the loop, so that a large batch of commands delays no heartbeat.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol
+
+import structlog
+
+from ledger.commands import Outcome
+from mesh import clock
+from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderError, UsageError
+from mesh.ids import CommandId, NodeId, RaftId, node_of
+from mesh.log import ENTRY_BYTES_MAX, Entry, HardState, LogStorage
+from mesh.membership import Configuration
+from mesh.messages import ConsensusMessage, Message
+from mesh.protocol import Raft
+from node.signals import Signal
+
+INBOX_MAX: Final = 4_096
+"""Consensus messages waiting; more are dropped, which Raft repairs by repeating."""
+PROPOSALS_MAX: Final = 4_096
+"""Commands waiting for the next batch; more are answered `busy`."""
+BATCH_MAX: Final = 512
+"""Inputs handled before effects are performed: bounds the time between two syncs."""
+APPLY_BATCH_MAX: Final = 512
+"""Entries applied in one ledger transaction."""
+
+_log = structlog.get_logger("consensus")
+
+Applied = tuple[Entry, str | None, Outcome | None]
+
+
+class Ledger(Protocol):
+    """What the driver needs of the ledger: blocking, called on one thread of its own."""
+
+    def apply(self, entries: Sequence[Entry]) -> Sequence[Applied]:
+        """Applies committed entries in one transaction; raises when the node must stop."""
+        ...
+
+
+class Driver:
+    """Runs one `Raft`; the rest of the node proposes through it and waits on its signals."""
+
+    def __init__(
+        self,
+        raft: Raft,
+        log: LogStorage,
+        ledger: Ledger,
+        send: Callable[[NodeId, Message], bool],
+    ) -> None:
+        self.raft = raft
+        self.leader_changed = Signal()
+        self.ledger_changed = Signal()
+        self.applied_index = raft.applied_index
+        self._log = log
+        self._ledger = ledger
+        self._send = send
+        self._inbox: asyncio.Queue[ConsensusMessage] = asyncio.Queue(INBOX_MAX)
+        self._proposals: asyncio.Queue[tuple[CommandId, bytes]] = asyncio.Queue(PROPOSALS_MAX)
+        self._changes: asyncio.Queue[tuple[Configuration, asyncio.Future[None]]] = asyncio.Queue(16)
+        self._to_apply: list[Entry] = []
+        self._newly_applied = raft.applied_index
+        self._wake = asyncio.Event()
+        self._apply_wake = asyncio.Event()
+        self._waiting: dict[CommandId, asyncio.Future[Outcome]] = {}
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="log")
+        self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self.dropped = 0
+
+    # --- what others ask --------------------------------------------------------------------
+
+    @property
+    def leader(self) -> RaftId | None:
+        """Who leads, as far as this node knows."""
+        return self.raft.leader
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads."""
+        return self.raft.leader == self.raft.raft_id
+
+    def receive(self, message: ConsensusMessage) -> None:
+        """Takes a consensus message; drops it when too many wait."""
+        try:
+            self._inbox.put_nowait(message)
+        except asyncio.QueueFull:
+            self.dropped += 1
+        self._wake.set()
+
+    async def propose(self, command_id: CommandId, data: bytes, timeout_s: float) -> Outcome:
+        """Commits and applies a sealed command here, on the leader.
+
+        Raises `NotLeaderError`, `BusyError`, `UsageError` (too large), or TimeoutError when it is not known whether the
+        command was committed: repeat it with the same id.
+        """
+        if not self.is_leader:
+            raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
+        if len(data) > ENTRY_BYTES_MAX:
+            raise UsageError(f"a command has more than {ENTRY_BYTES_MAX} bytes", "split it")
+        loop = asyncio.get_running_loop()
+        future = self._waiting.get(command_id)
+        if future is None:
+            future = self._waiting[command_id] = loop.create_future()
+            future.add_done_callback(_retrieve)
+            try:
+                self._proposals.put_nowait((command_id, data))
+            except asyncio.QueueFull:
+                del self._waiting[command_id]
+                raise BusyError("too many commands wait", "retry in a moment") from None
+            self._wake.set()
+        # A time-out leaves the future for a repetition of the same id; losing the lead ends it.
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(future)
+
+    async def change_configuration(self, configuration: Configuration) -> None:
+        """Starts a membership change.  Raises `NotLeaderError`, `ConflictError`, `BusyError`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            self._changes.put_nowait((configuration, future))
+        except asyncio.QueueFull:
+            raise BusyError("too many membership changes wait", "retry in a moment") from None
+        self._wake.set()
+        await future
+
+    async def wait_applied(self, index: int, timeout_s: float) -> bool:
+        """Whether this node's ledger holds the entry of this index before the time is over."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.applied_index < index:
+                    await self.ledger_changed.wait(self.ledger_changed.count)
+        except TimeoutError:
+            return False
+        return True
+
+    # --- the loops ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs until cancelled or until storage fails, which must end the node."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._consensus_loop(), name="consensus")
+                group.create_task(self._apply_loop(), name="apply")
+        finally:
+            for future in self._waiting.values():
+                future.cancel()
+            self._disk.shutdown(wait=True)
+            self._apply_thread.shutdown(wait=True)
+
+    async def _consensus_loop(self) -> None:
+        while True:
+            await self._wait_for_input()
+            effects = self._take_inputs()
+            while effects:
+                effects = await self._perform(effects)
+
+    async def _wait_for_input(self) -> None:
+        waiting_ms = self.raft.next_deadline_ms() - clock.monotonic_ms()
+        if waiting_ms > 0 and not self._wake.is_set():
+            try:
+                async with asyncio.timeout(waiting_ms / 1000):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+        else:
+            await asyncio.sleep(0)
+
+    def _take_inputs(self) -> list[Effect]:
+        self._wake.clear()
+        now_ms = clock.monotonic_ms()
+        effects: list[Effect] = []
+        if self._newly_applied > self.raft.applied_index:
+            effects += self.raft.applied(self._newly_applied, now_ms)
+        for _ in range(min(BATCH_MAX, self._inbox.qsize())):
+            effects += self.raft.receive(self._inbox.get_nowait(), now_ms)
+        effects += self._take_changes(now_ms)
+        effects += self._take_proposals(now_ms)
+        if now_ms >= self.raft.next_deadline_ms():
+            effects += self.raft.tick(now_ms)
+        if not (self._inbox.empty() and self._proposals.empty()):
+            self._wake.set()
+        return effects
+
+    def _take_changes(self, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        while not self._changes.empty():
+            configuration, future = self._changes.get_nowait()
+            try:
+                effects += self.raft.change_configuration(configuration, now_ms)
+            except (NotLeaderError, ConflictError, BusyError) as error:
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                if not future.done():
+                    future.set_result(None)
+        return effects
+
+    def _take_proposals(self, now_ms: int) -> list[Effect]:
+        batch = [
+            self._proposals.get_nowait() for _ in range(min(BATCH_MAX, self._proposals.qsize()))
+        ]
+        if not batch:
+            return []
+        try:
+            _, effects = self.raft.propose([data for _, data in batch], now_ms)
+        except (NotLeaderError, BusyError) as error:
+            for command_id, _ in batch:
+                self._fail(command_id, error)
+            return []
+        return effects
+
+    def _fail(self, command_id: CommandId, error: DarkStreamError) -> None:
+        future = self._waiting.pop(command_id, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _fail_all(self, error: DarkStreamError) -> None:
+        for command_id in tuple(self._waiting):
+            self._fail(command_id, error)
+
+    async def _perform(self, effects: list[Effect]) -> list[Effect]:
+        late: list[ConsensusMessage] = []
+        hard_state: HardState | None = None
+        entries: list[Entry] = []
+        committed: list[Entry] = []
+        for effect in effects:
+            match effect:
+                case Send(message=message, before_sync=True):
+                    self._send(node_of(message.to), message)
+                case Send(message=message):
+                    late.append(message)
+                case Persist(hard_state=state, entries=more):
+                    hard_state = state or hard_state
+                    entries = _overlay(entries, more)
+                case Commit(entries=more):
+                    committed.extend(more)
+                case LeaderChanged(term=term, leader=leader):
+                    _log.info("leader", term=term, leader=leader and node_of(leader))
+                    if leader != self.raft.raft_id:
+                        self._fail_all(NotLeaderError("this node lost the lead", "ask again"))
+                    self.leader_changed.set()
+        if hard_state is not None or entries:
+            await asyncio.get_running_loop().run_in_executor(
+                self._disk, self._log.persist, hard_state, tuple(entries)
+            )
+        for message in late:
+            self._send(node_of(message.to), message)
+        if committed:
+            self._to_apply.extend(committed)
+            self._apply_wake.set()
+        if not entries:
+            return []
+        last = entries[-1]
+        return self.raft.persisted(last.index, last.term, clock.monotonic_ms())
+
+    async def _apply_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._apply_wake.wait()
+            self._apply_wake.clear()
+            while self._to_apply:
+                batch = tuple(self._to_apply[:APPLY_BATCH_MAX])
+                del self._to_apply[:APPLY_BATCH_MAX]
+                done = await loop.run_in_executor(self._apply_thread, self._ledger.apply, batch)
+                self.applied_index = self._newly_applied = batch[-1].index
+                for _, command_id, outcome in done:
+                    if command_id is not None and outcome is not None:
+                        self._resolve(CommandId(command_id), outcome)
+                self.ledger_changed.set()
+                self._wake.set()
+
+    def _resolve(self, command_id: CommandId, outcome: Outcome) -> None:
+        future = self._waiting.pop(command_id, None)
+        if future is not None and not future.done():
+            future.set_result(outcome)
+
+
+def _retrieve(future: asyncio.Future[Outcome]) -> None:
+    # A future that nobody waits for any more must not warn about its exception.
+    if not future.cancelled():
+        future.exception()
+
+
+def _overlay(entries: list[Entry], more: Sequence[Entry]) -> list[Entry]:
+    """Two persist effects of one batch as one: the later replaces from its first index on."""
+    if not more or not entries:
+        return entries + list(more)
+    kept = [entry for entry in entries if entry.index < more[0].index]
+    return kept + list(more)

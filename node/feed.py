@@ -1,0 +1,85 @@
+"""Turns changes of the ledger, of progress and of the mesh into the faces' events."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ledger.queries import Reader
+from mesh import clock
+from node.driver import Driver
+from node.gateway.events import EventRing
+from node.gateway.models import Event, JobSummary, Status
+from node.neighbours import Neighbours
+from node.progress import ProgressBoard
+from node.replica import Replica
+from node.views import Names, job_summary, progress_view
+
+ROUND_S: Final = 0.25
+JOBS_A_ROUND: Final = 500
+"""More changes in one round are told as a gap: a face then reads again what it shows."""
+
+
+class Feed:
+    """Publishes into the ring until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        ring: EventRing,
+        driver: Driver,
+        replica: Replica,
+        board: ProgressBoard,
+        neighbours: Neighbours,
+        status: Callable[[], Awaitable[Status]],
+    ) -> None:
+        self._ring = ring
+        self._driver = driver
+        self._replica = replica
+        self._board = board
+        self._neighbours = neighbours
+        self._status = status
+        self._told_index = driver.applied_index
+        self._mesh_seen: tuple[int, int] = (0, 0)
+
+    async def run(self) -> None:
+        """Looks four times a second; says nothing while nothing changes."""
+        while True:
+            await asyncio.sleep(ROUND_S)
+            names: Names = {}
+            news = self._board.take_news()
+            if self._driver.applied_index > self._told_index or news:
+                names = await self._replica.read(names_of)
+            if self._driver.applied_index > self._told_index:
+                await self._tell_jobs(names)
+            for live in news:
+                shown = progress_view(live, names)
+                self._publish(Event(id=0, kind="progress", at_ms=clock.wall_ms(), progress=shown))
+            seen = (self._driver.leader_changed.count, self._neighbours.changed.count)
+            if seen[0] != self._mesh_seen[0]:
+                status = await self._status()
+                self._publish(Event(id=0, kind="mesh", at_ms=clock.wall_ms(), mesh=status))
+            self._mesh_seen = seen
+
+    async def _tell_jobs(self, names: Names) -> None:
+        index, after = self._driver.applied_index, self._told_index
+
+        def read(reader: Reader) -> list[JobSummary]:
+            return [
+                job_summary(job, reader.attempts(job.id), self._board.of(job.id), names)
+                for job in reader.changed_jobs(after, JOBS_A_ROUND)
+            ]
+
+        jobs = await self._replica.read(read)
+        self._told_index = index
+        for job in jobs:
+            self._publish(Event(id=0, kind="job", at_ms=clock.wall_ms(), job=job))
+        if len(jobs) >= JOBS_A_ROUND:
+            self._publish(Event(id=0, kind="gap", at_ms=clock.wall_ms()))
+
+    def _publish(self, event: Event) -> None:
+        self._ring.publish(event)
+
+
+def names_of(reader: Reader) -> Names:
+    """Node ids to names, of revoked members too."""
+    return {member.node: member.name for member in reader.members()}

@@ -1,0 +1,104 @@
+"""What other members say is judged here before it becomes a path or enters the log.
+
+A member's key proves who speaks, not that its words are sound: an id may be a path in disguise, a
+command may act in another's name, and text that a parser expects may be anything.
+"""
+
+import re
+from typing import Final
+
+from ledger.commands import (
+    AcceptResult,
+    AddMember,
+    Command,
+    ExpireLeases,
+    FailAttempt,
+    FailJob,
+    FinishAttempt,
+    FinishJob,
+    FormMesh,
+    GrantLeases,
+    MemberSpec,
+    PlanJob,
+    RefuseResult,
+    ReleaseLeases,
+    ReportNode,
+    StartPlanning,
+    SubmitJobs,
+)
+from ledger.queries import Reader
+from mesh.errors import BusyError, NotAllowedError
+from mesh.ids import NodeId, RaftId, node_id_of, node_of
+from mesh.transport import KEY_BYTES
+
+FOREIGN_FAULTS: Final = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
+"""What working on malformed rows of another node can raise: it fails that job, never this node."""
+
+_PLAIN_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
+
+
+def is_plain_id(text: str) -> bool:
+    """Whether an id of a job or attempt may be part of a file's name: no separator, dot or control."""
+    return _PLAIN_ID.fullmatch(text) is not None
+
+
+def check_authority(reader: Reader, caller: NodeId, command: Command) -> None:
+    """Whether this member may propose this to the coordinator.
+
+    Raises `NotAllowedError` for a command in another's name, `BusyError` while the replica does
+    not know yet what it speaks of: the caller's may be ahead, and it asks again.
+    """
+    if not _may(reader, caller, command):
+        raise NotAllowedError(
+            f"node {caller} may not propose {type(command).__name__} here", "update that node"
+        )
+
+
+def _may(reader: Reader, caller: NodeId, command: Command) -> bool:
+    match command:
+        case SubmitJobs(jobs=jobs):
+            return all(job.owner == caller and is_plain_id(job.id) for job in jobs)
+        case ReportNode(node=node) | ReleaseLeases(node=node):
+            return node == caller
+        case (
+            StartPlanning() | PlanJob() | FailJob() | AcceptResult() | RefuseResult() | FinishJob()
+        ):
+            return _owner(reader, command.job) == caller
+        case FinishAttempt() | FailAttempt():
+            return _holder(reader, command.attempt) == caller
+        case AddMember(member=member):
+            return _is_itself(member)
+        case _:
+            # Leases and the mesh itself are the coordinator's own, who asks nobody.
+            return not isinstance(command, GrantLeases | ExpireLeases | FormMesh)
+
+
+def _is_itself(member: MemberSpec) -> bool:
+    key = member.public_key
+    return (
+        len(key) == KEY_BYTES
+        and node_id_of(key) == member.node
+        and node_of(RaftId(member.raft_id)) == member.node
+    )
+
+
+def _owner(reader: Reader, job_id: str) -> str:
+    job = reader.job(job_id)
+    if job is None:
+        raise BusyError(f"job {job_id[:64]} is not known here yet", "ask again")
+    return job.owner
+
+
+def _holder(reader: Reader, attempt_id: str) -> str:
+    attempt = reader.attempt(attempt_id)
+    if attempt is None:
+        raise BusyError(f"attempt {attempt_id[:64]} is not known here yet", "ask again")
+    return attempt.node

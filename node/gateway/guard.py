@@ -1,0 +1,112 @@
+"""What every request meets first: the right host, the right token, a body of bounded size.
+
+A page of another site can make a browser send requests to loopback, also under a name that
+resolves to it (DNS rebinding); it cannot choose the Host header, and it does not know the token.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mesh.errors import NotAllowedError
+from node.addresses import LOOPBACK_HOSTS, split_endpoint
+from node.gateway.models import Problem
+from node.gateway.problems import plain_problem, problem_of, problem_response
+
+BODY_BYTES_MAX = 5 << 20
+"""A thousand paths of 4,096 characters, and their quotes."""
+BODY_TIMEOUT_S = 30.0
+OPEN_PATHS = ("/api/v1/openapi.json",)
+"""Says how to ask, and nothing about the mesh."""
+_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
+
+
+class Guard:
+    """ASGI middleware in front of the whole application."""
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str] = LOOPBACK_HOSTS) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode("ascii")
+        self._hosts = frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers refusals itself, passes the rest on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is None and scope["method"] in _WITH_BODY:
+            body = await _read_body(headers, receive)
+            if isinstance(body, Problem):
+                refusal = body
+            else:
+                receive = _replay(body, receive)
+        if refusal is not None:
+            extra = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
+            await problem_response(refusal, extra)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, path: str, headers: list[tuple[bytes, bytes]]) -> Problem | None:
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or not self._known(hosts[0]):
+            error = NotAllowedError(
+                "the request names a host that is not this machine",
+                "use 127.0.0.1 or localhost as host",
+            )
+            return problem_of(error).model_copy(update={"status": 421})
+        if not path.startswith("/api/") or path in OPEN_PATHS:
+            return None
+        tokens = [value for name, value in headers if name == b"authorization"]
+        if len(tokens) == 1 and hmac.compare_digest(tokens[0], self._expected):
+            return None
+        error = NotAllowedError(
+            "the API token is missing or wrong",
+            "send the content of api.token in the node's data directory as a bearer token",
+        )
+        return problem_of(error).model_copy(update={"status": 401})
+
+    def _known(self, host: bytes) -> bool:
+        try:
+            return split_endpoint(host.decode("ascii").lower(), 80)[0] in self._hosts
+        except (UnicodeDecodeError, ValueError):
+            return False
+
+
+async def _read_body(headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes | Problem:
+    declared = next((value for name, value in headers if name == b"content-length"), b"0")
+    if not declared.isdigit() or int(declared[:20]) > BODY_BYTES_MAX:
+        return plain_problem(413, f"a request has at most {BODY_BYTES_MAX} bytes")
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return plain_problem(400, "the request ended before its body")
+                part: bytes = message.get("body", b"")
+                size += len(part)
+                if size > BODY_BYTES_MAX:
+                    return plain_problem(413, f"a request has at most {BODY_BYTES_MAX} bytes")
+                parts.append(part)
+                more = bool(message.get("more_body", False))
+    except TimeoutError:
+        return plain_problem(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s")
+    return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return first.pop() if first else await receive()
+
+    return replayed

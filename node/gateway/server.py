@@ -1,0 +1,92 @@
+"""Serves the API on the node's own loop: uvicorn without its signal handlers and logs."""
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Generator
+
+import uvicorn
+
+from mesh.errors import ConfigurationError, InUseError, NotAllowedError
+from node.gateway.app import Faces
+from node.gateway.service import NodeService
+
+CONNECTIONS_MAX = 256
+"""Open requests at a time; more get 503."""
+_STOP_S = 3
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are the daemon's."""
+        yield
+
+
+def bind_api(host: str, port: int) -> socket.socket:
+    """The listening socket of the API; port 0 takes a free one.
+
+    Raises `InUseError` (exit code 6), `NotAllowedError` (a privileged port), `ConfigurationError`.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except PermissionError:
+        listener.close()
+        raise NotAllowedError(
+            f"port {port} of {host} may not be opened", "choose one above 1023 with --api"
+        ) from None
+    except OSError as error:
+        listener.close()
+        if isinstance(error, socket.gaierror) or error.errno != errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"the API cannot listen on {host}:{port}: {error.strerror}",
+                "give an address of this machine with --api",
+            ) from None
+        raise InUseError(
+            f"port {port} of {host} is in use by another process",
+            "stop it, or choose another address with --api",
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """`host:port` of a bound socket, as the command line reads it from `api.address`."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Gateway:
+    """The API of one node: `serve` until `stop`."""
+
+    def __init__(
+        self, service: NodeService, listener: socket.socket, *, token: str, version: str
+    ) -> None:
+        self._listener = listener
+        self._faces = Faces(service, token, version)
+        config = uvicorn.Config(
+            self._faces.app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_graceful_shutdown=_STOP_S,
+        )
+        self._server = _Server(config)
+
+    async def serve(self) -> None:
+        """Answers until `stop`; open event streams are ended, other requests get three seconds."""
+        await self._server.serve([self._listener])
+
+    def stop(self) -> None:
+        """Ends `serve` soon."""
+        self._faces.stopping.set()
+        self._server.should_exit = True

@@ -1,0 +1,89 @@
+"""What the faces need of a node: the port that the gateway owns and the daemon fills.
+
+Every method raises subclasses of `DarkStreamError` for what a person can meet: the gateway turns
+them into problem documents, the command line into lines and exit codes.  All are called on the
+node's own loop and must not block it.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from node.gateway.models import (
+    Approved,
+    Detection,
+    Event,
+    Health,
+    JobDetail,
+    JobFilter,
+    JobsPage,
+    Metric,
+    NodesPage,
+    Revoked,
+    Status,
+    SubmitRequest,
+    SubmitResult,
+    TokenResult,
+)
+
+
+class NodeService(Protocol):
+    """A node as its faces see it."""
+
+    async def status(self) -> Status:
+        """The mesh in one look; answers in every state of the node, also without a mesh."""
+        ...
+
+    async def nodes(self) -> NodesPage:
+        """All members, sorted by name, and all pending joins (the gateway cuts pages)."""
+        ...
+
+    async def jobs(self, wanted: JobFilter) -> JobsPage:
+        """One page of jobs, newest first.  Raises `UsageError` for a cursor that is none of ours."""
+        ...
+
+    async def job(self, job: str) -> JobDetail:
+        """One job by its id or by an unambiguous beginning of it.  Raises `NotFoundError`."""
+        ...
+
+    async def submit(self, request: SubmitRequest) -> SubmitResult:
+        """Makes jobs of films and folders on this machine; with `dry_run` only says which.
+
+        A path that gives no job is a fault of the result, not an exception.  Raises `UsageError`
+        (unknown profile), `NoCoordinatorError`, `BusyError`.
+        """
+        ...
+
+    async def create_token(self, uses: int, ttl_s: int) -> TokenResult:
+        """A new invitation.  Raises `NoCoordinatorError`."""
+        ...
+
+    async def approve(self, name: str, code: str | None) -> Approved:
+        """Admits the pending node of that name or id; refuses when its code is not `code`.
+
+        Raises `NotFoundError`, `ConflictError` (several of that name), `NotAllowedError` (code),
+        `NoCoordinatorError`.
+        """
+        ...
+
+    async def revoke(self, name: str) -> Revoked:
+        """Distrusts the member of that name or id for good.  Raises `NotFoundError`."""
+        ...
+
+    async def detect(self) -> Detection:
+        """What this machine can do; may take seconds the first time."""
+        ...
+
+    def events(self, after_id: int | None) -> AsyncIterator[Event]:
+        """Events from now on, or those after `after_id`; ends when the node stops.
+
+        Normally `EventRing.listen` (node.gateway.events).
+        """
+        ...
+
+    async def health(self) -> Health:
+        """Ledger, quorum, disk, workers: each with its reason."""
+        ...
+
+    async def metrics(self) -> list[Metric]:
+        """Counters and gauges, those of refusals first of all."""
+        ...

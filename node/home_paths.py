@@ -1,0 +1,17 @@
+"""Names of what lies in a node's home: the daemon writes them, the command line reads some."""
+
+CONFIG_FILE = "node.toml"
+IDENTITY_FOLDER = "identity"
+RAFT_FILE = "raft.db"
+LEDGER_FILE = "ledger.db"
+API_TOKEN_FILE = "api.token"  # noqa: S105 - the name of a file, no secret
+API_ADDRESS_FILE = "api.address"
+"""`host:port` of the running node's API: port 0 and several nodes on a machine stay reachable."""
+CACHE_FOLDER = "cache"
+TRASH_FOLDER = "trash"
+LOG_FOLDER = "log"
+HOME_VARIABLE = "DARKSTREAM_HOME"
+API_VARIABLE = "DARKSTREAM_API"
+FFMPEG_VARIABLE = "DARKSTREAM_FFMPEG"
+API_KEY_VARIABLE = "DARKSTREAM_API_KEY"
+APPLICATION = "darkstream"

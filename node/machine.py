@@ -1,0 +1,90 @@
+"""What this machine can encode with: found out once at start, beside everything else."""
+
+import asyncio
+import json
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from ledger.commands import ReportNode
+from mesh.errors import DarkStreamError
+from node.detection import detection_of
+from node.gateway.models import Detection
+from node.media import hardware
+from node.media.convert import Media
+from node.media.ffmpeg_binary import choose
+from node.media.locate_ffmpeg import ffmpeg_candidates
+from node.media.proofs_files import ProofFiles
+from node.media.run_ffmpeg import FFmpegRunner
+from node.member import MemberNode
+
+CPUS_A_SLOT: Final = 8
+"""x264 and x265 use about eight processors well; more are worth a second film."""
+
+_log = structlog.get_logger("media")
+
+
+class Machine:
+    """FFmpeg, encoders and devices of this machine; asking waits until they are known."""
+
+    def __init__(self, *, ffmpeg: str | None, cache: Path, slots: int | None) -> None:
+        self._ffmpeg = ffmpeg
+        self._cache = cache
+        self._slots = slots
+        self._runner = FFmpegRunner()
+        loop = asyncio.get_running_loop()
+        self._found: asyncio.Future[tuple[Media, hardware.Detection]] = loop.create_future()
+        self._found.add_done_callback(_retrieve)
+
+    async def detect(self) -> None:
+        """Looks for FFmpeg and proves its encoders; a machine without them still owns films."""
+        try:
+            binary = await choose(self._runner, ffmpeg_candidates(self._ffmpeg))
+            found = await hardware.detect(
+                self._runner, binary, ProofFiles(self._cache), sys.executable
+            )
+        except DarkStreamError as error:
+            _log.warning("this node cannot encode", reason=error.what, todo=error.todo)
+            self._found.set_exception(error)
+            return
+        media = Media(
+            runner=self._runner, ffmpeg=binary, encoders=found.usable, python=sys.executable
+        )
+        self._found.set_result((media, found))
+
+    async def media(self) -> Media:
+        """The means to read and convert films.  Raises what `detect` met."""
+        return (await asyncio.shield(self._found))[0]
+
+    async def detection(self) -> Detection:
+        """What `mesh-node detect` shows.  Raises what `detect` met."""
+        return detection_of((await asyncio.shield(self._found))[1])
+
+    async def report(self, member: MemberNode, version: str) -> None:
+        """Tells the mesh what this node can do."""
+        with suppress(DarkStreamError):
+            media, found = await asyncio.shield(self._found)
+            cpus = os.cpu_count() or 1
+            await member.report(
+                ReportNode(
+                    node=member.own,
+                    ffmpeg=media.ffmpeg.group,
+                    encoders=tuple(sorted(found.usable)),
+                    slots=max(1, cpus // CPUS_A_SLOT) if self._slots is None else self._slots,
+                    cpus=cpus,
+                    platform=f"{platform.system()} {platform.machine()}",
+                    version=version,
+                    devices=json.dumps([device.model_dump() for device in found.devices]),
+                )
+            )
+
+
+def _retrieve(future: asyncio.Future[tuple[Media, hardware.Detection]]) -> None:
+    # A failure that nobody asked about must not warn when the node ends.
+    if not future.cancelled():
+        future.exception()

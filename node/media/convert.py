@@ -1,0 +1,204 @@
+"""The worker's and the owner's way to films: probe, convert with proof, judge what was delivered.
+
+Composed of pure decisions and one port, the runner of child processes.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from node.media.child import GIB, MINUTE_MS, AnyPath, ChildRunner, Limits, OnProgress, RunResult
+from node.media.command import command_line, decode_command
+from node.media.errors import MediaError
+from node.media.ffmpeg_binary import FFmpegBinary
+from node.media.judge import (
+    ResultFacts,
+    Verdict,
+    judge_decode,
+    judge_packets,
+    judge_result,
+    judge_run,
+)
+from node.media.plan import EncodePlan, plan_whole
+from node.media.probe import Probe, probe_file
+from node.media.profiles import Profile
+from node.media.stderr_log import StderrSummary
+
+STALL_MS: Final = 5 * MINUTE_MS
+"""A lookahead of slow presets on a loaded machine fills for a minute; five without a sign is a hang."""
+TIME_BASE_MS: Final = 30 * MINUTE_MS
+TIME_PER_FILM_MS: Final = 400
+"""Times the film's length: slower than 0.0025 times real time no one waits for; stalls are found much earlier."""
+OUTPUT_BASE_BYTES: Final = 1 * GIB
+OUTPUT_PER_SOURCE: Final = 20
+"""A result of twenty times its source is a fault (lossless from a phone is about ten)."""
+DECODE_MEMORY_BYTES: Final = 8 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """What is kept of an attempt, for people, whether it succeeded or not."""
+
+    command_line: tuple[str, ...]
+    stderr_tail: str
+    encoder: str
+    ffmpeg: str
+    encode_ms: int
+    verify_ms: int
+    frames: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """A result that was proven whole."""
+
+    report: RunReport
+    facts: ResultFacts
+
+
+class ConversionError(Exception):
+    """A conversion that failed: the `MediaError` with its class, and what is kept of the attempt."""
+
+    def __init__(self, error: MediaError, report: RunReport) -> None:
+        super().__init__(error.line())
+        self.error = error
+        self.report = report
+
+
+class Media:
+    """One machine's means: a runner of children, an FFmpeg, the encoders that work, a Python with PyAV."""
+
+    def __init__(
+        self, *, runner: ChildRunner, ffmpeg: FFmpegBinary, encoders: frozenset[str], python: str
+    ) -> None:
+        self.ffmpeg = ffmpeg
+        self.encoders = encoders
+        self._runner = runner
+        self._python = python
+
+    async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
+        """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
+        return await probe_file(self._runner, self._python, path, size=size)
+
+    async def convert(
+        self,
+        source: AnyPath,
+        output: AnyPath,
+        probe: Probe,
+        profile: Profile,
+        *,
+        on_progress: OnProgress,
+        on_verify: OnProgress | None = None,
+        threads: int = 0,
+    ) -> Converted:
+        """Makes `output` (which must not exist) of `source` and proves it.
+
+        `probe` is the owner's, from the ledger: a source that changed or was cut since is noticed.
+        Raises `ConversionError`, or `MediaError` before anything was started; the caller removes what
+        lies at `output` then.  Cancelling kills FFmpeg and everything it started before it returns.
+        """
+        plan = plan_whole(probe, profile, self.encoders)
+        command = command_line(plan, self.ffmpeg.path, source, output, threads=threads)
+        run = await self._runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        report = self._report(plan, run)
+        verdict = judge_run(run, plan)
+        if not verdict.ok:
+            raise ConversionError(verdict.error(), report)
+        return await self._prove(output, plan, report, on_verify or _ignore, threads)
+
+    async def _prove(
+        self,
+        output: AnyPath,
+        plan: EncodePlan,
+        report: RunReport,
+        on_verify: OnProgress,
+        threads: int,
+    ) -> Converted:
+        decode = await self._runner.run(
+            decode_command(self.ffmpeg.path, output, threads=threads),
+            limits=decode_limits(plan),
+            on_progress=on_verify,
+        )
+        report = _verified(report, decode)
+        verdict = judge_decode(decode, plan)
+        if verdict.ok:
+            try:
+                verdict = judge_result(await self.probe(output, size=plan.source_bytes), plan)
+            except MediaError as error:
+                verdict = _unreadable(error)
+        if not verdict.ok or verdict.facts is None:
+            raise ConversionError(verdict.error(), report)
+        return Converted(report=report, facts=verdict.facts)
+
+    async def check_delivered(
+        self, path: AnyPath, probe: Probe, profile: Profile, claimed: ResultFacts, *, encoder: str
+    ) -> Verdict:
+        """The owner's judgement of a file that another node made with `encoder`."""
+        try:
+            plan = plan_whole(probe, profile, (encoder,))
+            delivered = await self.probe(path, size=claimed.bytes)
+        except MediaError as error:
+            return _unreadable(error)
+        return judge_packets(delivered, plan, claimed)
+
+    def _report(self, plan: EncodePlan, run: RunResult) -> RunReport:
+        return RunReport(
+            command_line=run.command,
+            stderr_tail=run.stderr.tail,
+            encoder=plan.encoder,
+            ffmpeg=self.ffmpeg.group,
+            encode_ms=run.duration_ms,
+            verify_ms=0,
+            frames=0 if run.progress is None else run.progress.frame,
+            notes=plan.notes,
+        )
+
+
+def encode_limits(plan: EncodePlan) -> Limits:
+    """Bounds of one conversion, from the film's length and size."""
+    return Limits(
+        time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
+        stall_ms=STALL_MS,
+        output_bytes=OUTPUT_BASE_BYTES + plan.source_bytes * OUTPUT_PER_SOURCE,
+    )
+
+
+def decode_limits(plan: EncodePlan) -> Limits:
+    """Bounds of decoding the result: it writes nothing."""
+    return Limits(
+        time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
+        stall_ms=STALL_MS,
+        output_bytes=0,
+        memory_bytes=DECODE_MEMORY_BYTES,
+    )
+
+
+def _verified(report: RunReport, decode: RunResult) -> RunReport:
+    return RunReport(
+        command_line=report.command_line,
+        stderr_tail=_joined(report.stderr_tail, decode.stderr),
+        encoder=report.encoder,
+        ffmpeg=report.ffmpeg,
+        encode_ms=report.encode_ms,
+        verify_ms=decode.duration_ms,
+        frames=report.frames,
+        notes=report.notes,
+    )
+
+
+def _joined(tail: str, decode: StderrSummary) -> str:
+    # What decoding complains of is the reason of a refusal: it stands in for FFmpeg's first words.
+    return decode.tail if decode.errors else tail
+
+
+def _unreadable(error: MediaError) -> Verdict:
+    return Verdict(
+        ok=False,
+        code="result_damaged",
+        what=f"the result cannot be read: {error.what}",
+        todo="retry the job",
+    )
+
+
+def _ignore(_: object) -> None:
+    return

@@ -1,0 +1,16 @@
+"""What may be opened at all; shared by the command line and the reading child."""
+
+from typing import Final
+
+STREAMS_MAX: Final = 64
+"""More than any film has; the description of each is about 1 KiB."""
+FORMATS: Final = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo",
+    "m4v", "h264", "hevc", "av1", "obu", "ivf", "flv", "asf", "ogg", "mxf", "mxf_opatom", "gxf", "dv",
+    "nut", "rm", "vob", "wtv", "nsv", "vc1", "mjpeg", "gif", "yuv4mpegpipe", "dirac", "swf", "cavsvideo",
+    "mp3", "wav", "flac", "aac", "ac3", "aiff",
+)  # fmt: skip
+"""Demuxers that may be used: each reads one file and nothing else. Playlists, image patterns, devices and
+network descriptions (hls, dash, concat, sdp, image2, lavfi, ...) are not among them. Pure audio is, so that
+a person reads "no moving picture" instead of "not a video"."""
+PROTOCOLS: Final = ("file", "pipe")

@@ -1,0 +1,312 @@
+"""Whether a result is what was planned: success is not an exit code (FACTS.md, Media).
+
+A half-truncated film transcodes with exit 0, and `progress=end` follows a SIGTERM; so the result is
+probed and decoded from beginning to end, and compared with the plan that was made of the source.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from node.media.child import RunResult
+from node.media.errors import (
+    ERRORS,
+    DamagedSourceError,
+    DecodeFailedError,
+    DurationError,
+    EncodeFailedError,
+    EncoderUnavailableError,
+    FailureClass,
+    FrameCountError,
+    HdrLostError,
+    KilledError,
+    MediaError,
+    MissingStreamError,
+    OutOfMemoryError,
+    OutputLimitError,
+    StalledError,
+    TimeLimitError,
+    WorkDiskFullError,
+    WrongPictureError,
+)
+from node.media.plan import EncodePlan, PlannedStream
+from node.media.probe import Probe, StreamInfo
+from node.media.stderr_log import Complaint
+
+DURATION_PERMILLE: Final = 1
+"""A thousandth, or one frame, whichever is more."""
+SOUND_SLACK_US: Final = 200_000
+"""Codecs with long frames pad and prime: AAC up to 64 ms at 8 kHz twice, MP3 and Opus less."""
+SYNC_SLACK_US: Final = 100_000
+"""Beyond 45 to 125 ms people see that sound and lips part (ITU-R BT.1359)."""
+ASPECT_PERMILLE: Final = 10
+KILL_SIGNALS: Final = frozenset({9, 15, 2})
+
+
+class ResultFacts(BaseModel):
+    """What a judged result holds; kept in the ledger (`result_json`) and judged again by the owner."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    frames: int
+    duration_ms: int
+    streams: tuple[str, ...]
+    """`kind:codec`, in the file's order."""
+    bytes: int
+    width: int
+    height: int
+    pixel_format: str
+
+    def to_json(self) -> str:
+        """What the ledger keeps."""
+        return self.model_dump_json()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`ok`, or a stable code with what is wrong and what to do. `facts` where the result could be read."""
+
+    ok: bool
+    code: str = ""
+    what: str = ""
+    todo: str = ""
+    facts: ResultFacts | None = None
+
+    def error(self) -> MediaError:
+        """The error to raise for a verdict that is not ok."""
+        assert not self.ok
+        return ERRORS[self.code](self.what, self.todo)
+
+    @property
+    def failure(self) -> FailureClass:
+        """Where a retry makes sense."""
+        return ERRORS[self.code].failure
+
+
+def facts_of(result: Probe) -> ResultFacts:
+    """The part of a result's probe that the ledger keeps."""
+    return ResultFacts(
+        frames=result.frames,
+        duration_ms=result.duration_ms,
+        streams=tuple(f"{stream.kind}:{stream.codec}" for stream in result.streams),
+        bytes=result.bytes,
+        width=result.video.width,
+        height=result.video.height,
+        pixel_format=result.video.pixel_format,
+    )
+
+
+def judge_run(run: RunResult, plan: EncodePlan) -> Verdict:
+    """How FFmpeg ended: the first half of the judgement, before the result is looked at."""
+    said = run.stderr
+    if not run.ok:
+        return _why_not(run)
+    cut, damaged = said.said("cut"), said.said("damaged")
+    if cut is not None:
+        return _no(DamagedSourceError, cut, _MEND)
+    if damaged is not None and not plan.source_undecodable:
+        return _no(DamagedSourceError, damaged, _MEND)
+    return _judge_progress(run, plan)
+
+
+def _why_not(run: RunResult) -> Verdict:
+    """The cause of a run that failed: what FFmpeg said of its surroundings first, then how it ended, then the source."""
+    said = run.stderr
+    for complaint, error, todo in _SURROUNDINGS:
+        line = said.said(complaint)
+        if line is not None:
+            return _no(error, line, todo)
+    stopped = _STOPPED.get(run.reason)
+    if stopped is not None:
+        return _no(*stopped)
+    if run.exit_code is None:
+        foreign = run.signal in KILL_SIGNALS
+        return _no(
+            KilledError if foreign else EncodeFailedError,
+            f"FFmpeg was ended by signal {run.signal}",
+            "see whether the system ran out of memory" if foreign else _SEE_LOG,
+        )
+    for complaint, error, todo in _CAUSES:
+        line = said.said(complaint)
+        if line is not None:
+            return _no(error, line, todo)
+    what = said.first_error or said.tail.strip().rpartition("\n")[2]
+    return _no(EncodeFailedError, f"FFmpeg ended with code {run.exit_code}: {what}", _SEE_LOG)
+
+
+def _judge_progress(run: RunResult, plan: EncodePlan) -> Verdict:
+    last = run.progress
+    if last is None or not last.end:
+        return _no(EncodeFailedError, "FFmpeg ended without saying so", "retry the job")
+    if last.dup_frames or last.drop_frames:
+        return _no(
+            FrameCountError,
+            f"FFmpeg doubled {last.dup_frames} and dropped {last.drop_frames} frames",
+            "report this film: its times cannot be kept",
+        )
+    if last.frame != plan.frames:
+        return _frames(last.frame, plan, "encoded")
+    return Verdict(ok=True)
+
+
+def judge_decode(run: RunResult, plan: EncodePlan) -> Verdict:
+    """Whether the result decodes from beginning to end, without a word of complaint, to every frame."""
+    if run.reason != "exited" or run.exit_code != 0:
+        stopped = _STOPPED.get(run.reason)
+        what = stopped[1] if stopped else f"decoding it ended with code {run.exit_code}"
+        return _no(DecodeFailedError, f"the result cannot be decoded: {what}", "retry the job")
+    if run.stderr.errors:
+        what = f"the result has {run.stderr.errors} faults: {run.stderr.first_error}"
+        return _no(DecodeFailedError, what, "retry the job")
+    frames = 0 if run.progress is None else run.progress.frame
+    if frames != plan.frames:
+        return _frames(frames, plan, "in the result")
+    return Verdict(ok=True)
+
+
+def judge_result(result: Probe, plan: EncodePlan) -> Verdict:
+    """Whether what lies in the file is what was planned: frames, times, streams, picture."""
+    facts = facts_of(result)
+    for check in (_check_frames, _check_times, _check_streams, _check_picture):
+        fault = check(result, plan)
+        if fault is not None:
+            return Verdict(ok=False, code=fault.code, what=fault.what, todo=fault.todo, facts=facts)
+    return Verdict(ok=True, facts=facts)
+
+
+def judge_packets(delivered: Probe, plan: EncodePlan, claimed: ResultFacts) -> Verdict:
+    """The owner's second judgement of a delivered file: the plan again, and the worker's own claim."""
+    verdict = judge_result(delivered, plan)
+    if verdict.ok and verdict.facts != claimed:
+        return Verdict(
+            ok=False,
+            code=WrongPictureError.code,
+            what="the delivered file is not the one that the worker judged",
+            todo="watch that node",
+            facts=verdict.facts,
+        )
+    return verdict
+
+
+def _check_frames(result: Probe, plan: EncodePlan) -> MediaError | None:
+    if result.frames == plan.frames:
+        return None
+    verdict = _frames(result.frames, plan, "in the result")
+    return FrameCountError(verdict.what, verdict.todo)
+
+
+def _check_times(result: Probe, plan: EncodePlan) -> MediaError | None:
+    slack = max(plan.frame_us, plan.span_us * DURATION_PERMILLE // 1000)
+    off = result.video.span_us - plan.span_us
+    if plan.span_us and abs(off) > slack:
+        return DurationError(
+            f"the result's picture runs {result.video.span_us / 1e6:.3f} s, the source's {plan.span_us / 1e6:.3f} s",
+            "report this film",
+        )
+    for stream, found in _pairs(result, plan):
+        if stream.kind != "audio" or found is None:
+            continue
+        slack = max(SOUND_SLACK_US, stream.duration_us * DURATION_PERMILLE // 1000)
+        if abs(found.duration_us - stream.duration_us) > slack:
+            return DurationError(
+                f"sound {stream.source} runs {found.duration_us / 1e6:.3f} s, in the source {stream.duration_us / 1e6:.3f} s",
+                "check the source's sound; it may have gaps",
+            )
+        part = (found.start_us - result.video.start_us) - stream.start_us
+        if abs(part) > SYNC_SLACK_US:
+            return DurationError(
+                f"sound {stream.source} is {part / 1000:.0f} ms away from its picture",
+                "report this film",
+            )
+    return None
+
+
+def _check_streams(result: Probe, plan: EncodePlan) -> MediaError | None:
+    for stream, found in _pairs(result, plan):
+        name = f"{stream.kind} stream {stream.source}"
+        if found is None:
+            return MissingStreamError(f"{name} is missing from the result", "retry the job")
+        if stream.packets and found.packets == 0 and stream.kind in ("video", "audio", "subtitle"):
+            return MissingStreamError(f"{name} is empty in the result", "retry the job")
+        if stream.kind != "attachment" and found.codec != stream.codec:
+            return WrongPictureError(
+                f"{name} is {found.codec} instead of {stream.codec}", "retry the job"
+            )
+    return None
+
+
+def _check_picture(result: Probe, plan: EncodePlan) -> MediaError | None:
+    video = result.video
+    found = (video.width, video.height, video.pixel_format.replace("yuvj", "yuv"), video.rotation)
+    wanted = (plan.width, plan.height, plan.pixel_format, 0)
+    if found != wanted:
+        return WrongPictureError(f"the picture is {found}, planned {wanted}", "retry the job")
+    (a, b), (c, d) = video.sample_aspect, plan.sample_aspect
+    if abs(a * d - c * b) * 1000 > ASPECT_PERMILLE * c * b:
+        return WrongPictureError(f"its pixels are {a}:{b}, planned {c}:{d}", "retry the job")
+    for name, value, planned in (
+        ("transfer", video.colour_transfer, plan.colour_transfer),
+        ("primaries", video.colour_primaries, plan.colour_primaries),
+    ):
+        if planned and value != planned:
+            return WrongPictureError(
+                f"colour {name} is {value or 'unknown'}, planned {planned}", "retry the job"
+            )
+    if plan.mastering_display and not video.mastering_display:
+        return HdrLostError(
+            "the film's HDR mastering data are lost", "use FFmpeg 9 or newer on the nodes that work"
+        )
+    if video.mastering_display and not plan.mastering_display:
+        return WrongPictureError("it carries HDR data of a picture that is none", "retry the job")
+    return None
+
+
+def _pairs(result: Probe, plan: EncodePlan) -> list[tuple[PlannedStream, StreamInfo | None]]:
+    """Each planned stream with its place in the result: the n-th of a kind is the n-th of that kind."""
+    left = {
+        kind: list(result.of_kind(kind)) for kind in ("video", "audio", "subtitle", "attachment")
+    }
+    pairs: list[tuple[PlannedStream, StreamInfo | None]] = []
+    for stream in plan.streams:
+        found = left.get(stream.kind, [])
+        pairs.append((stream, found.pop(0) if found else None))
+    return pairs
+
+
+def _frames(found: int, plan: EncodePlan, where: str) -> Verdict:
+    return _no(
+        FrameCountError,
+        f"{found} frames {where}, {plan.frames} in the source",
+        "the source may be damaged in the middle: play it through",
+    )
+
+
+_SEE_LOG: Final = "see the end of FFmpeg's log in `mesh-cli job show`"
+_MEND: Final = "copy the film again from where it came, or repair it"
+_SURROUNDINGS: Final[tuple[tuple[Complaint, type[MediaError], str], ...]] = (
+    ("disk_full", WorkDiskFullError, "free space in the node's data directory"),
+    ("file_limit", OutputLimitError, "choose a profile with less quality"),
+    ("memory", OutOfMemoryError, "give the node fewer slots"),
+)
+_CAUSES: Final[tuple[tuple[Complaint, type[MediaError], str], ...]] = (
+    ("encoder", EncoderUnavailableError, "see `mesh-node detect`"),
+    ("cut", DamagedSourceError, _MEND),
+    ("damaged", DamagedSourceError, _MEND),
+)
+_STOPPED: Final[dict[str, tuple[type[MediaError], str, str]]] = {
+    "start": (EncoderUnavailableError, "FFmpeg could not be started", "see `mesh-node detect`"),
+    "time": (TimeLimitError, "it took longer than its limit", "use a faster profile or node"),
+    "stalled": (StalledError, "FFmpeg stood still", "see whether the node's disk or driver hangs"),
+    "output": (
+        OutputLimitError,
+        "the result grew beyond its limit",
+        "choose a profile with less quality",
+    ),
+    "stdout": (OutputLimitError, "FFmpeg wrote without end", "see the end of its log"),
+    "stderr": (OutputLimitError, "FFmpeg complained without end", "see the end of its log"),
+}
+
+
+def _no(error: type[MediaError], what: str, todo: str) -> Verdict:
+    return Verdict(ok=False, code=error.code, what=what, todo=todo)

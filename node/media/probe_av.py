@@ -1,0 +1,411 @@
+"""Reads a film with PyAV: run as a child process, `python -m node.media.probe_av -- FILE`; JSON on stdout.
+
+Never imported by the node: a hostile file may hang, crash or bloat this process alone, and PyAV's
+memory goes with it.  Only whitelisted demuxers are used, and only local files are opened.
+"""
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, cast
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from node.media.formats import FORMATS, PROTOCOLS, STREAMS_MAX
+
+SAMPLE_PACKETS = 32
+"""Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
+EARLY_PACKETS_MAX = 4_096
+"""A minute of film: no keyframe distance of a recording is longer."""
+HEAD_BYTES = 4 << 10
+TEXT_MAX = 200
+FRAMES_ARE_PACKETS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+"""Containers that store whole pictures; where the sample agrees, packets are counted.  Everything else is
+decoded once: field-coded MPEG-TS, packed AVI and raw streams have packets that are not frames."""
+TS_CODECS = frozenset({"h264", "hevc", "av1"})
+DECLARING = ("mov", "matroska", "avi", "flv", "asf")
+"""Containers whose header states the duration; for the others FFmpeg estimates it from what is there."""
+PLAYLIST_HEADS = (
+    b"#EXTM3U",
+    b"ffconcat",
+    b"<MPD",
+    b"v=0",
+    b"[playlist]",
+    b"<smil",
+    b"[InternetShortcut]",
+)
+WARNING_LEVEL = 24
+
+
+class FaultError(Exception):
+    """The file is none that can be described; `code` is a class of node.media.errors."""
+
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(what)
+        self.code = code
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the packets of one stream add up to."""
+
+    packets: int = 0
+    read: int = 0
+    size: int = 0
+    first: int | None = None
+    newest: int = 0
+    last: int | None = None
+
+    def add(self, packet: "Packet[Any]") -> None:
+        """Counts a packet, and its times unless it is discarded."""
+        self.read += 1
+        if packet.is_discard:
+            return
+        self.packets += 1
+        self.size += packet.size
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is None:
+            return
+        end = at + (packet.duration or 0)
+        self.newest = at if self.first is None else max(self.newest, at)
+        self.first = at if self.first is None else min(self.first, at)
+        self.last = end if self.last is None else max(self.last, end)
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What decoding showed."""
+
+    frames: int = 0
+    packets: int = 0
+    undecodable: int = 0
+    damaged: int = 0
+    early: list[int] = field(default_factory=list)
+    """Times of the first packets: those before the first frame were dropped, mostly without a word."""
+    first: VideoFrame | None = None
+    first_pts: int | None = None
+    last_pts: int | None = None
+    timeless: bool = False
+    interlaced: bool = False
+    side_data: set[str] = field(default_factory=set)
+
+    @property
+    def leading(self) -> int:
+        """Packets that should have been shown before the first frame."""
+        first = self.first_pts
+        if first is None or self.timeless:
+            return 0
+        return max(self.undecodable, sum(pts < first for pts in self.early))
+
+    def take(self, frame: VideoFrame) -> None:
+        """Counts a frame; the first ones are looked at."""
+        if self.first is None:
+            self.first = frame
+        if self.frames < SAMPLE_PACKETS:
+            self.interlaced = self.interlaced or bool(frame.interlaced_frame)
+            # PyAV calls it a mapping, but iterating it gives the values.
+            data = cast("Iterator[SideData]", iter(frame.side_data))
+            self.side_data |= {one.type.name for one in data}
+        self.frames += 1
+        if frame.pts is None:
+            self.timeless = True
+            return
+        self.first_pts = frame.pts if self.first_pts is None else min(self.first_pts, frame.pts)
+        self.last_pts = frame.pts if self.last_pts is None else max(self.last_pts, frame.pts)
+
+
+def open_film(path: str) -> InputContainer:
+    """Opens a local file with a whitelisted demuxer."""
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": ",".join(PROTOCOLS)}
+    try:
+        return av.open("file:" + path, mode="r", options=options, metadata_errors="replace")
+    except (FFmpegError, ValueError) as error:
+        raise FaultError(
+            "not_a_video", f"no video container that is read here ({_reason(error)})"
+        ) from None
+
+
+def check_file(path: str) -> int:
+    """Size of a regular, readable file that does not point elsewhere."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - before opening: a FIFO or device must not be opened at all
+        if not stat.S_ISREG(status.st_mode):
+            raise FaultError("unreadable_source", "it is not a regular file")
+        with open(path, "rb") as film:  # noqa: PTH123 - a plain path from argv
+            head = film.read(HEAD_BYTES)
+    except OSError as error:
+        raise FaultError("unreadable_source", error.strerror or "it cannot be read") from None
+    if not head:
+        raise FaultError("empty_source", "the file is empty")
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(PLAYLIST_HEADS) or (start.startswith(b"<?xml") and b"<MPD" in head):
+        raise FaultError("refused_format", "it is a playlist, which only points to other files")
+    return status.st_size
+
+
+def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
+    """The facts of `node.media.probe.RawProbe`."""
+    size = check_file(path)
+    tallies: dict[int, Tally] = {}
+    read_error = ""
+    with open_film(path) as film:
+        if len(film.streams) > STREAMS_MAX:
+            raise FaultError("not_a_video", f"{len(film.streams)} streams, at most {STREAMS_MAX}")
+        main = main_stream(film)
+        index = -1 if main is None else main.index
+        declared_frames = 0 if main is None else main.frames
+        declared = declared_ms(film)
+        for stream in film.streams:
+            tallies[stream.index] = Tally()
+        try:
+            for packet in film.demux():
+                if packet.size or packet.pts is not None or packet.dts is not None:
+                    tallies.setdefault(packet.stream_index, Tally()).add(packet)
+        except FFmpegError as error:
+            read_error = _reason(error)
+        facts: dict[str, Any] = {
+            "container": film.format.name,
+            "bytes": size,
+            **measured(film, tallies),
+            "declared_ms": declared,
+            "streams": [stream_facts(stream, tallies[stream.index]) for stream in film.streams],
+            "read_error": read_error,
+        }
+    if index < 0:
+        return facts
+    if facts["container"].startswith(DECLARING):
+        facts |= {"declared_frames": declared_frames, "packets_read": tallies[index].read}
+    return facts | main_facts(path, facts, index, tallies[index].packets, decode_all=decode_all)
+
+
+def main_stream(film: InputContainer) -> VideoStream | None:
+    """The default moving picture, else the first; covers are none."""
+    moving = [v for v in film.streams.video if not v.disposition & Disposition.attached_pic]
+    chosen = [v for v in moving if v.disposition & Disposition.default]
+    return next(iter(chosen or moving), None)
+
+
+def main_facts(
+    path: str, facts: dict[str, Any], main: int, packets: int, *, decode_all: bool
+) -> dict[str, Any]:
+    """Counts the frames of the main stream, by packets where they are frames, else by decoding."""
+    described = next(s for s in facts["streams"] if s["index"] == main)
+    if not described["codec"]:
+        return {"main": main}
+    seen = decode(path, main, SAMPLE_PACKETS)
+    container, codec = facts["container"], described["codec"]
+    whole = container in FRAMES_ARE_PACKETS or (
+        container == "mpegts" and codec in TS_CODECS and not seen.interlaced
+    )
+    by_packets = whole and seen.frames == seen.packets and not seen.leading and not decode_all
+    if not by_packets:
+        seen = decode(path, main, None)
+        described |= times_of(seen, described["time_base"])
+    described |= picture_facts(seen)
+    return {
+        "main": main,
+        "frames": packets if by_packets else seen.frames,
+        "frames_by": "packets" if by_packets else "decoding",
+        "undecodable": seen.leading,
+        "damaged_packets": seen.damaged,
+    }
+
+
+def decode(path: str, index: int, packets_max: int | None) -> Decoded:
+    """Decodes one stream, from its start, at most so many packets, and what they leave in the decoder."""
+    seen = Decoded()
+    with open_film(path) as film:
+        stream = film.streams[index]
+        assert isinstance(stream, VideoStream)
+        if packets_max is None:
+            stream.thread_type = "AUTO"
+        for packet in packets_of(film, stream):
+            if packets_max is not None and seen.packets >= packets_max:
+                break
+            if packet.pts is not None and len(seen.early) < EARLY_PACKETS_MAX:
+                seen.early.append(packet.pts)
+            seen.packets += not packet.is_discard
+            take_all(seen, stream, packet)
+        take_all(seen, stream, None)
+    return seen
+
+
+def packets_of(film: InputContainer, stream: VideoStream) -> "Iterator[Packet[Any]]":
+    """Packets of one stream; an error of the reader ends them (the first pass has recorded it)."""
+    try:
+        for packet in film.demux(stream):
+            if packet.size:
+                yield packet
+    except FFmpegError:
+        return
+
+
+def take_all(seen: Decoded, stream: VideoStream, packet: "Packet[Any] | None") -> None:
+    """Counts the frames that a packet, or the end, gives."""
+    try:
+        for frame in stream.codec_context.decode(packet):
+            seen.take(frame)
+    except FFmpegError:
+        if packet is None:
+            return
+        if seen.frames:
+            seen.damaged += 1
+        else:
+            seen.undecodable += 1
+
+
+def times_of(seen: Decoded, time_base: list[int]) -> dict[str, int]:
+    """When the frames that are shown begin and end: what was dropped before the first keyframe does not count."""
+    if seen.timeless or seen.first_pts is None or seen.last_pts is None:
+        return {}
+    base = Fraction(*time_base) * 1_000_000
+    return {
+        "start_us": round(seen.first_pts * base),
+        "span_us": round((seen.last_pts - seen.first_pts) * base),
+    }
+
+
+def measured(film: InputContainer, tallies: dict[int, Tally]) -> dict[str, int]:
+    """How long it is from the earliest to the latest presentation time in any stream, and when that ends."""
+    starts: list[Fraction] = []
+    ends: list[Fraction] = []
+    for stream in film.streams:
+        tally = tallies[stream.index]
+        if tally.first is None or tally.last is None or stream.time_base is None:
+            continue
+        starts.append(tally.first * stream.time_base)
+        ends.append(tally.last * stream.time_base)
+    if not ends:
+        return {}
+    return {
+        "duration_ms": max(0, round((max(ends) - min(starts)) * 1000)),
+        "end_ms": round(max(ends) * 1000),
+    }
+
+
+def declared_ms(film: InputContainer) -> int | None:
+    """What the header claims; None where FFmpeg only estimates."""
+    if not film.format.name.startswith(DECLARING) or not film.duration or film.duration < 0:
+        return None
+    return film.duration * 1000 // av.time_base
+
+
+def stream_facts(stream: Any, tally: Tally) -> dict[str, Any]:  # noqa: ANN401 - any kind of stream
+    """The facts of `node.media.probe.StreamInfo`."""
+    context = stream.codec_context
+    base = stream.time_base or Fraction(0)
+    span = tally.first is not None and tally.last is not None
+    facts: dict[str, Any] = {
+        "index": stream.index,
+        "kind": stream.type
+        if stream.type in ("video", "audio", "subtitle", "attachment")
+        else "data",
+        "codec": _text(context.codec.canonical_name) if context is not None else "",
+        "time_base": _ratio(base),
+        "language": _text(stream.language or ""),
+        "title": _text(stream.metadata.get("title", "")),
+        "default": bool(stream.disposition & Disposition.default),
+        "forced": bool(stream.disposition & Disposition.forced),
+        "attached_picture": bool(stream.disposition & Disposition.attached_pic),
+        "packets": tally.packets,
+        "bytes": tally.size,
+        "start_us": round((tally.first or 0) * base * 1_000_000) if span else 0,
+        "span_us": round((tally.newest - (tally.first or 0)) * base * 1_000_000),
+        "duration_us": round(((tally.last or 0) - (tally.first or 0)) * base * 1_000_000)
+        if span
+        else 0,
+    }
+    if stream.type == "video" and context is not None:
+        facts |= {
+            "width": context.width,
+            "height": context.height,
+            "pixel_format": context.pix_fmt or "",
+            "frame_rate": _ratio(stream.average_rate),
+            "base_rate": _ratio(stream.base_rate),
+            "sample_aspect": _aspect(stream.sample_aspect_ratio),
+        }
+    elif stream.type == "audio" and context is not None:
+        facts |= {
+            "sample_rate": context.sample_rate or 0,
+            "channels": context.layout.nb_channels,
+            "channel_layout": _text(context.layout.name),
+        }
+    return facts
+
+
+def picture_facts(seen: Decoded) -> dict[str, Any]:
+    """What only a decoded frame tells for certain."""
+    frame = seen.first
+    if frame is None:
+        return {}
+    return {
+        "width": frame.width,
+        "height": frame.height,
+        "pixel_format": frame.format.name,
+        "rotation": int(frame.rotation),
+        "interlaced": seen.interlaced,
+        "colour_range": RANGES.get(int(frame.color_range), ""),
+        "colour_space": SPACES.get(int(frame.colorspace), ""),
+        "colour_transfer": TRANSFERS.get(int(frame.color_trc), ""),
+        "colour_primaries": PRIMARIES.get(int(frame.color_primaries), ""),
+        "mastering_display": "MASTERING_DISPLAY_METADATA" in seen.side_data,
+        "content_light": "CONTENT_LIGHT_LEVEL" in seen.side_data,
+        "dynamic_hdr": any(name.startswith(("DYNAMIC_HDR", "DOVI")) for name in seen.side_data),
+    }
+
+
+# Names of ITU-T H.273 code points as FFmpeg's options spell them; 2 is "unspecified".
+RANGES = {1: "tv", 2: "pc"}
+SPACES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco",
+          9: "bt2020nc", 10: "bt2020c", 14: "ictcp"}  # fmt: skip
+TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
+             11: "iec61966-2-4", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
+             18: "arib-std-b67"}  # fmt: skip
+PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
+             9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip
+
+
+def _ratio(value: Fraction | None) -> list[int]:
+    return [value.numerator, value.denominator] if value else [0, 1]
+
+
+def _aspect(value: Fraction | None) -> list[int]:
+    return [value.numerator, value.denominator] if value else [1, 1]
+
+
+def _reason(error: Exception) -> str:
+    return _text(getattr(error, "strerror", "") or type(error).__name__)
+
+
+def _text(value: object) -> str:
+    return str(value).encode("utf-8", "replace").decode("utf-8")[:TEXT_MAX]
+
+
+def main(arguments: list[str]) -> int:
+    """Prints one JSON object; faults of the file are part of it, so the exit code is 0."""
+    decode_all = "--decode" in arguments[:1]
+    path = arguments[-1]
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(WARNING_LEVEL)
+    try:
+        facts = describe(path, decode_all=decode_all)
+    except FaultError as fault:
+        facts = {"fault": fault.code, "what": str(fault)}
+    sys.stdout.write(json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""The one home of child processes: FFmpeg, and Python around PyAV.
+
+Each child has a session (so a process group) of its own, runs below normal priority, is bounded in
+time, memory, output and words, and is gone when `run` returns or is cancelled.  On Linux it also dies
+with this process (PR_SET_PDEATHSIG); elsewhere a killed node leaves FFmpeg to finish its one file.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mesh.clock import monotonic_ms
+from node.media.child import Limits, OnProgress, Reason, RunResult
+from node.media.progress import FFmpegProgress, ProgressParser
+from node.media.stderr_log import StderrLog
+
+NICE: Final = 10
+"""Below the node itself: FFmpeg starves machines, heartbeats must not wait for it."""
+READ_BYTES: Final = 64 << 10
+WATCH_MS: Final = 250
+SLOW_TAIL_BYTES_PER_MS: Final = 10_000
+"""Moving the index to the front rewrites the file without a word: 10 MB/s is waited for on top of the stall limit."""
+LAUNCHER: Final = Path(__file__).with_name("launch_posix.py")
+_PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE")
+"""Not for children: our secrets, and variables that make FFmpeg write elsewhere."""
+
+
+class _Watch:
+    """What both readers and the limits share about one child."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.started_ms = monotonic_ms()
+        self.moved_ms = self.started_ms
+        self.stderr = StderrLog()
+        self.stdout = bytearray()
+        self.parser = ProgressParser()
+        self.progress: FFmpegProgress | None = None
+        self.over: Reason | None = None
+        self.group_killed = False
+        self.stop = asyncio.Event()
+
+    def end(self, reason: Reason) -> None:
+        self.over = self.over or reason
+        self.stop.set()
+
+    def note(self, block: FFmpegProgress) -> None:
+        before = self.progress
+        if before is None or block.advance != before.advance or block.end:
+            self.moved_ms = monotonic_ms()
+        self.progress = block
+        limit = self.limits.output_bytes
+        if limit is not None and (block.total_size or 0) > limit:
+            self.end("output")
+
+    def check(self) -> None:
+        now_ms = monotonic_ms()
+        limits = self.limits
+        if limits.time_ms is not None and now_ms - self.started_ms > limits.time_ms:
+            self.end("time")
+        if limits.stall_ms is not None:
+            size = 0 if self.progress is None else self.progress.total_size or 0
+            if now_ms - self.moved_ms > limits.stall_ms + size // SLOW_TAIL_BYTES_PER_MS:
+                self.end("stalled")
+
+
+class FFmpegRunner:
+    """The `ChildRunner` of this machine."""
+
+    def __init__(self, *, nice: int = NICE) -> None:
+        self._nice = nice
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        limits: Limits,
+        on_progress: OnProgress | None = None,
+    ) -> RunResult:
+        """See `node.media.child.ChildRunner`."""
+        watch = _Watch(limits)
+        try:
+            process = await self._start(command, limits)
+        except OSError as error:
+            watch.stderr.feed(f"[fatal] cannot start {command[0]}: {error.strerror}".encode())
+            return _result(command, watch, "start", None)
+        try:
+            await self._attend(process, watch, on_progress)
+        finally:
+            await _gone(process, watch)
+        reason: Reason = watch.over or ("exited" if (process.returncode or 0) >= 0 else "signal")
+        return _result(command, watch, reason, process.returncode)
+
+    async def _start(self, command: Sequence[str], limits: Limits) -> asyncio.subprocess.Process:
+        # Cancelled between fork and return, a child would be left without anybody who knows it.
+        spawning = asyncio.ensure_future(_spawn(_launched(command, limits, self._nice)))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            with suppress(OSError):
+                await _gone(await spawning, _Watch(limits))
+            raise
+
+    async def _attend(
+        self, process: asyncio.subprocess.Process, watch: _Watch, on_progress: OnProgress | None
+    ) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with asyncio.TaskGroup() as group:
+            readers = (
+                group.create_task(_read_stdout(process.stdout, watch, on_progress)),
+                group.create_task(_read_stderr(process.stderr, watch)),
+            )
+            waiter = group.create_task(process.wait())
+            stopper = group.create_task(watch.stop.wait())
+            # `wait` may also wait for the pipes, which a grandchild can hold: the return code decides.
+            while process.returncode is None and not waiter.done() and not watch.stop.is_set():
+                await asyncio.wait(
+                    (waiter, stopper),
+                    timeout=WATCH_MS / 1000,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                watch.check()
+            _kill_group(process.pid, watch)  # the pipes close, the readers end
+            await asyncio.wait(readers)
+            watch.stop.set()
+
+
+async def _spawn(command: Sequence[str]) -> asyncio.subprocess.Process:
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE)},
+        start_new_session=sys.platform != "win32",
+        creationflags=flags,
+    )
+
+
+def _launched(command: Sequence[str], limits: Limits, nice: int) -> Sequence[str]:
+    if sys.platform == "win32":
+        return command
+    program = shutil.which(command[0])
+    if program is None:
+        raise FileNotFoundError(2, "no such program", command[0])
+    numbers = (
+        os.getpid(),
+        nice,
+        limits.memory_bytes or 0,
+        -1 if limits.output_bytes is None else limits.output_bytes,
+        # CPU time is a second net under the watch of this loop, which may be starved or killed.
+        0 if limits.time_ms is None else (limits.time_ms // 1000 + 1) * (os.cpu_count() or 1),
+    )
+    launcher = (sys.executable, "-I", "-S", str(LAUNCHER))
+    return (*launcher, *(str(number) for number in numbers), program, *command[1:])
+
+
+async def _read_stdout(
+    stream: asyncio.StreamReader, watch: _Watch, on_progress: OnProgress | None
+) -> None:
+    while data := await stream.read(READ_BYTES):
+        if on_progress is None:
+            if len(watch.stdout) + len(data) > watch.limits.stdout_bytes:
+                watch.end("stdout")
+            else:
+                watch.stdout += data
+            continue
+        for block in watch.parser.feed(data):
+            watch.note(block)
+            on_progress(block)
+
+
+async def _read_stderr(stream: asyncio.StreamReader, watch: _Watch) -> None:
+    while data := await stream.read(READ_BYTES):
+        watch.stderr.feed(data)
+        if watch.stderr.bytes_seen > watch.limits.stderr_bytes:
+            watch.end("stderr")
+
+
+async def _gone(process: asyncio.subprocess.Process, watch: _Watch) -> None:
+    """Kills the child with all it started and waits until it is reaped, cancelled or not."""
+    _kill_group(process.pid, watch)
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+    waiting = asyncio.ensure_future(process.wait())
+    cancelled = False
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+def _kill_group(pid: int, watch: _Watch) -> None:
+    # Once only: the number of a group that is gone may be given to others.
+    if sys.platform != "win32" and not watch.group_killed:
+        watch.group_killed = True
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _result(
+    command: Sequence[str], watch: _Watch, reason: Reason, returncode: int | None
+) -> RunResult:
+    killed = returncode is not None and returncode < 0
+    return RunResult(
+        command=tuple(command),
+        exit_code=None if killed else returncode,
+        signal=-returncode if killed and returncode is not None else None,
+        reason=reason,
+        stdout=bytes(watch.stdout),
+        stderr=watch.stderr.summary(),
+        progress=watch.progress,
+        duration_ms=monotonic_ms() - watch.started_ms,
+    )

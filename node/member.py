@@ -1,0 +1,271 @@
+"""A node that belongs to a mesh: its parts put together, the message pump, and who is trusted."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import structlog
+
+from ledger.commands import FormMesh, MemberRole, MemberSpec, ReportNode
+from ledger.jobs import Member
+from mesh import clock
+from mesh.errors import DarkStreamError, NoCoordinatorError, NotAllowedError, WireError
+from mesh.ids import MeshId, NodeId, RaftId, node_of
+from mesh.joining import JoinGrant
+from mesh.log import LogStorage
+from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
+from mesh.protocol import Raft, RandomSource, Timing
+from mesh.transport import ControlTransport, Received
+from node.coordinator import Coordinator
+from node.driver import Driver, Ledger
+from node.leases import LeaseTiming
+from node.neighbours import AddressBook, Neighbours, OwnFacts
+from node.progress import TOPIC, ProgressBoard
+from node.proposer import Proposer
+from node.replica import Replica
+from node.requests import Requests
+
+REPORT_RETRY_S: Final = 5.0
+
+_log = structlog.get_logger("mesh")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Who this node is in its mesh; `granted` are the members it was told when it joined."""
+
+    raft_id: RaftId
+    name: str
+    role: MemberRole
+    public_key: bytes
+    mesh: MeshId
+    founder: bool
+    granted: tuple[Member, ...] = ()
+    places: tuple[PeerAddress, ...] = ()
+
+
+class TrustUser(Protocol):
+    """Whatever must know at once who may speak."""
+
+    def __call__(self, members: Mapping[bytes, NodeId]) -> None:
+        """Exactly these keys may speak from now on."""
+        ...
+
+
+def granted_members(grant: JoinGrant) -> tuple[tuple[Member, ...], tuple[PeerAddress, ...]]:
+    """Whom a newcomer trusts until its own replica says it, and where they are."""
+    members = tuple(
+        Member(
+            node=m.node,
+            raft_id=m.raft_id,
+            public_key=m.public_key,
+            name=m.name,
+            role=m.role,
+            state="active",
+            since_ms=0,
+        )
+        for m in grant.members
+    )
+    places = tuple(
+        PeerAddress(
+            node=m.node,
+            hosts=m.hosts,
+            control_port=m.control_port,
+            bulk_port=m.bulk_port,
+            join_port=m.join_port,
+        )
+        for m in grant.members
+        if m.hosts
+    )
+    return members, places
+
+
+class MemberNode:
+    """Consensus, calls, neighbours and the coordinator of one node."""
+
+    def __init__(
+        self,
+        *,
+        membership: Membership,
+        facts: OwnFacts,
+        log: LogStorage,
+        ledger: Ledger,
+        applied_index: int,
+        replica: Replica,
+        control: ControlTransport,
+        trust_users: Sequence[TrustUser],
+        book: AddressBook,
+        timing: Timing,
+        leases: LeaseTiming,
+        status: Callable[[], dict[str, object]],
+        random: RandomSource,
+    ) -> None:
+        self.membership = membership
+        self.own = node_of(membership.raft_id)
+        self.replica = replica
+        self.requests = Requests(self.send)
+        raft = Raft(
+            raft_id=membership.raft_id,
+            storage=log,
+            timing=timing,
+            random=random,
+            applied_index=applied_index,
+            now_ms=clock.monotonic_ms(),
+        )
+        self.driver = Driver(raft, log, ledger, self.send)
+        self.proposer = Proposer(self.own, self.driver, self.requests, replica)
+        self.neighbours = Neighbours(facts, control, book, status)
+        for place in membership.places:
+            self.neighbours.hint(place)
+        self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
+        self.coordinator = Coordinator(
+            driver=self.driver,
+            proposer=self.proposer,
+            requests=self.requests,
+            replica=replica,
+            timing=leases,
+        )
+        self.refused: dict[str, int] = {}
+        self._control = control
+        self._trust_users = tuple(trust_users)
+        self._trusted: tuple[Member, ...] = ()
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The node that coordinates, as far as this one knows."""
+        leader = self.driver.leader
+        return None if leader is None else node_of(leader)
+
+    def send(self, node: NodeId, message: Message) -> bool:
+        """To another node, or to this one itself."""
+        if node == self.own:
+            if isinstance(message, Request | Response):
+                asyncio.get_running_loop().call_soon(self.requests.receive, node, message)
+            return True
+        return self._control.send(node, message)
+
+    def _tell_all(self, notice: Notice) -> None:
+        for peer in self.neighbours.peers.all():
+            self._control.send(peer.node, notice)
+
+    # --- running ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled, or until storage fails."""
+        await self._read_members()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.driver.run(), name="driver")
+                group.create_task(self._pump(), name="pump")
+                group.create_task(self._follow_members(), name="members")
+                group.create_task(self.neighbours.run(), name="neighbours")
+                group.create_task(self.coordinator.run(), name="coordinator")
+                if self.membership.founder:
+                    group.create_task(self._found(), name="found")
+        finally:
+            await self.requests.close()
+
+    async def _pump(self) -> None:
+        while True:
+            received = await self._control.receive()
+            try:
+                self._take(received)
+            except WireError as error:
+                self.refused[error.code] = self.refused.get(error.code, 0) + 1
+                _log.warning("message dropped", node=received.node, reason=error.what)
+
+    def _take(self, received: Received) -> None:
+        message, sender = received.message, received.node
+        match message:
+            case Hello():
+                self.neighbours.receive(sender, message)
+            case Request() | Response():
+                self.requests.receive(sender, message)
+            case Notice(topic=topic):
+                if topic == TOPIC:
+                    self.board.receive(sender, message)
+            case _:
+                if node_of(message.sender) != sender:
+                    raise WireError(f"node {sender} spoke in the name of {message.sender}")
+                self.driver.receive(message)
+
+    # --- who belongs ------------------------------------------------------------------------------
+
+    async def _follow_members(self) -> None:
+        while True:
+            seen = self.driver.ledger_changed.count
+            await self._read_members()
+            await self.driver.ledger_changed.wait(seen)
+
+    async def _read_members(self) -> None:
+        members, mesh = await self.replica.read(lambda reader: (reader.members(), reader.mesh()))
+        known = {member.node for member in members}
+        mine = next((member for member in members if member.node == self.own), None)
+        if mine is None:
+            # The replica has not come as far as this node's own admission: the grant still counts.
+            revoked = {member.node for member in members if member.state == "revoked"}
+            extra = [m for m in self.membership.granted if m.node not in known]
+            members = tuple(m for m in members if m.node not in revoked) + tuple(extra)
+        elif mine.state == "revoked":
+            raise NotAllowedError(
+                "this node was revoked from its mesh",
+                "to let it join anew, stop it, remove its home, and start it with a new token",
+            )
+        elif mine.name != self.neighbours.facts.name:
+            # Another member had the name first; the ledger's is the one that people see.
+            self.neighbours.facts = replace(self.neighbours.facts, name=mine.name)
+        if members == self._trusted:
+            return
+        self._trusted = members
+        self.neighbours.members_are(members, mesh.members_epoch if mesh is not None else 0)
+        table = {m.public_key: NodeId(m.node) for m in members if m.state == "active"}
+        for use in self._trust_users:
+            use(table)
+
+    def trusted(self) -> tuple[Member, ...]:
+        """The members as they are trusted now."""
+        return self._trusted
+
+    async def _found(self) -> None:
+        """Writes the first command of a new mesh; after a crash in between, once more."""
+        membership = self.membership
+        command = FormMesh(
+            mesh=membership.mesh,
+            founder=MemberSpec(
+                node=self.own,
+                raft_id=membership.raft_id,
+                public_key=membership.public_key,
+                name=membership.name,
+                role=membership.role,
+            ),
+        )
+        while await self.replica.read(lambda reader: reader.mesh()) is None:
+            try:
+                await self.proposer.propose(command, cause="form")
+            except NoCoordinatorError:
+                _log.info("the mesh waits for its first coordinator")
+
+    async def report(self, report: ReportNode) -> None:
+        """Tells the mesh what this node can do, unless it knows already."""
+        known = await self.replica.read(lambda reader: reader.node(self.own))
+        if known is not None and _same(report, known):
+            return
+        while True:
+            try:
+                await self.proposer.commit(report, cause="report")
+            except DarkStreamError as error:
+                # Not a member yet in its own replica, or no coordinator: it is tried again.  Counted
+                # from here: a refusal is an entry of the log too, and would wake its own retry.
+                _log.debug("report not taken yet", reason=error.what)
+                seen = self.driver.ledger_changed.count
+                await self.driver.ledger_changed.wait(seen, REPORT_RETRY_S)
+            else:
+                return
+
+
+def _same(report: ReportNode, known: object) -> bool:
+    return all(
+        getattr(known, name) == getattr(report, name)
+        for name in ("ffmpeg", "encoders", "slots", "cpus", "platform", "version", "devices")
+    )

@@ -1,0 +1,213 @@
+"""Keeps this node in touch with every member: who may speak, where they are, who lives.
+
+Sends a hello to each member every two seconds and at once to one that appears; silence alone makes
+a member suspect.  Adverts, seeds and what other members know are only hints where to dial.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from ledger.jobs import Member
+from mesh import clock
+from mesh.codec import pack, unpack
+from mesh.errors import WireError
+from mesh.ids import MeshId, NodeId, RaftId
+from mesh.messages import (
+    HELLO_INTERVAL_MS,
+    HELLO_STATUS_BYTES_MAX,
+    PROTOCOL_VERSION,
+    Hello,
+    PeerAddress,
+)
+from mesh.peers import PeerTable
+from mesh.transport import TEND_INTERVAL_MS, ControlTransport
+from node.signals import Signal
+
+_log = structlog.get_logger("mesh")
+
+HINTS_MAX: Final = 1_024
+"""Nodes whose addresses are remembered, members first: more than any mesh has."""
+HINTS_SAVED_S: Final = 30.0
+"""How often known addresses are written down for the next start."""
+
+
+class AddressBook(Protocol):
+    """Keeps the last known addresses over restarts."""
+
+    def load(self) -> tuple[PeerAddress, ...]:
+        """The addresses written last; empty when there are none or the file is damaged."""
+        ...
+
+    def save(self, addresses: Sequence[PeerAddress]) -> None:
+        """Replaces what is kept; a failure is reported, never fatal."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnFacts:
+    """What this node tells others about itself."""
+
+    node: NodeId
+    raft_id: RaftId
+    mesh: MeshId
+    incarnation: str
+    name: str
+    hosts: Callable[[], tuple[str, ...]]
+    control_port: int
+    bulk_port: int
+    join_port: int
+
+
+class Neighbours:
+    """The members of the mesh as this node meets them."""
+
+    def __init__(
+        self,
+        facts: OwnFacts,
+        transport: ControlTransport,
+        book: AddressBook,
+        status: Callable[[], dict[str, object]],
+    ) -> None:
+        self.facts = facts
+        self.peers = PeerTable(facts.node)
+        self.changed = Signal()
+        self._transport = transport
+        self._book = book
+        self._status = status
+        self._members: dict[NodeId, Member] = {}
+        self._epoch = 0
+        self._hints: dict[NodeId, PeerAddress] = {
+            NodeId(address.node): address for address in book.load()
+        }
+
+    def members_are(self, members: Sequence[Member], epoch: int) -> None:
+        """Takes the members of the ledger: exactly these keys may speak, exactly these are dialled."""
+        active = {NodeId(m.node): m for m in members if m.state == "active"}
+        if active == self._members and epoch == self._epoch:
+            return
+        gone = self._members.keys() - active.keys()
+        self._members, self._epoch = active, epoch
+        self.peers.members_are(active)
+        self._transport.set_trust({m.public_key: NodeId(m.node) for m in active.values()})
+        for node in gone:
+            self._transport.disconnect(node)
+        now_ms = clock.monotonic_ms()
+        for node in active.keys() - {self.facts.node}:
+            if (hint := self._hints.get(node)) is not None:
+                self.peers.hint(hint, now_ms)
+            self._dial(node)
+        self.changed.set()
+        self.greet()
+
+    def hint(self, address: PeerAddress) -> None:
+        """Somebody says that a node is reachable there."""
+        node = NodeId(address.node)
+        if node == self.facts.node:
+            return
+        self._hints.pop(node, None)
+        self._hints[node] = address
+        while len(self._hints) > HINTS_MAX:
+            self._forget_a_hint()
+        if self.peers.hint(address, clock.monotonic_ms()):
+            self._dial(node)
+            self._greet_one(node)
+
+    def _forget_a_hint(self) -> None:
+        # The oldest of a stranger: adverts and members may name any number of nodes.
+        strangers = (node for node in self._hints if node not in self._members)
+        del self._hints[next(strangers, next(iter(self._hints)))]
+
+    def _dial(self, node: NodeId) -> None:
+        member, peer = self._members.get(node), self.peers.get(node)
+        if member is None or peer is None or peer.address is None:
+            return
+        self._transport.connect(
+            node, member.public_key, peer.address.hosts, peer.address.control_port
+        )
+
+    def receive(self, sender: NodeId, hello: Hello) -> None:
+        """Takes a member's hello.  Raises `WireError` for one of another mesh."""
+        if hello.mesh != self.facts.mesh:
+            raise WireError(f"node {sender} says hello for another mesh")
+        peer = self.peers.get(sender)
+        before = peer.address if peer else None
+        appeared = self.peers.heard(sender, clock.monotonic_ms(), hello)
+        peer = self.peers.get(sender)
+        if peer is None:
+            return
+        if appeared or peer.address != before:
+            self._dial(sender)
+        if appeared:
+            _log.info("node appeared", node=sender, name=hello.name)
+            self._greet_one(sender)
+        for address in hello.known:
+            self.hint(address)
+        self.changed.set()
+
+    def greet(self) -> None:
+        """Says hello to every member now."""
+        for node in self._members:
+            self._greet_one(node)
+
+    def _greet_one(self, node: NodeId) -> None:
+        if node != self.facts.node:
+            self._transport.send(node, self._hello())
+
+    def _hello(self) -> Hello:
+        status = pack(self._status())
+        if len(status) > HELLO_STATUS_BYTES_MAX:
+            status = pack({})
+        facts = self.facts
+        return Hello(
+            raft_id=facts.raft_id,
+            mesh=facts.mesh,
+            protocol=PROTOCOL_VERSION,
+            incarnation=facts.incarnation,
+            name=facts.name,
+            hosts=facts.hosts(),
+            control_port=facts.control_port,
+            bulk_port=facts.bulk_port,
+            join_port=facts.join_port,
+            members_epoch=self._epoch,
+            known=self.peers.known_addresses(clock.monotonic_ms()),
+            status=status,
+        )
+
+    def status_of(self, node: NodeId) -> dict[str, object]:
+        """The last public state that a node told; empty when none is known."""
+        peer = self.peers.get(node)
+        if peer is None or peer.hello is None:
+            return {}
+        try:
+            status = unpack(peer.hello.status)
+        except WireError:
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    async def run(self) -> None:
+        """Greets all members every two seconds, and each at once when its connection comes up."""
+        saved_ms = greeted_ms = clock.monotonic_ms()
+        known: tuple[PeerAddress, ...] = ()
+        connected: set[NodeId] = set()
+        self.greet()
+        while True:
+            await asyncio.sleep(TEND_INTERVAL_MS / 1000)
+            now_ms = clock.monotonic_ms()
+            before, connected = (
+                connected,
+                {n for n in self._members if self._transport.is_connected(n)},
+            )
+            if now_ms - greeted_ms >= HELLO_INTERVAL_MS:
+                greeted_ms = now_ms
+                self.greet()
+            else:
+                for node in connected - before:
+                    self._greet_one(node)
+            addresses = self.peers.known_addresses(now_ms)
+            if addresses != known and (now_ms - saved_ms > HINTS_SAVED_S * 1000 or not known):
+                known, saved_ms = addresses, now_ms
+                await asyncio.to_thread(self._book.save, addresses)

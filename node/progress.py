@@ -1,0 +1,122 @@
+"""Live progress of jobs: kept in memory, told to every node, never written to the log."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Final, Literal
+
+from mesh.codec import Vocabulary
+from mesh.errors import WireError
+from mesh.ids import NodeId
+from mesh.messages import Notice
+from node.signals import Signal
+
+Phase = Literal["fetching", "encoding", "verifying", "returning"]
+TOPIC: Final = "progress"
+INTERVAL_MS: Final = 500
+"""At most two reports a second and job leave a node."""
+JOBS_MAX: Final = 10_000
+ID_CHARS_MAX: Final = 64
+"""Of a job or attempt in another node's report: what is kept of all jobs must stay small."""
+STALE_MS: Final = 15_000
+
+PROGRESS = Vocabulary("progress")
+
+
+@PROGRESS.kind("progress")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where an attempt is; `speed` is times real time, 0 totals are unknown."""
+
+    job: str
+    attempt: str
+    node: str
+    phase: Phase
+    frames: int = 0
+    frames_total: int = 0
+    fps: float = 0.0
+    speed: float = 0.0
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+class ProgressBoard:
+    """The newest progress of each job, from this node and from others."""
+
+    def __init__(
+        self, own: NodeId, tell: Callable[[Notice], None], now_ms: Callable[[], int]
+    ) -> None:
+        self.changed = Signal()
+        self._own = own
+        self._tell = tell
+        self._now_ms = now_ms
+        self._board: OrderedDict[str, tuple[int, Progress]] = OrderedDict()
+        self._sent: dict[str, tuple[int, Phase]] = {}
+        self._news: set[str] = set()
+
+    def report(self, progress: Progress) -> None:
+        """Notes this node's own progress and tells the others, at most twice a second a job."""
+        now_ms = self._now_ms()
+        self._note(progress, now_ms)
+        last_ms, phase = self._sent.get(progress.job, (-INTERVAL_MS, progress.phase))
+        if now_ms - last_ms >= INTERVAL_MS or phase != progress.phase:
+            self._sent.pop(progress.job, None)
+            self._sent[progress.job] = (now_ms, progress.phase)
+            while len(self._sent) > JOBS_MAX:
+                del self._sent[next(iter(self._sent))]
+            self._tell(Notice(topic=TOPIC, body=PROGRESS.encode(progress)))
+
+    def receive(self, sender: NodeId, notice: Notice) -> None:
+        """Takes another node's report; a report in the name of a third is refused."""
+        progress: Progress = PROGRESS.decode(notice.body)
+        if progress.node != sender:
+            raise WireError(f"node {sender} reported progress of node {progress.node}")
+        if max(len(progress.job), len(progress.attempt)) > ID_CHARS_MAX:
+            raise WireError(f"node {sender} reported progress with an endless id")
+        if not (isfinite(progress.fps) and isfinite(progress.speed)):
+            raise WireError(f"node {sender} reported a speed that is no number")
+        self._note(progress, self._now_ms())
+
+    def _note(self, progress: Progress, now_ms: int) -> None:
+        self._board[progress.job] = (now_ms, progress)
+        self._board.move_to_end(progress.job)
+        self._news.add(progress.job)
+        while len(self._board) > JOBS_MAX:
+            self._news.discard(self._board.popitem(last=False)[0])
+        self.changed.set()
+
+    def of(self, job: str) -> Progress | None:
+        """The newest progress of a job, unless it is old."""
+        entry = self._board.get(job)
+        if entry is None or self._now_ms() - entry[0] > STALE_MS:
+            return None
+        return entry[1]
+
+    def take_news(self) -> list[Progress]:
+        """What was reported since this was asked last, the newest of each job."""
+        news = [self._board[job][1] for job in sorted(self._news) if job in self._board]
+        self._news.clear()
+        return news
+
+    def running(self) -> list[Progress]:
+        """What is not old, by job."""
+        now_ms = self._now_ms()
+        return [p for at_ms, p in self._board.values() if now_ms - at_ms <= STALE_MS]
+
+    def over(self, job: str) -> None:
+        """Forgets a job that ended."""
+        self._board.pop(job, None)
+        self._sent.pop(job, None)
+
+
+def from_thread(
+    loop: asyncio.AbstractEventLoop, board: ProgressBoard
+) -> Callable[[Progress], None]:
+    """A reporter that may be called from a transfer's or a hash's thread."""
+
+    def report(progress: Progress) -> None:
+        loop.call_soon_threadsafe(board.report, progress)
+
+    return report

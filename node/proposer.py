@@ -1,0 +1,109 @@
+"""Commits commands from any node: here when this node leads, else through the coordinator.
+
+The command id is drawn once and kept over all retries, and applying is idempotent by it, so a lost
+answer never doubles a change.
+"""
+
+import secrets
+from contextlib import suppress
+from typing import Final
+
+from ledger.commands import ENVELOPES, TEXT_BYTES_MAX, Command, Outcome, seal, unseal
+from mesh import clock
+from mesh.errors import (
+    BusyError,
+    NoCoordinatorError,
+    NotAllowedError,
+    NotLeaderError,
+    UnreachableError,
+)
+from mesh.ids import CommandId, NodeId, node_of
+from node.driver import Driver
+from node.foreign import check_authority
+from node.replica import Replica
+from node.requests import Requests, error_of
+
+METHOD: Final = "ledger.propose"
+TRY_S: Final = 2.0
+"""One try at one coordinator; a new one is elected within about a second."""
+TIMEOUT_S: Final = 15.0
+"""Longer than any election that succeeds; after it the person is told that nobody decides."""
+
+
+class Proposer:
+    """`propose` any command from anywhere; serves other nodes' proposals while this node leads."""
+
+    def __init__(self, own: NodeId, driver: Driver, requests: Requests, replica: Replica) -> None:
+        self._own = own
+        self._replica = replica
+        self._driver = driver
+        self._requests = requests
+        requests.register(METHOD, self._serve)
+
+    async def propose(
+        self, command: Command, *, cause: str, timeout_s: float = TIMEOUT_S
+    ) -> Outcome:
+        """The outcome of the committed command, once this node's own ledger holds it too.
+
+        Raises `NoCoordinatorError` when no coordinator took it in time.
+        """
+        command_id = CommandId(secrets.token_hex(12))
+        data = seal(
+            command,
+            command_id=command_id,
+            proposer=self._own,
+            proposed_at_ms=clock.wall_ms(),
+            cause=cause,
+        )
+        deadline_ms = clock.monotonic_ms() + int(timeout_s * 1000)
+        while clock.monotonic_ms() < deadline_ms:
+            seen = self._driver.leader_changed.count
+            try:
+                outcome = await self._try(command_id, data)
+            except (NotLeaderError, UnreachableError, BusyError, TimeoutError):
+                left_s = (deadline_ms - clock.monotonic_ms()) / 1000
+                await self._driver.leader_changed.wait(seen, min(0.25, max(0.0, left_s)))
+            else:
+                left_s = max(0.1, (deadline_ms - clock.monotonic_ms()) / 1000)
+                await self._driver.wait_applied(outcome.index, left_s)
+                return outcome
+        raise NoCoordinatorError(
+            "no coordinator took the change in time: too few voters can be reached",
+            "start the missing nodes; `mesh-cli nodes` names them",
+        )
+
+    async def commit(self, command: Command, *, cause: str, timeout_s: float = TIMEOUT_S) -> int:
+        """Like `propose`, but a refused command raises its error; returns the log index."""
+        outcome = await self.propose(command, cause=cause, timeout_s=timeout_s)
+        if not outcome.ok:
+            raise error_of(outcome.code, outcome.what, outcome.todo)
+        return outcome.index
+
+    async def _try(self, command_id: CommandId, data: bytes) -> Outcome:
+        leader = self._driver.leader
+        if leader is None:
+            raise NotLeaderError("no coordinator is known", "wait for an election")
+        if self._driver.is_leader:
+            return await self._driver.propose(command_id, data, TRY_S)
+        body = await self._requests.call(node_of(leader), METHOD, data, timeout_s=TRY_S)
+        outcome: Outcome = ENVELOPES.decode(body)
+        return outcome
+
+    async def _serve(self, caller: NodeId, body: bytes) -> bytes:
+        # What no replica can read stops every one of them once it is committed: it is read here.
+        envelope, command = unseal(body)
+        if envelope.proposer != caller:
+            raise NotAllowedError(f"node {caller} proposed in the name of {envelope.proposer}")
+        if not self._driver.is_leader:
+            raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
+        await self._replica.read(lambda reader: check_authority(reader, caller, command))
+        with suppress(TimeoutError):
+            outcome = await self._driver.propose(CommandId(envelope.id), body, TRY_S)
+            return ENVELOPES.encode(outcome)
+        raise BusyError("not committed yet", "ask again with the same id")
+
+
+def bounded_text(text: str) -> str:
+    """The end of a free text, cut to what may enter the ledger."""
+    raw = text.encode("utf-8", errors="replace")
+    return raw[-TEXT_BYTES_MAX:].decode("utf-8", errors="ignore")

@@ -1,0 +1,461 @@
+"""Transfers over real sockets on loopback: verified, resumed, refused."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import zmq
+from blake3 import blake3
+
+from mesh import transfer
+from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.curve_zmq import Tally
+from mesh.errors import (
+    InUseError,
+    NotAllowedError,
+    SourceChangedError,
+    StoppedError,
+    TransferError,
+    UnreachableError,
+)
+from mesh.ids import NodeId
+from mesh.listener_zmq import Listener, Sender
+from mesh.transfer import BULK, ChunkAnswer, ChunkRequest, Manifest, ManifestAnswer, Source
+from mesh.transfer_files import FileSource, PartialFile, make_manifest
+from mesh.transport import BULK_HEADER_BYTES_MAX, CHUNK_BYTES, KeyPair, Traffic
+from tests.meshwork import key_pair, node_of, wait_until
+from tests.strangers import GARBAGE, LOOPBACK, client, poke, taken_port
+
+SIZE = 24 * CHUNK_BYTES + 12_345
+
+
+@dataclass
+class Owner:
+    """A node that serves one film under the handle `film`."""
+
+    film: Path
+    keys: KeyPair = field(default_factory=key_pair)
+    member: KeyPair = field(default_factory=key_pair)
+    asked: list[tuple[NodeId, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.manifest = make_manifest(self.film)
+        self.server = ZmqBulkServer(self.keys, self.source_for, host=LOOPBACK)
+        self.server.set_trust({self.member.public: node_of(self.member)})
+
+    def source_for(self, node: NodeId, handle: str) -> Source:
+        self.asked.append((node, handle))
+        if handle != "film":
+            raise NotAllowedError("this handle is not yours", "ask for another")
+        return FileSource(self.film, self.manifest)
+
+    def fetch(self, to: Path, fetcher: ZmqBulkClient, **more: object) -> Manifest:
+        arguments: dict[str, object] = {
+            "peer": node_of(self.keys),
+            "public_key": self.keys.public,
+            "hosts": [LOOPBACK],
+            "port": self.server.port,
+            "handle": "film",
+            "target": PartialFile(to),
+            **more,
+        }
+        return fetcher.fetch(**arguments)  # type: ignore[arg-type]  # keywords by name, each typed where it is given
+
+    @property
+    def sent(self) -> Traffic:
+        return self.server.counters().peers.get(node_of(self.member), Traffic())
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    path = tmp_path / "film.mkv"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+@pytest.fixture
+def owner(film: Path) -> Iterator[Owner]:
+    made = Owner(film)
+    made.server.start()
+    yield made
+    made.server.stop()
+
+
+@pytest.fixture
+def fetcher(owner: Owner) -> Iterator[ZmqBulkClient]:
+    made = ZmqBulkClient(owner.member)
+    yield made
+    made.close()
+
+
+def test_a_film_arrives_whole_and_is_counted(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    manifest = owner.fetch(
+        tmp_path / "out",
+        fetcher,
+        expected=owner.manifest,
+        on_progress=lambda done, size: steps.append((done, size)),
+    )
+    assert manifest.same_content(owner.manifest)
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+    assert steps[0] == (0, SIZE)
+    assert steps[-1] == (SIZE, SIZE)
+    assert fetcher.counters().peers[node_of(owner.keys)].bytes_in == SIZE
+    assert SIZE < owner.sent.bytes_out < SIZE + 10_000
+    assert owner.asked == [(node_of(owner.member), "film")]
+
+
+def test_several_at_once_do_not_block_one_another(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    threads = [
+        threading.Thread(target=owner.fetch, args=(tmp_path / f"out{n}", fetcher)) for n in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for number in range(3):
+        assert (tmp_path / f"out{number}").read_bytes() == owner.film.read_bytes()
+
+
+def test_a_greedy_peer_does_not_block_another(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    ask = BULK.encode(ChunkRequest(handle="film", offset=0, length=CHUNK_BYTES))
+    with client(owner.server.port, owner.member, owner.keys.public, receives_max=1) as greedy:
+        for _ in range(200):
+            greedy.send(ask)
+        owner.fetch(tmp_path / "out", fetcher)
+    assert (tmp_path / "out").stat().st_size == SIZE
+
+
+def test_a_handle_that_is_not_the_peers(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    with pytest.raises(NotAllowedError, match="not yours"):
+        owner.fetch(tmp_path / "out", fetcher, handle="../etc/passwd")
+    assert owner.server.counters().refused == {"not_allowed": 1}
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_file_than_the_one_expected(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceChangedError):
+        owner.fetch(tmp_path / "out", fetcher, expected=Manifest(size=SIZE, digest="0" * 64))
+
+
+def test_a_source_that_changes_during_the_transfer(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    def meddle(done: int, size: int) -> None:
+        if done > 4 * CHUNK_BYTES:
+            with owner.film.open("r+b") as file:
+                file.write(b"changed")
+
+    with pytest.raises(SourceChangedError, match=r"film\.mkv"):
+        owner.fetch(tmp_path / "out", fetcher, on_progress=meddle)
+
+
+def test_a_source_that_changed_without_a_trace_fails_by_the_whole_digest(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    facts = owner.film.stat()
+    with owner.film.open("r+b") as file:
+        file.seek(5 * CHUNK_BYTES)
+        file.write(b"bit rot")
+    os.utime(owner.film, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    with pytest.raises(TransferError, match="digest"):
+        owner.fetch(tmp_path / "out", fetcher)
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mkv"]
+
+
+def test_stopping_a_transfer_and_going_on(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    with pytest.raises(StoppedError):
+        owner.fetch(
+            tmp_path / "out",
+            fetcher,
+            on_progress=lambda done, _: seen.append(done),
+            should_stop=lambda: bool(seen) and seen[-1] > SIZE // 2,
+        )
+    before = fetcher.counters().peers[node_of(owner.keys)].bytes_in
+    owner.fetch(tmp_path / "out", fetcher)
+    after = fetcher.counters().peers[node_of(owner.keys)].bytes_in
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+    assert after - before == SIZE - seen[-1]
+
+
+def test_a_node_that_stops_stops_its_transfers(owner: Owner, tmp_path: Path) -> None:
+    fetcher = ZmqBulkClient(owner.member)
+    with pytest.raises(StoppedError):
+        owner.fetch(tmp_path / "out", fetcher, on_progress=lambda *_: fetcher.close())
+    with pytest.raises(StoppedError):
+        owner.fetch(tmp_path / "out", fetcher)
+
+
+def test_the_transfer_survives_a_server_that_restarts(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    restarted: list[ZmqBulkServer] = []
+
+    def restart(done: int, _: int) -> None:
+        if done > SIZE // 2 and not restarted:
+            port = owner.server.port
+            owner.server.stop()
+            owner.server = ZmqBulkServer(owner.keys, owner.source_for, host=LOOPBACK, port=port)
+            owner.server.set_trust({owner.member.public: node_of(owner.member)})
+            owner.server.start()
+            restarted.append(owner.server)
+
+    owner.fetch(tmp_path / "out", fetcher, on_progress=restart)
+    assert restarted
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+
+
+def test_nobody_there(owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path) -> None:
+    owner.server.stop()
+    with pytest.raises(UnreachableError):
+        owner.fetch(tmp_path / "out", fetcher)
+    with pytest.raises(UnreachableError):
+        owner.fetch(tmp_path / "out", fetcher, port=0)
+    owner.server = ZmqBulkServer(owner.keys, owner.source_for, host=LOOPBACK)
+
+
+def test_names_are_resolved_and_addresses_that_nobody_answers_are_passed(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    owner.fetch(tmp_path / "out", fetcher, hosts=["127.0.0.9", "no.invalid", "localhost"])
+    assert (tmp_path / "out").stat().st_size == SIZE
+
+
+def test_a_revoked_peer_gets_nothing_more(owner: Owner, tmp_path: Path) -> None:
+    innocent = key_pair()
+    both = {owner.member.public: node_of(owner.member), innocent.public: node_of(innocent)}
+    owner.server.set_trust(both)
+    revoked, other = ZmqBulkClient(owner.member), ZmqBulkClient(innocent)
+
+    def revoke(done: int, _: int) -> None:
+        if done > 4 * CHUNK_BYTES:
+            owner.server.set_trust({innocent.public: node_of(innocent)})
+
+    with contextlib.closing(revoked), contextlib.closing(other):
+        halfway = threading.Event()
+        result: list[Manifest] = []
+        thread = threading.Thread(
+            target=lambda: result.append(
+                owner.fetch(tmp_path / "b", other, on_progress=lambda *_: halfway.wait(20))
+            )
+        )
+        thread.start()
+        with pytest.raises(UnreachableError):
+            owner.fetch(tmp_path / "a", revoked, on_progress=revoke)
+        halfway.set()
+        thread.join(60)
+    assert result
+    assert (tmp_path / "b").read_bytes() == owner.film.read_bytes()
+    assert owner.server.counters().refused["not_member"] > 0
+    assert owner.sent.bytes_out < SIZE
+
+
+def test_every_message_is_judged_by_its_key_not_only_the_handshake(owner: Owner) -> None:
+    frame = zmq.Frame(BULK.encode(ChunkRequest(handle="film", offset=0, length=1)))
+    owner.server._on_frames(Sender(b"routing", key_pair().public, "10.0.0.9"), [frame])
+    assert owner.asked == []
+    assert owner.server.counters().refused == {"not_member": 1}
+
+
+class Rogue:
+    """A member that answers every chunk request with a chunk whose bytes are not its digest's."""
+
+    def __init__(self, keys: KeyPair, wrong_times: int) -> None:
+        self.data = bytes(CHUNK_BYTES)
+        self.left = wrong_times
+        self.listener = Listener(
+            name="bulk",
+            identity=keys,
+            admit=lambda _: True,
+            on_frames=self.answer,
+            tally=Tally("rogue"),
+            frame_bytes_max=BULK_HEADER_BYTES_MAX,
+            send_queue_max=64,
+            receive_queue_max=64,
+        )
+
+    def answer(self, sender: Sender, frames: list[object]) -> None:
+        request = BULK.decode(bytes(frames[0].buffer))  # type: ignore[attr-defined]  # a Frame
+        reply = self.listener.reply
+        if not isinstance(request, ChunkRequest):
+            manifest = Manifest(size=CHUNK_BYTES, digest=blake3(self.data).hexdigest())
+            reply(sender, [b"\xc1 garbage before the answer"])
+            reply(sender, [BULK.encode(ChunkAnswer(offset=0, digest=b"")), b"too early"])
+            reply(sender, [BULK.encode(ManifestAnswer(manifest=Manifest(size=-1, digest="")))])
+            reply(sender, [BULK.encode(ManifestAnswer(manifest=manifest))])
+            return
+        head = BULK.encode(ChunkAnswer(offset=0, digest=blake3(self.data).digest()))
+        wrong = bytearray(self.data)
+        if self.left > 0:
+            self.left -= 1
+            wrong[777] ^= 1
+        reply(sender, [head, bytes(wrong)])
+
+
+@pytest.mark.parametrize("wrong_times", [1, transfer.CHUNK_TRIES_MAX])
+def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -> None:
+    keys, member = key_pair(), key_pair()
+    rogue = Rogue(keys, wrong_times)
+    rogue.listener.open(LOOPBACK, 0)
+    fetcher = ZmqBulkClient(member)
+    try:
+        with contextlib.ExitStack() as stack:
+            if wrong_times == transfer.CHUNK_TRIES_MAX:
+                stack.enter_context(pytest.raises(TransferError, match="damaged"))
+            fetcher.fetch(
+                peer=node_of(keys),
+                public_key=keys.public,
+                hosts=[LOOPBACK],
+                port=rogue.listener.port,
+                handle="film",
+                target=PartialFile(tmp_path / "out"),
+            )
+            assert (tmp_path / "out").read_bytes() == rogue.data
+        assert fetcher.counters().refused == {"bad_digest": wrong_times, "malformed": 3}
+    finally:
+        fetcher.close()
+        rogue.listener.close()
+
+
+RECEIVER = """
+import sys
+from pathlib import Path
+from mesh.bulk_zmq import ZmqBulkClient
+from mesh.transfer_files import PartialFile
+from mesh.transport import KeyPair
+server, public, secret, port, peer, out = sys.argv[1:]
+fetcher = ZmqBulkClient(KeyPair(bytes.fromhex(public), bytes.fromhex(secret)))
+fetcher.fetch(
+    peer=peer, public_key=bytes.fromhex(server), hosts=["127.0.0.1"], port=int(port), handle="film",
+    target=PartialFile(Path(out)), on_progress=lambda done, _: print(done, flush=True),
+)
+"""
+
+
+def test_a_killed_receiver_goes_on_where_it_was(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    arguments = [
+        owner.keys.public.hex(),
+        owner.member.public.hex(),
+        owner.member.secret.hex(),
+        str(owner.server.port),
+        node_of(owner.keys),
+        str(tmp_path / "out"),
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-c", RECEIVER, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) > SIZE // 2:
+                child.send_signal(signal.SIGKILL)
+                break
+        child.stdout.read()
+    assert child.returncode == -signal.SIGKILL
+    first: list[int] = []
+    owner.fetch(tmp_path / "out", fetcher, on_progress=lambda done, _: first.append(done))
+    assert first[0] > SIZE // 2 - CHUNK_BYTES
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+    assert owner.sent.bytes_out < SIZE + transfer.WINDOW_BYTES_MAX + 10_000
+
+
+def test_a_port_that_is_taken(owner: Owner) -> None:
+    with taken_port() as port:
+        server = ZmqBulkServer(owner.keys, owner.source_for, host=LOOPBACK, port=port)
+        with pytest.raises(InUseError, match=str(port)):
+            server.start()
+        server.stop()
+
+
+def test_garbage_strangers_and_bad_frames_leave_it_working(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    film_head = owner.film.read_bytes()[:64]
+    for data in GARBAGE:
+        assert film_head not in poke(owner.server.port, data)
+    frames = [
+        [b""],
+        [b"\xc1" * 100],
+        [b"x" * (BULK_HEADER_BYTES_MAX + 1)],
+        [b"one", b"two"],
+        [BULK.encode(ChunkAnswer(offset=0, digest=b""))],
+        [BULK.encode(ChunkRequest(handle="film", offset=0, length=CHUNK_BYTES + 1))],
+        [BULK.encode(ChunkRequest(handle="film", offset=0, length=0))],
+        [BULK.encode(ChunkRequest(handle="film", offset=-1, length=1))],
+        [BULK.encode(ChunkRequest(handle="film", offset=SIZE, length=1))],
+        [BULK.encode(ChunkRequest(handle="f" * 513, offset=0, length=1))],
+        [BULK.encode(ChunkRequest(handle="film", offset=0, length=1))[:-1]],
+    ]
+    with (
+        client(owner.server.port, key_pair(), owner.keys.public) as stranger,
+        client(owner.server.port, None, b"") as naked,
+        client(owner.server.port, owner.member, owner.keys.public) as member,
+    ):
+        ask = BULK.encode(ChunkRequest(handle="film", offset=0, length=10))
+        stranger.send(ask)
+        naked.send(ask)
+        for frame in frames:
+            member.send_multipart(frame)
+        owner.fetch(tmp_path / "out", fetcher)
+        wait_until(lambda: sum(owner.server.counters().refused.values()) >= len(frames) + 2)
+        assert not stranger.poll(0)
+        assert not naked.poll(0)
+        assert not member.poll(0)
+    refused = owner.server.counters().refused
+    assert refused["malformed"] == len(frames) - 1
+    assert refused["oversized"] == 1
+    assert refused["not_member"] >= 1
+    assert refused["handshake"] >= 1
+
+
+def test_many_files_are_not_all_held_open(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    closed: list[str] = []
+
+    class Noted(FileSource):
+        def __init__(self, name: str) -> None:
+            super().__init__(owner.film, owner.manifest)
+            self.name = name
+            opened.append(name)
+
+        def close(self) -> None:
+            super().close()
+            closed.append(self.name)
+
+    server = ZmqBulkServer(owner.keys, lambda _, handle: Noted(handle), host=LOOPBACK)
+    server.set_trust({owner.member.public: node_of(owner.member)})
+    server.start()
+    try:
+        with client(server.port, owner.member, owner.keys.public) as member:
+            for number in range(100):
+                ask = ChunkRequest(handle=str(number), offset=0, length=1)
+                member.send(BULK.encode(ask))
+                assert member.poll(10_000)
+                member.recv_multipart()
+        assert len(opened) == 100
+        assert closed == opened[: 100 - 64]
+    finally:
+        server.stop()
+    assert sorted(closed) == sorted(opened)

@@ -1,0 +1,333 @@
+"""The HTTP API over a real socket: what it answers, what it refuses, how it streams and stops."""
+
+import contextlib
+import json
+import socket
+import stat
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh import errors
+from mesh.errors import DarkStreamError, InUseError
+from node.gateway.app import API, LISTENERS_MAX
+from node.gateway.guard import BODY_BYTES_MAX
+from node.gateway.server import bind_api
+from tests.cluster import wait_for
+from tests.fake_node import Served, served
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Generator[Served]:
+    with served(tmp_path / "home") as node:
+        yield node
+
+
+@pytest.fixture
+def http(one: Served) -> Generator[httpx.Client]:
+    head = {"authorization": f"Bearer {one.token}"}
+    with httpx.Client(base_url=f"http://{one.address}", headers=head, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"film")
+    return path
+
+
+def problem(answer: httpx.Response) -> Any:
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert document["status"] == answer.status_code
+    assert document["type"] == f"urn:darkstream:error:{document['code']}"
+    assert document["title"]
+    assert document["detail"]
+    return document
+
+
+def test_every_question_has_its_answer(http: httpx.Client, film: Path) -> None:
+    body = {"paths": [str(film), "/nowhere"], "profile": "web", "output": None}
+    made = http.post(f"{API}/jobs", json=body).json()
+    (job,) = made["jobs"]
+    assert [fault["code"] for fault in made["faults"]] == ["not_found"]
+    assert http.get(f"{API}/status").json()["coordinator"] == "one"
+    assert [n["name"] for n in http.get(f"{API}/nodes").json()["nodes"]] == ["one", "two"]
+    assert http.get(f"{API}/jobs").json()["jobs"][0]["id"] == job["id"]
+    detail = http.get(f"{API}/jobs/{job['id']}").json()
+    assert detail["tasks"][0]["attempts"][0]["command_line"] == ["ffmpeg", "-i", "a b.mp4"]
+    assert http.get(f"{API}/detect").json()["encoders"][0]["works"] is True
+    token = http.post(f"{API}/tokens", json={"uses": 2, "ttl_s": 60}).json()
+    assert token == {"token": "ds-token", "uses": 2, "expires_at_ms": 60_000}
+    approved = http.post(f"{API}/nodes/new/approve", json={"code": "123456"})
+    assert approved.json() == {"id": "id-new", "name": "new", "code": "123456"}
+    assert http.post(f"{API}/nodes/two/revoke").json() == {"id": "id-two", "name": "two"}
+
+
+def test_health_and_metrics_need_no_token(one: Served) -> None:
+    base = f"http://{one.address}"
+    assert httpx.get(f"{base}/livez", trust_env=False).status_code == 200
+    assert httpx.get(f"{base}/readyz", trust_env=False).json()["ready"] is True
+    one.node.ready = False
+    answer = httpx.get(f"{base}/readyz", trust_env=False)
+    assert answer.status_code == 503
+    assert answer.json()["checks"] == [{"name": "quorum", "ok": False, "reason": "no quorum"}]
+    text = httpx.get(f"{base}/metrics", trust_env=False).text
+    assert text == (
+        "# HELP darkstream_refused_total Refused.\n# TYPE darkstream_refused_total counter\n"
+        'darkstream_refused_total{why="a \\"key\\"\\n"} 3\n'
+    )
+
+
+def test_lists_page_by_cursor(http: httpx.Client, film: Path) -> None:
+    body = {"paths": [str(film)] * 5, "profile": "web"}
+    ids = [job["id"] for job in http.post(f"{API}/jobs", json=body).json()["jobs"]]
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        asked = {"limit": "2"} | ({"cursor": cursor} if cursor else {})
+        page = http.get(f"{API}/jobs", params=asked).json()
+        seen += [job["id"] for job in page["jobs"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+    first = http.get(f"{API}/nodes", params={"limit": 1}).json()
+    rest = http.get(f"{API}/nodes", params={"limit": 1, "cursor": first["next"]}).json()
+    assert [first["nodes"][0]["name"], rest["nodes"][0]["name"]] == ["one", "two"]
+    assert rest["next"] is None
+    assert problem(http.get(f"{API}/nodes", params={"cursor": "other"}))["code"] == "usage"
+
+
+def _all_errors() -> list[type[DarkStreamError]]:
+    found = [DarkStreamError]
+    for cls in found:
+        found += cls.__subclasses__()
+    return [cls for cls in found if cls.__module__ == errors.__name__]
+
+
+def test_every_error_becomes_a_problem_with_its_code(one: Served, http: httpx.Client) -> None:
+    for cls in _all_errors():
+        one.node.failure = cls("it happened", "do this")
+        answer = http.get(f"{API}/status")
+        assert answer.status_code == cls.http_status, cls
+        told = problem(answer)
+        assert (told["code"], told["detail"], told["todo"]) == (cls.code, "it happened", "do this")
+
+
+def test_a_defect_answers_without_its_inside(one: Served, http: httpx.Client) -> None:
+    one.node.failure = ZeroDivisionError("secret detail")
+    told = problem(http.get(f"{API}/status"))
+    assert told["code"] == "internal"
+    assert "secret" not in json.dumps(told)
+
+
+@pytest.mark.parametrize("head", [{}, {"authorization": "Bearer x"}, {"authorization": ""}])
+@pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/events", "/api/nothing", "/api/"])
+def test_without_the_token_nothing_is_told(one: Served, path: str, head: dict[str, str]) -> None:
+    answer = httpx.get(f"http://{one.address}{path}", headers=head, trust_env=False)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert problem(answer)["code"] == "not_allowed"
+    assert one.node.calls == []
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7450", "10.0.0.1", "127.0.0.1.nip.io"]
+)
+def test_other_hosts_are_refused_also_with_the_token(http: httpx.Client, host: str) -> None:
+    answer = http.get(f"{API}/status", headers={"host": host})
+    assert answer.status_code == 421
+    assert problem(answer)["code"] == "not_allowed"
+    assert http.get("/livez", headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "[::1]:7450", "127.0.0.1"])
+def test_names_of_this_machine_are_hosts(http: httpx.Client, host: str) -> None:
+    assert http.get(f"{API}/status", headers={"host": host}).status_code == 200
+
+
+def test_two_hosts_are_none(one: Served) -> None:
+    name, port = one.address.split(":")
+    with socket.create_connection((name, int(port)), 5) as raw:
+        raw.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n")
+        assert raw.recv(64).split(b" ")[1] in (b"400", b"421")
+
+
+BAD_BODIES: list[tuple[str, Any]] = [
+    ("no JSON", b"{"),
+    ("not an object", b"[]"),
+    ("empty", b""),
+    ("a nesting bomb", b"[" * 100_000),
+    ("unknown field", {"paths": ["/a"], "profile": "web", "what": 1}),
+    ("no paths", {"paths": [], "profile": "web"}),
+    ("too many paths", {"paths": ["/a"] * 1_001, "profile": "web"}),
+    ("a long path", {"paths": ["/" + "a" * 4_096], "profile": "web"}),
+    ("a NUL", {"paths": ["/a\0b"], "profile": "web"}),
+    ("a number as path", {"paths": [1], "profile": "web"}),
+    ("a text as number", {"paths": ["/a"], "profile": "web", "priority": "1"}),
+    ("a number as truth", {"paths": ["/a"], "profile": "web", "overwrite": 1}),
+    ("priority", {"paths": ["/a"], "profile": "web", "priority": 101}),
+    ("not a number", b'{"paths": ["/a"], "profile": "web", "priority": NaN}'),
+]
+
+
+@pytest.mark.parametrize(("why", "body"), BAD_BODIES, ids=[why for why, _ in BAD_BODIES])
+def test_bad_bodies_get_one_clear_error(
+    one: Served, http: httpx.Client, why: str, body: bytes | dict[str, Any]
+) -> None:
+    head = {"content-type": "application/json"}
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = http.post(f"{API}/jobs", content=raw, headers=head)
+    assert answer.status_code == 400, why
+    told = problem(answer)
+    assert told["code"] == "usage"
+    assert len(answer.content) < 20_000
+    assert one.node.calls == []
+
+
+def test_oversized_bodies_are_refused_declared_or_not(one: Served, http: httpx.Client) -> None:
+    big = b"x" * (BODY_BYTES_MAX + 1)
+    assert http.post(f"{API}/jobs", content=big).status_code == 413
+    chunks = (b"x" * 65_536 for _ in range(BODY_BYTES_MAX // 65_536 + 2))
+    assert problem(http.post(f"{API}/jobs", content=chunks))["status"] == 413
+    assert one.node.calls == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/v1/nothing", 404),
+        ("GET", "/nothing", 404),
+        ("DELETE", "/api/v1/jobs", 405),
+        ("GET", "/api/v1/jobs/unknown", 404),
+        ("GET", "/api/v1/jobs?limit=0", 400),
+        ("GET", "/api/v1/jobs?status=bogus", 400),
+        ("GET", "/api/v1/jobs?cursor=none", 400),
+        ("POST", "/api/v1/nodes/nobody/approve", 404),
+        ("POST", f"/api/v1/nodes/{'n' * 65}/revoke", 400),
+    ],
+)
+def test_wrong_requests(http: httpx.Client, method: str, path: str, status: int) -> None:
+    answer = http.request(method, path)
+    assert answer.status_code == status
+    assert problem(answer)["code"] in ("usage", "not_found")
+
+
+def test_a_wrong_code_admits_nobody(one: Served, http: httpx.Client) -> None:
+    answer = http.post(f"{API}/nodes/new/approve", json={"code": "000000"})
+    assert answer.status_code == 403
+    assert [pending.name for pending in one.node.pending] == ["new"]
+    assert http.post(f"{API}/nodes/new/approve", json={"code": "12345x"}).status_code == 400
+
+
+def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
+    document = httpx.get(f"http://{one.address}{API}/openapi.json", trust_env=False).json()
+    assert set(document["paths"]) == {
+        f"{API}/{path}"
+        for path in [
+            "status",
+            "nodes",
+            "jobs",
+            "jobs/{job}",
+            "detect",
+            "tokens",
+            "nodes/{name}/approve",
+            "nodes/{name}/revoke",
+            "events",
+        ]
+    }
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert "application/problem+json" in operation["responses"]["default"]["content"]
+            assert operation["description"] or operation["summary"]
+
+
+def _events(http: httpx.Client, count: int, **head: str) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    with http.stream("GET", f"{API}/events", headers=head) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        current = 0
+        for line in answer.iter_lines():
+            if line.startswith("id: "):
+                current = int(line[4:])
+            elif line.startswith("event: "):
+                found.append((current, line[7:]))
+                if len(found) == count:
+                    break
+    return found
+
+
+def test_events_resume_where_a_listener_stopped(
+    one: Served, http: httpx.Client, film: Path
+) -> None:
+    before = one.on_loop(lambda: one.node.ring.last_id)
+    http.post(f"{API}/jobs", json={"paths": [str(film)], "profile": "web"})
+    first = _events(http, 3, **{"last-event-id": str(before)})
+    again = _events(http, 2, **{"last-event-id": str(first[0][0])})
+    assert first[0][1] == "job"
+    assert [number for number, _ in first] == [before + 1, before + 2, before + 3]
+    assert again == first[1:]
+
+
+@pytest.mark.parametrize("lost", ["0", "9007199254740991"])
+def test_what_cannot_be_resumed_is_a_gap(http: httpx.Client, film: Path, lost: str) -> None:
+    http.post(f"{API}/jobs", json={"paths": [str(film)], "profile": "web"})
+    assert _events(http, 1, **{"last-event-id": lost})[0][1] == "gap"
+    assert problem(http.get(f"{API}/events", headers={"last-event-id": "x"}))["code"] == "usage"
+
+
+def test_a_listener_that_leaves_is_forgotten_and_too_many_are_busy(
+    one: Served, http: httpx.Client
+) -> None:
+    with http.stream("GET", f"{API}/events") as answer:
+        opening = answer.iter_lines()
+        assert next(opening) == "retry: 1000"
+        wait_for("it listens", lambda: one.node.listeners == 1, 5)
+    wait_for("it is forgotten", lambda: one.node.listeners == 0, 5)
+    with contextlib.ExitStack() as streams:
+        lines: list[Iterator[str]] = []  # a generator that is dropped closes its stream
+        for _ in range(LISTENERS_MAX):
+            lines.append(streams.enter_context(http.stream("GET", f"{API}/events")).iter_lines())
+            next(lines[-1])
+        refused = http.get(f"{API}/events")
+        assert refused.status_code == 503
+        assert problem(refused)["code"] == "busy"
+
+
+def test_stopping_ends_open_streams_at_once(one: Served, http: httpx.Client) -> None:
+    ended = threading.Event()
+
+    def listen() -> None:
+        with http.stream("GET", f"{API}/events") as answer:
+            for _ in answer.iter_lines():
+                pass
+        ended.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    wait_for("it listens", lambda: one.node.listeners == 1, 5)
+    one.stop()
+    listener.join(5)
+    assert ended.is_set()
+
+
+def test_the_port_of_another_is_in_use(one: Served) -> None:
+    host, port = one.address.split(":")
+    with pytest.raises(InUseError) as caught:
+        bind_api(host, int(port))
+    assert caught.value.exit_code == 6
+    with pytest.raises(errors.ConfigurationError, match="cannot listen"):
+        bind_api("203.0.113.7", 0)
+
+
+def test_the_token_is_for_its_owner_alone_and_stays(one: Served) -> None:
+    file = one.home / "api.token"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text().strip() == one.token
+    assert (one.home / "api.address").read_text().strip() == one.address

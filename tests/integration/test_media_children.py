@@ -1,0 +1,249 @@
+"""Children of the node: bounded, below normal priority, and gone when the call is over."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mesh.clock import monotonic_ms
+from node.media.child import Limits, OnProgress, RunResult
+from node.media.progress import FFmpegProgress
+from node.media.run_ffmpeg import FFmpegRunner
+from tests.media_clips import ffmpeg
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="children here are shell commands")
+SOON_S = 2.0
+"""Cancel reaches FFmpeg within two seconds (DESIGN.md)."""
+
+
+def run(command: list[str], limits: Limits, on_progress: OnProgress | None = None) -> RunResult:
+    return asyncio.run(FFmpegRunner().run(command, limits=limits, on_progress=on_progress))
+
+
+def shell(script: str, **limits: int) -> RunResult:
+    return run(["/bin/sh", "-c", script], replace(Limits(time_ms=20_000), **limits))
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = monotonic_ms() + seconds * 1000
+    while monotonic_ms() < deadline:
+        if condition():
+            return True
+        os.sched_yield()
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_what_a_child_says_and_how_it_ends() -> None:
+    ended = shell("echo out; echo '[error] err' >&2; exit 3")
+    assert (ended.exit_code, ended.reason, ended.stdout) == (3, "exited", b"out\n")
+    assert ended.stderr.errors == 1
+    assert not ended.ok
+    assert shell("exit 0").ok
+
+
+def test_a_child_that_is_killed_by_others() -> None:
+    ended = shell("kill -9 $$")
+    assert (ended.exit_code, ended.signal, ended.reason) == (None, 9, "signal")
+
+
+def test_a_program_that_is_not_there() -> None:
+    ended = run(["/nowhere/ffmpeg"], Limits(time_ms=1_000))
+    assert (ended.reason, ended.exit_code) == ("start", None)
+    assert "no such program" in ended.stderr.tail
+
+
+def test_a_program_that_is_no_program(tmp_path: Path) -> None:
+    broken = tmp_path / "ffmpeg"
+    broken.write_bytes(b"\x00\x01\x02")
+    broken.chmod(0o755)
+    ended = run([str(broken)], Limits(time_ms=5_000))
+    assert not ended.ok
+    assert "cannot start" in ended.stderr.tail
+
+
+def test_a_child_has_low_priority_no_input_no_core_and_a_session_of_its_own() -> None:
+    ended = shell(
+        "nice; ulimit -c; cat; ps -o sid= -p $$ 2>/dev/null || cut -d' ' -f6 /proc/$$/stat; echo $$"
+    )
+    nice, core, session, pid = ended.stdout.split()
+    assert int(nice) >= 10
+    assert core == b"0"
+    assert session == pid
+
+
+def test_secrets_stay_with_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKSTREAM_API_KEY", "k7Qx-private")
+    monkeypatch.setenv("FFREPORT", "file=/tmp/x")
+    said = shell("env").stdout
+    assert b"k7Qx-private" not in said
+    assert b"FFREPORT" not in said
+    assert b"PATH=" in said
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "limits"),
+    [
+        ("sleep 60", "time", {"time_ms": 300}),
+        ("sleep 60 & sleep 60", "time", {"time_ms": 300}),
+        ("trap '' TERM INT HUP; while :; do sleep 1; done", "time", {"time_ms": 300}),
+        ("yes", "stdout", {"stdout_bytes": 1 << 20}),
+        ("yes >&2", "stderr", {"stderr_bytes": 1 << 20}),
+    ],
+)
+def test_what_never_ends_is_ended(script: str, reason: str, limits: dict[str, int]) -> None:
+    ended = shell(script, **limits)
+    assert ended.reason == reason
+    assert len(ended.stdout) <= 1 << 20
+    assert ended.duration_ms < 10_000
+
+
+def test_grandchildren_that_hold_the_pipes_do_not_hold_the_call() -> None:
+    ended = shell("sleep 60 & echo $!; exit 0")
+    assert ended.ok
+    assert ended.duration_ms < 10_000
+    assert until(lambda: not alive(int(ended.stdout)))
+
+
+def test_a_child_cannot_write_or_take_more_than_its_limits(tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    written = shell(f"head -c 4000000 /dev/zero > {big}", output_bytes=1_000_000)
+    assert written.exit_code != 0
+    assert written.stderr.said("file_limit")
+    assert big.stat().st_size <= 1_000_000
+    if sys.platform == "linux":
+        hungry = [sys.executable, "-c", "x = bytearray(900 << 20)"]
+        ended = run(hungry, Limits(time_ms=20_000, memory_bytes=200 << 20))
+        assert "MemoryError" in ended.stderr.tail
+
+
+def test_no_progress_is_a_stall() -> None:
+    script = "while :; do printf 'frame=1\\nout_time_us=5\\nprogress=continue\\n'; sleep 0.05; done"
+    seen: list[FFmpegProgress] = []
+    ended = run(
+        ["/bin/sh", "-c", script], Limits(time_ms=20_000, stall_ms=600), on_progress=seen.append
+    )
+    assert (ended.reason, ended.progress) == ("stalled", FFmpegProgress(frame=1, out_time_us=5))
+    assert len(seen) > 2
+
+
+def test_progress_keeps_a_slow_child_alive() -> None:
+    script = 'i=0; while [ $i -lt 12 ]; do i=$((i+1)); printf "frame=$i\\nprogress=continue\\n"; sleep 0.1; done'
+    ended = run(
+        ["/bin/sh", "-c", script],
+        Limits(time_ms=20_000, stall_ms=1_000),
+        on_progress=lambda _: None,
+    )
+    assert ended.ok
+    assert ended.duration_ms > 1_000
+
+
+def test_a_reported_size_beyond_the_limit_ends_it() -> None:
+    script = "printf 'total_size=5000\\nprogress=continue\\n'; sleep 60"
+    limits = Limits(time_ms=20_000, output_bytes=4_000)
+    ended = run(["/bin/sh", "-c", script], limits, on_progress=lambda _: None)
+    assert ended.reason == "output"
+
+
+ENDLESS = ["-f", "lavfi", "-i", "testsrc2=s=320x240:r=25", "-c:v", "libx264", "-f", "matroska"]
+
+
+async def cancelled_once(started: asyncio.Event, work: Awaitable[RunResult]) -> float:
+    task = asyncio.ensure_future(work)
+    await asyncio.wait_for(started.wait(), 20)
+    before = monotonic_ms()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return (monotonic_ms() - before) / 1000
+
+
+def test_cancelling_kills_a_real_ffmpeg_at_once(tmp_path: Path) -> None:
+    output = str(tmp_path / "x.mkv")
+    words = [
+        ffmpeg(),
+        "-v",
+        "error",
+        "-nostdin",
+        "-progress",
+        "pipe:1",
+        "-stats_period",
+        "0.1",
+        *ENDLESS,
+        output,
+    ]
+
+    def running() -> list[psutil.Process]:
+        return [p for p in psutil.Process().children(recursive=True) if output in p.cmdline()]
+
+    async def scenario() -> float:
+        started = asyncio.Event()
+        work = FFmpegRunner().run(
+            words, limits=Limits(time_ms=60_000), on_progress=lambda _: started.set()
+        )
+        task = asyncio.ensure_future(cancelled_once(started, work))
+        await started.wait()
+        assert running()
+        return await task
+
+    assert asyncio.run(scenario()) < SOON_S
+    assert not running()
+
+
+def test_cancelling_twice_while_the_child_starts_leaves_nothing() -> None:
+    mark = f"sleep 61.{os.getpid()}"
+
+    async def scenario() -> None:
+        for turns in range(12):
+            task = asyncio.ensure_future(
+                FFmpegRunner().run(["/bin/sh", "-c", mark], limits=Limits(time_ms=60_000))
+            )
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(scenario())
+    left = [p for p in psutil.Process().children(recursive=True) if mark in " ".join(p.cmdline())]
+    assert not left
+
+
+PARENT = """
+import asyncio, sys
+from node.media.child import Limits
+from node.media.run_ffmpeg import FFmpegRunner
+asyncio.run(FFmpegRunner().run(["/bin/sh", "-c", "echo $$ > " + sys.argv[1] + "; exec sleep 60"],
+            limits=Limits(time_ms=60_000)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_child_dies_with_a_node_that_is_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(told)])
+    try:
+        assert until(lambda: told.is_file() and bool(told.read_text().strip()))
+        pid = int(told.read_text())
+        assert alive(pid)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(10)
+        assert until(lambda: not alive(pid), SOON_S)
+    finally:
+        parent.kill()
+        parent.wait()

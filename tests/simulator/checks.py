@@ -1,0 +1,98 @@
+"""The safety properties of Raft (paper, figure 3), checked against everything all nodes ever did."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from mesh.election import Role
+from mesh.ids import RaftId
+from mesh.log import Entry, LogStorage
+from mesh.protocol import Raft
+
+
+class Violation(Exception):  # noqa: N818 - a finding of the simulator, not an error of it
+    """A property that does not hold."""
+
+
+class Checks:
+    """Looks at every step of every node."""
+
+    def __init__(self) -> None:
+        self._leaders: dict[int, RaftId] = {}
+        self._written: dict[tuple[int, int], tuple[str, bytes, int]] = {}
+        self.decided: list[Entry] = []
+        self._decided_in: list[int] = []
+        self._checksums: dict[int, str] = {}
+        self._commit_as_leader: dict[RaftId, int] = {}
+        self.leaders_seen = 0
+
+    def written(self, node: RaftId, prev_term: int, entries: Iterable[Entry]) -> None:
+        """Log matching, by induction: one (index, term) has one content and one predecessor."""
+        for entry in entries:
+            value = (entry.kind, entry.data, prev_term)
+            known = self._written.setdefault((entry.index, entry.term), value)
+            if known != value:
+                raise Violation(
+                    f"log matching: {node} writes {entry!r} after term {prev_term}, "
+                    f"but another node wrote {known!r}"
+                )
+            prev_term = entry.term
+
+    def stepped(self, raft: Raft, disks: Mapping[RaftId, LogStorage]) -> None:
+        """Election safety, leader completeness, durability of what a leader decides."""
+        before = self._commit_as_leader.pop(raft.raft_id, None)
+        if raft.role is not Role.LEADER:
+            return
+        if before is not None and before < raft.commit_index:
+            self._durable(raft, disks)
+        self._commit_as_leader[raft.raft_id] = raft.commit_index
+        known = self._leaders.get(raft.term)
+        if known is None:
+            self._leaders[raft.term] = raft.raft_id
+            self.leaders_seen += 1
+            self._complete(raft)
+        elif known != raft.raft_id:
+            raise Violation(f"election safety: {known} and {raft.raft_id} lead term {raft.term}")
+
+    def _complete(self, raft: Raft) -> None:
+        for entry, term in zip(self.decided, self._decided_in, strict=True):
+            if term < raft.term and raft.term_at(entry.index) != entry.term:
+                raise Violation(
+                    f"leader completeness: {raft.raft_id} leads term {raft.term} without entry "
+                    f"{entry.index} of term {entry.term}, decided in term {term}"
+                )
+
+    def crashed(self, node: RaftId) -> None:
+        """The node's memory is gone."""
+        self._commit_as_leader.pop(node, None)
+
+    def committed(self, raft: Raft, entries: Sequence[Entry]) -> None:
+        """State machine safety: all nodes decide the same."""
+        for entry in entries:
+            if entry.index <= len(self.decided):
+                known = self.decided[entry.index - 1]
+                if known != entry:
+                    raise Violation(
+                        f"state machine safety: {raft.raft_id} decides {entry!r}, others {known!r}"
+                    )
+                continue
+            if entry.index != len(self.decided) + 1:
+                raise Violation(f"{raft.raft_id} decides {entry.index} before its predecessor")
+            self.decided.append(entry)
+            self._decided_in.append(raft.term)
+
+    def _durable(self, raft: Raft, disks: Mapping[RaftId, LogStorage]) -> None:
+        configuration = raft.configuration
+        assert configuration is not None
+        index = raft.commit_index
+        term = raft.term_at(index)
+        holders = [v for v in configuration.voters if disks[v].term(index) == term]
+        if len(holders) < configuration.quorum:
+            raise Violation(
+                f"durability: {raft.raft_id} decides entry {index} of term {term}, "
+                f"which only {holders} of {configuration.voters} hold"
+            )
+
+    def applied(self, node: RaftId, index: int, checksum: str) -> None:
+        """Replicas that applied as far are equal."""
+        known = self._checksums.setdefault(index, checksum)
+        if known != checksum:
+            raise Violation(f"replicas differ at index {index}: {node} {checksum}, others {known}")

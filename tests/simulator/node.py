@@ -1,0 +1,360 @@
+"""One simulated node: the driver's loop of `mesh.effects` in virtual time, over a disk that survives."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.election import Role
+from mesh.errors import BusyError, ConflictError, NotLeaderError
+from mesh.ids import RaftId, node_of
+from mesh.log import Entry, HardState, LogStorage
+from mesh.membership import AutopilotView, PeerView, next_change
+from mesh.messages import ConsensusMessage, Vote
+from mesh.protocol import Limits, Raft, Timing
+from tests.simulator.checks import Checks
+from tests.simulator.machine import Machine
+from tests.simulator.network import Network, Time
+from tests.simulator.parameters import Parameters
+
+AUTOPILOT_MS = 100
+INBOX_MAX = 4_096
+
+
+@dataclass
+class World:
+    """What all nodes share."""
+
+    parameters: Parameters
+    random: Random
+    time: Time
+    network: Network
+    checks: Checks
+    disks: dict[RaftId, LogStorage]
+    open_machine: Callable[[RaftId, Any], Machine]
+    crash: Callable[["Node", int], None]
+    trace: list[str] = field(default_factory=list)
+    aimed: int = 0
+    """Aimed crashes so far: a mesh that dies at every step decides nothing and shows nothing."""
+
+    def aims(self, chance: float) -> bool:
+        """Whether an aimed crash happens now."""
+        bound = self.parameters.aimed_crashes_max
+        if self.network.healed or self.aimed >= bound or self.random.random() >= chance:
+            return False
+        self.aimed += 1
+        return True
+
+
+@dataclass
+class _Writing:
+    """A batch whose sync runs."""
+
+    hard_state: HardState | None
+    entries: tuple[Entry, ...]
+    late: list[ConsensusMessage]
+    committed: list[Entry]
+
+
+class Node:
+    """A node with one data directory; `crash` and `start` again with the same."""
+
+    def __init__(self, world: World, raft_id: RaftId) -> None:
+        self.world = world
+        self.raft_id = raft_id
+        self.disk = world.disks[raft_id]
+        self.skew_ms = world.random.randrange(world.parameters.skew_ms_max + 1)
+        self.disk_ms_max = world.parameters.disk_ms_max
+        if world.random.random() < 0.3:
+            self.disk_ms_max = max(self.disk_ms_max, world.parameters.slow_disk_ms_max)
+        self.images: list[Any] = []
+        self.raft: Raft | None = None
+        self.machine: Machine | None = None
+        self.retired = False
+        self.act_as_leader: Callable[[], None] | None = None
+        self._life = 0
+        self._inbox: list[ConsensusMessage] = []
+        self._proposals: list[bytes] = []
+        self._writing: _Writing | None = None
+        self._to_apply: list[Entry] = []
+        self._applied = 0
+        self._paused_until_ms = 0
+        self._wake_ms: int | None = None
+        self._autopilot_ms = 0
+
+    # --- life ---------------------------------------------------------------------------------
+
+    @property
+    def now_ms(self) -> int:
+        """This node's monotonic clock."""
+        return self.world.time.now_ms + self.skew_ms
+
+    @property
+    def is_up(self) -> bool:
+        return self.raft is not None
+
+    @property
+    def is_paused(self) -> bool:
+        return self.world.time.now_ms < self._paused_until_ms
+
+    @property
+    def is_leader(self) -> bool:
+        return self.raft is not None and self.raft.role is Role.LEADER
+
+    def start(self) -> None:
+        parameters = self.world.parameters
+        self._life += 1
+        self.machine = self.world.open_machine(
+            self.raft_id, self.images[-1] if self.images else None
+        )
+        self._applied = self.machine.applied_index
+        self.raft = Raft(
+            raft_id=self.raft_id,
+            storage=self.disk,
+            timing=Timing(
+                heartbeat_ms=parameters.heartbeat_ms,
+                election_min_ms=parameters.election_min_ms,
+                election_max_ms=parameters.election_max_ms,
+            ),
+            random=Random(f"{parameters.seed} {self.raft_id} {self._life}"),
+            applied_index=self._applied,
+            now_ms=self.now_ms,
+            limits=Limits(
+                append_entries_max=parameters.append_entries_max,
+                window_appends_max=parameters.window_appends_max,
+                applying_entries_max=parameters.applying_entries_max,
+            ),
+        )
+        self._wake(0)
+
+    def crash(self) -> None:
+        """Everything in memory is gone; a write under way happened or not."""
+        if self._writing is not None and self.world.random.random() < 0.5:
+            self.disk.persist(self._writing.hard_state, self._writing.entries)
+        if self.machine is not None:
+            if not self.world.parameters.ledger_loses_tail:
+                self.images = [self.machine.image()]
+            self.machine.close()
+        self._life += 1
+        self.raft = None
+        self.machine = None
+        self._inbox.clear()
+        self._proposals.clear()
+        self._writing = None
+        self._to_apply.clear()
+        self._wake_ms = None
+        self.world.checks.crashed(self.raft_id)
+
+    def pause(self, length_ms: int) -> None:
+        """The whole process stands still, as under SIGSTOP or a starving machine."""
+        self._paused_until_ms = self.world.time.now_ms + length_ms
+
+    # --- inputs -------------------------------------------------------------------------------
+
+    def receive(self, message: ConsensusMessage) -> None:
+        if self.raft is not None and len(self._inbox) < INBOX_MAX:
+            self._inbox.append(message)
+            self._wake(0)
+
+    def propose(self, data: bytes) -> bool:
+        if not self.is_leader:
+            return False
+        self._proposals.append(data)
+        self._wake(0)
+        return True
+
+    def _wake(self, delay_ms: int) -> None:
+        at_ms = max(self.world.time.now_ms + delay_ms, self._paused_until_ms)
+        if self._wake_ms is not None and self._wake_ms <= at_ms:
+            return
+        self._wake_ms = at_ms
+        life = self._life
+        self.world.time.after(at_ms - self.world.time.now_ms, lambda: self._awake(life, at_ms))
+
+    def _awake(self, life: int, at_ms: int) -> None:
+        if life != self._life or self._wake_ms != at_ms:
+            return
+        self._wake_ms = None
+        if self.world.time.now_ms < self._paused_until_ms:
+            self._wake(0)
+        elif self.raft is not None and self._writing is None:
+            self._perform(self._take_inputs(self.raft))
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self.raft is None or self._writing is not None:
+            return
+        if self._inbox or self._proposals:
+            self._wake(0)
+            return
+        waiting_ms = self.raft.next_deadline_ms() - self.now_ms
+        if self.is_leader:
+            waiting_ms = min(waiting_ms, AUTOPILOT_MS)
+        self._wake(max(0, waiting_ms))
+
+    def _take_inputs(self, raft: Raft) -> list[Effect]:
+        batch_max = INBOX_MAX if self.world.network.healed else self.world.parameters.batch_max
+        effects: list[Effect] = []
+        if self._applied > raft.applied_index:
+            effects += self._step(raft.applied(self._applied, self.now_ms))
+        taken, self._inbox = self._inbox[:batch_max], self._inbox[batch_max:]
+        for message in taken:
+            effects += self._step(raft.receive(message, self.now_ms))
+        proposals, self._proposals = self._proposals[:batch_max], self._proposals[batch_max:]
+        if proposals:
+            # A refused client asks again.
+            with suppress(NotLeaderError, BusyError):
+                effects += self._step(raft.propose(proposals, self.now_ms)[1])
+        effects += self._lead(raft)
+        if self.now_ms >= raft.next_deadline_ms():
+            effects += self._step(raft.tick(self.now_ms))
+            assert raft.next_deadline_ms() > self.now_ms, "the core would spin"
+        return effects
+
+    def _lead(self, raft: Raft) -> list[Effect]:
+        now_ms = self.world.time.now_ms
+        if raft.role is not Role.LEADER or now_ms < self._autopilot_ms or self.machine is None:
+            return []
+        self._autopilot_ms = now_ms + AUTOPILOT_MS
+        if self.act_as_leader is not None and raft.term_committed:
+            self.act_as_leader()
+        assert raft.configuration is not None
+        change = next_change(
+            AutopilotView(
+                leader=raft.raft_id,
+                configuration=raft.configuration,
+                members=self.machine.members(),
+                peers=tuple(
+                    PeerView(raft_id=peer.raft_id, match=peer.match, active=peer.active)
+                    for peer in raft.progress()
+                ),
+                last_index=raft.last_index,
+                change_pending=raft.pending_configuration is not None,
+                term_committed=raft.term_committed,
+            )
+        )
+        if change is None:
+            return []
+        try:
+            return self._step(raft.change_configuration(change, self.now_ms))
+        except ConflictError as error:
+            raise AssertionError(
+                f"the autopilot asked for what the core refuses: {error}"
+            ) from None
+
+    def _step(self, effects: list[Effect]) -> list[Effect]:
+        assert self.raft is not None
+        self.world.checks.stepped(self.raft, self.world.disks)
+        return effects
+
+    # --- effects, in their order ----------------------------------------------------------------
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        raft = self.raft
+        assert raft is not None
+        batch = _Writing(None, (), [], [])
+        wanted = False
+        for effect in effects:
+            match effect:
+                case Send(message=message, before_sync=True):
+                    self.world.network.send(message)
+                case Send(message=message):
+                    batch.late.append(message)
+                case Persist(hard_state=hard_state, entries=entries):
+                    wanted = True
+                    batch.hard_state = hard_state or batch.hard_state
+                    if entries:
+                        kept = [e for e in batch.entries if e.index < entries[0].index]
+                        batch.entries = (*kept, *entries)
+                case Commit(entries=entries):
+                    self.world.checks.committed(raft, entries)
+                    batch.committed.extend(entries)
+                case LeaderChanged(term=term, leader=leader):
+                    self.world.trace.append(
+                        f"{self.world.time.now_ms} {self.raft_id} term {term} leader {leader}"
+                    )
+        if not wanted:
+            self._finish(batch)
+            return
+        self._writing = batch
+        self.before_sync(batch.late)
+        life = self._life
+        delay_ms = self.world.random.randrange(self.disk_ms_max + 1)
+        self.world.time.after(delay_ms, lambda: self._synced(life, batch))
+
+    def before_sync(self, late: list[ConsensusMessage]) -> None:
+        """Nothing leaves here; a planted bug sends too early."""
+
+    def persist(self, hard_state: HardState | None, entries: tuple[Entry, ...]) -> None:
+        """Writes to the disk; a planted bug forgets some of it."""
+        self.disk.persist(hard_state, entries)
+
+    def _synced(self, life: int, batch: _Writing) -> None:
+        if life != self._life or self.raft is None:
+            return
+        if batch.entries:
+            prev_term = self.disk.term(batch.entries[0].index - 1)
+            assert prev_term is not None
+            self.world.checks.written(self.raft_id, prev_term, batch.entries)
+        self.persist(batch.hard_state, batch.entries)
+        self._writing = None
+        if self._is_aimed_at(batch):
+            for message in batch.late:
+                self.world.network.send(message)
+            self._crash_aimed()
+            return
+        self._finish(batch)
+        if batch.entries and self.raft is not None:
+            last = batch.entries[-1]
+            self._perform(self._step(self.raft.persisted(last.index, last.term, self.now_ms)))
+        self._schedule()
+
+    def _is_aimed_at(self, batch: _Writing) -> bool:
+        """Whether a crash hits the moment after a sync at which it can do most harm."""
+        parameters = self.world.parameters
+        if any(isinstance(m, Vote) and m.granted and not m.pre for m in batch.late):
+            return self.world.aims(parameters.aimed_at_votes)
+        if self.is_leader and any(entry.kind == "empty" for entry in batch.entries):
+            return self.world.aims(parameters.aimed_at_new_leaders)
+        return False
+
+    def _crash_aimed(self) -> None:
+        """Down at once, perhaps with everything that had not left the host yet."""
+        parameters = self.world.parameters
+        if self.world.random.random() < parameters.aimed_crash_takes_sent:
+            self.world.network.take_back(node_of(self.raft_id))
+        self.world.crash(self, parameters.aimed_down_ms_max)
+
+    def _finish(self, batch: _Writing) -> None:
+        parameters = self.world.parameters
+        if batch.committed and self.is_leader and self.world.aims(parameters.aimed_at_commits):
+            for message in batch.late:
+                self.world.network.send(message)
+            self._crash_aimed()
+            return
+        for message in batch.late:
+            self.world.network.send(message)
+        if batch.committed:
+            if not self._to_apply:
+                life = self._life
+                delay_ms = self.world.random.randrange(self.disk_ms_max + 1)
+                self.world.time.after(delay_ms, lambda: self._apply(life))
+            self._to_apply.extend(batch.committed)
+
+    def _apply(self, life: int) -> None:
+        if life != self._life or self.machine is None:
+            return
+        if self.world.time.now_ms < self._paused_until_ms:
+            wait_ms = self._paused_until_ms - self.world.time.now_ms
+            self.world.time.after(wait_ms, lambda: self._apply(life))
+            return
+        batch, self._to_apply = self._to_apply, []
+        self.machine.apply(batch)
+        self._applied = self.machine.applied_index
+        assert self._applied == batch[-1].index, "everything handed out is applied"
+        self.world.checks.applied(self.raft_id, self._applied, self.machine.checksum())
+        if self.world.random.random() < 0.1:
+            self.images = [self.machine.image()]
+        self._wake(0)

@@ -1,0 +1,141 @@
+"""What a seed decides: size of the mesh, and the rate of every fault.
+
+Fixed mild rates find little (a planted lost vote in 0 of 1,500 seeds); so each rate is drawn, and
+for each kind of fault many seeds have none of it at all.
+"""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Rates are per message or per virtual second and node; times are milliseconds."""
+
+    seed: int
+    nodes: int
+    faults_ms: int
+    loss: float
+    duplicates: float
+    delay_ms_max: int
+    partitions_per_s: float
+    one_way: bool
+    partition_ms_max: int
+    crashes_per_s: float
+    leader_crashes_per_s: float
+    aimed_at_new_leaders: float
+    aimed_at_votes: float
+    aimed_at_commits: float
+    aimed_crashes_max: int
+    aimed_crash_takes_sent: float
+    aimed_down_ms_max: int
+    aimed_partitions: float
+    heartbeat_ms: int
+    election_min_ms: int
+    election_max_ms: int
+    down_ms_max: int
+    pauses_per_s: float
+    pause_ms_max: int
+    wipes_per_s: float
+    removals_per_s: float
+    disk_ms_max: int
+    slow_disk_ms_max: int
+    ledger_loses_tail: bool
+    append_entries_max: int
+    window_appends_max: int
+    applying_entries_max: int
+    proposals_per_s: float
+    batch_max: int
+    over_the_wire: bool
+    join_every_ms: int
+    skew_ms_max: int
+
+    @classmethod
+    def draw(cls, seed: int) -> "Parameters":
+        """The parameters of a seed."""
+        random = Random(f"parameters {seed}")
+
+        def sometimes(chance: float, low: float, high: float) -> float:
+            value = random.uniform(low, high)
+            return round(value, 3) if random.random() < chance else 0.0
+
+        # Quick elections against slow links: many terms a virtual second, split votes, late answers.
+        heartbeat_ms = random.choice([20, 20, 100])
+        drawn = cls(
+            seed=seed,
+            nodes=random.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]),
+            faults_ms=heartbeat_ms * random.randrange(60, 160) + 1_500,
+            loss=sometimes(0.6, 0.0, 0.4),
+            duplicates=sometimes(0.5, 0.0, 0.3),
+            delay_ms_max=random.choice([1, 5, 20, 100, 400]),
+            partitions_per_s=sometimes(0.6, 0.05, 0.8),
+            one_way=random.random() < 0.5,
+            partition_ms_max=random.choice([300, 1_500, 5_000]),
+            crashes_per_s=sometimes(0.6, 0.02, 0.5),
+            leader_crashes_per_s=sometimes(0.5, 0.1, 1.5),
+            aimed_at_new_leaders=sometimes(0.5, 0.1, 0.9),
+            aimed_at_votes=sometimes(0.4, 0.1, 0.9),
+            aimed_at_commits=sometimes(0.5, 0.02, 0.5),
+            aimed_crashes_max=40,
+            aimed_crash_takes_sent=random.choice([0.0, 0.5, 1.0]),
+            aimed_down_ms_max=random.choice([2, 50, 1_000]),
+            aimed_partitions=sometimes(0.5, 0.2, 1.0),
+            heartbeat_ms=heartbeat_ms,
+            election_min_ms=heartbeat_ms * random.choice([3, 5]),
+            election_max_ms=heartbeat_ms * random.choice([8, 10]),
+            down_ms_max=random.choice([50, 500, 3_000]),
+            pauses_per_s=sometimes(0.3, 0.02, 0.3),
+            pause_ms_max=random.choice([200, 2_000]),
+            wipes_per_s=sometimes(0.3, 0.02, 0.2),
+            removals_per_s=sometimes(0.2, 0.02, 0.2),
+            disk_ms_max=random.choice([0, 2, 10]),
+            slow_disk_ms_max=random.choice([0, 0, 40, 300]),
+            ledger_loses_tail=random.random() < 0.5,
+            append_entries_max=random.choice([1, 1, 2, 8, 64]),
+            window_appends_max=random.choice([1, 2, 8, 64]),
+            applying_entries_max=random.choice([1, 8, 512]),
+            proposals_per_s=random.choice([1.0, 5.0, 20.0, 40.0]),
+            batch_max=random.choice([1, 4, 64]),
+            over_the_wire=random.random() < 0.05,
+            join_every_ms=random.choice([50, 300, 1_000]),
+            skew_ms_max=random.choice([0, 5, 1_000_000]),
+        )
+        return drawn._pressed(random) if random.random() < 0.4 else drawn
+
+    def _pressed(self, random: Random) -> "Parameters":
+        """Elections all the time, and crashes at the moments at which a rule of Raft matters.
+
+        Figure 8 needs a leader that dies before anybody has its first entry, another that dies just
+        after it decided, and both back in the right order: in milder weather that takes thousands
+        of seeds.
+        """
+        heartbeat_ms = 20
+        election_min_ms = random.choice([60, 100])
+        return replace(
+            self,
+            nodes=random.choice([3, 3, 5]),
+            faults_ms=random.randrange(4_000, 9_000),
+            loss=random.choice([0.0, 0.0, 0.05]),
+            duplicates=0.0,
+            delay_ms_max=random.choice([2, 10, 30]),
+            partitions_per_s=0.0,
+            crashes_per_s=0.0,
+            leader_crashes_per_s=random.choice([0.0, 2.0]),
+            aimed_at_new_leaders=random.choice([0.3, 0.7]),
+            aimed_at_votes=random.choice([0.0, 0.0, 0.3, 0.7]),
+            aimed_at_commits=random.choice([0.1, 0.5]),
+            aimed_crashes_max=400,
+            aimed_crash_takes_sent=random.choice([0.5, 1.0]),
+            aimed_down_ms_max=random.choice([2, 200, 600]),
+            heartbeat_ms=heartbeat_ms,
+            election_min_ms=election_min_ms,
+            election_max_ms=election_min_ms * 3 // 2,
+            pauses_per_s=0.0,
+            wipes_per_s=0.0,
+            removals_per_s=0.0,
+            disk_ms_max=random.choice([0, 2]),
+            slow_disk_ms_max=random.choice([0, 40]),
+            append_entries_max=1,
+            proposals_per_s=40.0,
+            join_every_ms=50,
+        )

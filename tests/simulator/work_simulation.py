@@ -1,0 +1,515 @@
+"""The mesh at work: real SQLite ledgers in memory, the real scheduler and lease clocks, and actors.
+
+Owners plan, accept, refuse and publish; workers run attempts under the lease rules, fail, finish
+and vanish; whoever leads grants and expires.  All of them act on their own replica, which may be
+far behind.  Films that were published outlive crashes and wiped data directories.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any, Literal
+
+from ledger.commands import (
+    AcceptResult,
+    AddMember,
+    AttemptReport,
+    Command,
+    ExpireLeases,
+    FailAttempt,
+    FinishAttempt,
+    FinishJob,
+    FormMesh,
+    JobSpec,
+    MemberSpec,
+    PlanJob,
+    RefuseResult,
+    ReleaseLeases,
+    ReportNode,
+    RevokeMember,
+    StartPlanning,
+    SubmitJobs,
+    TaskSpec,
+    seal,
+)
+from ledger.invariants import violations
+from ledger.jobs import Attempt, Job
+from ledger.queries import Reader
+from ledger.scheduler import plan
+from ledger.store_sqlite import LedgerStore, SqliteRows
+from mesh.ids import NodeId, RaftId, node_of
+from mesh.log import Entry
+from mesh.membership import MemberView
+from node.leases import Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
+from tests.simulator.checks import Violation
+from tests.simulator.machine import Machine
+from tests.simulator.mesh_simulation import MeshSimulation, Result, name_of
+from tests.simulator.node import Node
+from tests.simulator.parameters import Parameters
+
+TIMING = LeaseTiming(heartbeat_ms=200, suspect_ms=600, fence_ms=1_500, expiry_ms=2_000)
+ACT_EVERY_MS = 100
+RETRY_MS = 500
+JOBS_MAX = 24
+REPORT = AttemptReport(
+    command_line="[]",
+    stderr_tail="",
+    encoder="x",
+    ffmpeg="1",
+    started_at_ms=0,
+    fetch_ms=0,
+    encode_ms=0,
+    verify_ms=0,
+    fetched_bytes=0,
+    frames=0,
+)
+_CHECK_ONE_IN = 8
+
+
+class LedgerMachine:
+    """A replica on SQLite in memory; its durable image is the serialized database."""
+
+    def __init__(self, image: bytes | None, random: Random) -> None:
+        self._store = LedgerStore(":memory:")
+        self._random = random
+        if image is not None:
+            connection = self._store.connection
+            connection.deserialize("main", image)
+            index, term, checksum = connection.execute(
+                "SELECT applied_index, applied_term, checksum FROM state"
+            ).get
+            self._store.applied_index, self._store.applied_term = index, term
+            self._store.checksum = checksum
+        self.reader = Reader(self._store.connection)
+
+    @property
+    def applied_index(self) -> int:
+        return self._store.applied_index
+
+    def apply(self, entries: Sequence[Entry]) -> None:
+        self._store.apply(entries)
+        if self._random.randrange(_CHECK_ONE_IN) == 0:
+            self.verify()
+
+    def verify(self) -> None:
+        found = violations(SqliteRows(self._store.connection))
+        if found:
+            raise Violation(f"ledger at {self.applied_index}: {'; '.join(found[:4])}")
+
+    def members(self) -> tuple[MemberView, ...]:
+        return tuple(
+            MemberView(raft_id=RaftId(member.raft_id), role=member.role)
+            for member in self.reader.members(active_only=True)
+        )
+
+    def checksum(self) -> str:
+        return self._store.checksum.hex()
+
+    def image(self) -> bytes:
+        return bytes(self._store.connection.serialize("main"))
+
+    def done(self, command_id: str) -> bool:
+        return self.reader.outcome(command_id) is not None
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class Actor:
+    """Owner and worker of one life of a node; everything it remembers dies with it."""
+
+    def __init__(self, mesh: "WorkSimulation", node: NodeId, machine: LedgerMachine) -> None:
+        self.mesh = mesh
+        self.node = node
+        self.machine = machine
+        self.random = Random(f"actor {mesh.parameters.seed} {node} {mesh.time.now_ms}")
+        self.fence = Fence(TIMING, mesh.time.now_ms)
+        self.running: dict[str, int] = {}
+        self.handed: set[str] = set()
+        self.asked: dict[tuple[str, ...], tuple[str, bytes, int]] = {}
+        self.heartbeat_ms = 0
+        mesh.time.after(1, self._act)
+
+    @property
+    def host(self) -> Node | None:
+        node = self.mesh.nodes.get(self.node)
+        return node if node is not None and node.machine is self.machine else None
+
+    def _act(self) -> None:
+        host = self.host
+        if host is None:
+            return
+        self.mesh.time.after(ACT_EVERY_MS, self._act)
+        if host.is_paused:
+            return
+        reader = self.machine.reader
+        if reader.member(self.node) is None:
+            return
+        now_ms = self.mesh.time.now_ms
+        # What was answered needs no second asking; what was lost does.
+        self.asked = {k: v for k, v in self.asked.items() if not self.machine.done(v[0])}
+        for key, (_, data, again_ms) in tuple(self.asked.items()):
+            if now_ms >= again_ms:
+                self._propose(key, data)
+        if reader.node(self.node) is None:
+            self.ask(("report",), self._report())
+        if now_ms >= self.heartbeat_ms:
+            self.heartbeat_ms = now_ms + TIMING.heartbeat_ms
+            self.mesh.heartbeat(self, now_ms)
+        self._own(reader)
+        self._work(reader, now_ms)
+
+    def _report(self) -> Command:
+        return ReportNode(
+            node=self.node,
+            ffmpeg="1",
+            encoders=("x",),
+            slots=2,
+            cpus=2,
+            platform="simulated",
+            version="0",
+            devices="[]",
+        )
+
+    # --- the owner ----------------------------------------------------------------------------
+
+    def _own(self, reader: Reader) -> None:
+        for job in reader.jobs_to_plan(self.node, 4):
+            if job.state == "queued":
+                self.ask(("start", job.id), StartPlanning(job=job.id))
+            else:
+                self.ask(("plan", job.id), self._plan(job))
+        for job in reader.jobs_of_owner(self.node, ("verifying",)):
+            self._judge(reader, job)
+        for job in reader.jobs_of_owner(self.node, ("publishing",)):
+            (attempt,) = (a for a in reader.attempts(job.id) if a.state == "accepted")
+            self.mesh.publish(job, attempt)
+            done = FinishJob(job=job.id, token=attempt.token, finished_at_ms=1)
+            self.ask(("finish", job.id), done)
+
+    def _plan(self, job: Job) -> Command:
+        task = TaskSpec(id=f"t{job.id}", kind="whole", needs=("x",), cost=1)
+        return PlanJob(
+            job=job.id,
+            source_digest="0" * 64,
+            source_bytes=1,
+            probe_json="{}",
+            plan_json="{}",
+            tasks=(task,),
+        )
+
+    def _judge(self, reader: Reader, job: Job) -> None:
+        finished = [a for a in reader.attempts(job.id) if a.state == "finished"]
+        for attempt in finished:
+            if self.mesh.is_faulty(self.random, 0.15):
+                refuse = RefuseResult(
+                    job=job.id, attempt=attempt.id, token=attempt.token, code="x", what="x", todo=""
+                )
+                self.ask(("judge", attempt.id), refuse)
+            else:
+                accept = AcceptResult(
+                    job=job.id,
+                    attempt=attempt.id,
+                    token=attempt.token,
+                    output=job.output,
+                    result_bytes=1,
+                    result_digest=attempt.result_digest,
+                )
+                self.ask(("judge", attempt.id), accept)
+
+    # --- the worker ---------------------------------------------------------------------------
+
+    def _work(self, reader: Reader, now_ms: int) -> None:
+        leased = {attempt.id: attempt for attempt in reader.active_attempts(node=self.node)}
+        # What runs for a lease that was taken back is killed.
+        self.running = {a: until_ms for a, until_ms in self.running.items() if a in leased}
+        for attempt in leased.values():
+            if attempt.id in self.handed:
+                continue
+            if attempt.id not in self.running:
+                if self.mesh.is_faulty(self.random, 0.1):
+                    self._release(attempt)
+                    continue
+                self.running[attempt.id] = now_ms + self.random.randrange(50, 1_500)
+            elif now_ms >= self.running[attempt.id] and self.fence.may_hand_back(now_ms):
+                self.handed.add(attempt.id)
+                self._hand_back(attempt)
+
+    def _release(self, attempt: Attempt) -> None:
+        released = ReleaseLeases(node=self.node, attempts=(attempt.id,), what="shutdown")
+        self.ask(("release", attempt.id), released)
+
+    def _hand_back(self, attempt: Attempt) -> None:
+        kinds: tuple[Literal["encoder", "transient", "input"], ...] = ("encoder", "transient")
+        if self.mesh.is_faulty(self.random, 0.2):
+            failed = FailAttempt(
+                attempt=attempt.id,
+                token=attempt.token,
+                node=self.node,
+                failure=self.random.choice([*kinds, "transient", "transient"]),
+                code="x",
+                what="x",
+                todo="",
+                backoff_ms=self.random.choice([0, 200, 800]),
+                report=REPORT,
+            )
+            self.ask(("result", attempt.id), failed)
+            return
+        finished = FinishAttempt(
+            attempt=attempt.id,
+            token=attempt.token,
+            result_bytes=1,
+            # Each run of an encoder makes another file.
+            result_digest=f"{self.random.getrandbits(256):064x}",
+            result_json="{}",
+            report=REPORT,
+        )
+        self.ask(("result", attempt.id), finished)
+
+    # --- proposing ----------------------------------------------------------------------------
+
+    def ask(self, key: tuple[str, ...], command: Command) -> None:
+        """Proposes until it is answered, always the same command under the same id."""
+        if key not in self.asked:
+            command_id, data = self.mesh.sealed(self.node, command)
+            self.asked[key] = (command_id, data, 0)
+            self._propose(key, data)
+
+    def _propose(self, key: tuple[str, ...], data: bytes) -> None:
+        self.asked[key] = (self.asked[key][0], data, self.mesh.time.now_ms + RETRY_MS)
+        host = self.host
+        if host is not None and host.raft is not None and host.raft.leader is not None:
+            leader = node_of(host.raft.leader)
+            self.mesh.call(self.node, leader, lambda node: node.propose(data))
+
+
+class WorkSimulation(MeshSimulation):
+    """One run of one seed with jobs."""
+
+    def __init__(self, parameters: Parameters, node_class: type[Node] = Node) -> None:
+        # Ledgers cost more than counters: fewer proposals, the same faults.
+        super().__init__(replace(parameters, proposals_per_s=2.0), node_class)
+        self.published: dict[str, str] = {}
+        self.jobs = 0
+        self.submitted: dict[str, str] = {}
+        self.clocks: dict[tuple[RaftId, int], LeaseClock] = {}
+        self.seen_ms: dict[tuple[RaftId, int], dict[str, int]] = {}
+        self.eligible_ms: dict[tuple[RaftId, int], dict[str, int]] = {}
+
+    # --- the ledger in place of the list --------------------------------------------------------
+
+    def open_machine(self, raft: RaftId, image: Any) -> Machine:
+        machine = LedgerMachine(image, Random(f"{self.parameters.seed} {raft}"))
+        Actor(self, node_of(raft), machine)
+        return machine
+
+    def sealed(self, proposer: NodeId, command: Command) -> tuple[str, bytes]:
+        self.made += 1
+        command_id = f"c{self.made}"
+        data = seal(
+            command,
+            command_id=command_id,
+            proposer=proposer,
+            proposed_at_ms=self.random.randrange(1 << 40),
+            cause="simulator",
+        )
+        return command_id, data
+
+    def command(self, verb: str, argument: str) -> tuple[str, bytes]:
+        founder = name_of(0)
+        match verb:
+            case "join":
+                member = self._member(RaftId(argument))
+                formed = any(
+                    node.machine is not None and node.machine.members()
+                    for node in self.nodes.values()
+                )
+                if formed:
+                    return self.sealed(founder, AddMember(member=member, invitation=None))
+                return self.sealed(founder, FormMesh(mesh="0" * 32, founder=member))
+            case "leave":
+                revoke = RevokeMember(node=node_of(RaftId(argument)), by="simulator")
+                return self.sealed(self._somebody(), revoke)
+            case _:
+                sealed = self.sealed(self._somebody(), SubmitJobs(jobs=(self._job(),)))
+                self.submitted[f"j{self.jobs}"] = sealed[0]
+                return sealed
+
+    def _member(self, raft: RaftId) -> MemberSpec:
+        node = node_of(raft)
+        key = node.encode().ljust(32, b"k")
+        return MemberSpec(node=node, raft_id=raft, public_key=key, name=node, role="full")
+
+    def _somebody(self) -> NodeId:
+        return self.random.choice(
+            [node for node in sorted(self.nodes) if not self.nodes[node].retired]
+        )
+
+    def _job(self) -> JobSpec:
+        self.jobs += 1
+        return JobSpec(
+            id=f"j{self.jobs}",
+            owner=self._somebody(),
+            source=f"/films/{self.jobs}",
+            source_bytes=1,
+            source_mtime_ns=1,
+            source_inode=1,
+            output=f"/films/{self.jobs}.out",
+            overwrite=False,
+            profile="web",
+            profile_json="{}",
+            priority=self.random.randrange(3),
+            tenant="",
+            split=False,
+        )
+
+    def _joiner(self, number: int) -> Callable[[], None]:
+        joining = super()._joiner(number)
+
+        def join() -> None:
+            formed = any(n.machine is not None and n.machine.members() for n in self.nodes.values())
+            if formed:
+                joining()
+            else:
+                self.time.after(100, join)
+
+        return join
+
+    def _add(self, raft: RaftId, disk: Any = None) -> Node:
+        node = super()._add(raft, disk)
+        node.act_as_leader = lambda: self.coordinate(node)
+        return node
+
+    def work(self) -> None:
+        if self.jobs < JOBS_MAX and any(
+            n.machine is not None and n.machine.members() for n in self.nodes.values()
+        ):
+            self.request("work", "")
+
+    def is_faulty(self, random: Random, chance: float) -> bool:
+        return not self.network.healed and random.random() < chance
+
+    # --- calls beside consensus -----------------------------------------------------------------
+
+    def call(self, caller: NodeId, callee: NodeId, act: Callable[[Node], object]) -> None:
+        """A request over the same network; lost, late, or acted upon."""
+        if caller != callee and not self.network.passes(caller, callee):
+            return
+
+        def arrive() -> None:
+            node = self.nodes.get(callee)
+            if node is not None and node.is_up and not node.is_paused:
+                act(node)
+
+        self.time.after(self.network.delay_ms(), arrive)
+
+    def heartbeat(self, actor: Actor, sent_ms: int) -> None:
+        host = actor.host
+        if host is None or host.raft is None or host.raft.leader is None:
+            return
+        beat = WorkerHeartbeat(attempts=tuple(actor.running), accepting=True)
+
+        def receive(leader: Node) -> None:
+            if leader.is_leader and leader.raft is not None:
+                clock = self._clock(leader.raft_id, leader.raft.term)
+                clock.heard(actor.node, beat, self.time.now_ms)
+                self.call(
+                    node_of(leader.raft_id),
+                    actor.node,
+                    lambda _: actor.fence.acknowledged(sent_ms),
+                )
+
+        self.call(actor.node, node_of(host.raft.leader), receive)
+
+    # --- the coordinator --------------------------------------------------------------------------
+
+    def _clock(self, leader: RaftId, term: int) -> LeaseClock:
+        key = (leader, term)
+        if key not in self.clocks:
+            self.clocks[key] = LeaseClock(TIMING, self.time.now_ms)
+            self.seen_ms[key] = {}
+            self.eligible_ms[key] = {}
+        return self.clocks[key]
+
+    def coordinate(self, node: Node) -> None:
+        """What the node's coordinator does in one round, with the same pure parts."""
+        machine, raft = node.machine, node.raft
+        assert isinstance(machine, LedgerMachine)
+        assert raft is not None
+        if machine.reader.mesh() is None:
+            return
+        key, now_ms = (raft.raft_id, raft.term), self.time.now_ms
+        clock = self._clock(*key)
+        active = [attempt.id for attempt in machine.reader.active_attempts()]
+        seen = self.seen_ms[key] = {a: self.seen_ms[key].get(a, now_ms) for a in active}
+        expired = clock.expired(seen.items(), now_ms)
+        if expired:
+            silent = ExpireLeases(attempts=expired, what="silent")
+            node.propose(self.sealed(node_of(node.raft_id), silent)[1])
+        view = machine.reader.schedulable()
+        waiting = {
+            f"{task.task}/{task.attempts}": self.eligible_ms[key].get(
+                f"{task.task}/{task.attempts}", now_ms + task.backoff_ms
+            )
+            for task in view.tasks
+            if task.backoff_ms
+        }
+        self.eligible_ms[key] = waiting
+        view = replace(
+            view,
+            tasks=tuple(
+                replace(task, eligible_at_ms=waiting.get(f"{task.task}/{task.attempts}", 0))
+                for task in view.tasks
+            ),
+            nodes=tuple(
+                replace(peer, alive=clock.takes_work(NodeId(peer.node), now_ms))
+                for peer in view.nodes
+            ),
+            new_attempt_id=self._attempt_id,
+        )
+        for command in plan(view, now_ms):
+            node.propose(self.sealed(node_of(node.raft_id), command)[1])
+
+    def _attempt_id(self) -> str:
+        self.made += 1
+        return f"a{self.made}"
+
+    # --- what must hold -------------------------------------------------------------------------
+
+    def publish(self, job: Job, attempt: Attempt) -> None:
+        """Renames into place, never over another file; done twice by digest it is one."""
+        digest = self.published.setdefault(job.output, attempt.result_digest)
+        if digest != attempt.result_digest:
+            raise Violation(f"{job.output} is published twice: {digest}, {attempt.result_digest}")
+
+    def is_work_done(self) -> bool:
+        for node in self._members():
+            if not isinstance(node.machine, LedgerMachine):
+                return False
+            reader = node.machine.reader
+            active = {member.node for member in reader.members(active_only=True)}
+            if any(not job.is_final and job.owner in active for job in reader.jobs(limit=1_000)):
+                return False
+        return True
+
+    def verify(self) -> None:
+        for node in self._members():
+            assert isinstance(node.machine, LedgerMachine)
+            node.machine.verify()
+            reader = node.machine.reader
+            jobs = {job.id: job for job in reader.jobs(limit=1_000)}
+            for name, command_id in self.submitted.items():
+                outcome, job = reader.outcome(command_id), jobs.get(name)
+                if outcome is None or outcome.ok != (job is not None):
+                    raise Violation(f"{name} was answered {outcome}, and the ledger holds {job}")
+                if job is None:
+                    continue
+                accepted = [a for a in reader.attempts(job.id) if a.state == "accepted"]
+                digests = [attempt.result_digest for attempt in accepted]
+                if job.state == "done" and digests != [self.published.get(job.output)]:
+                    raise Violation(f"{job.id} is done, but not what was accepted is published")
+
+
+def simulate_work(seed: int, node_class: type[Node] = Node) -> Result:
+    """Runs one seed with jobs on real ledgers."""
+    return WorkSimulation(Parameters.draw(seed), node_class).run()

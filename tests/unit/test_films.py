@@ -1,0 +1,109 @@
+"""A node's hands on films: ids never become paths, and a film is never replaced by its own result."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from ledger.jobs import Attempt, Job
+from mesh.errors import ConflictError, PathError
+from mesh.ids import NodeId
+from node.films import Allowed, Films
+from tests.ledger_helper import Ledger
+from tests.work_bench import InlineReplica
+
+RESULT = b"result"
+
+
+class Stand:
+    def __init__(self, folder: Path) -> None:
+        self.home, self.films_folder = folder / "home", folder / "films"
+        self.films_folder.mkdir()
+        self.ledger = Ledger().formed("bert").planned("j1")
+        self.ledger.leased("j1", "a1", "anna")
+        nobody: Any = None
+        self.films: Any = Films(
+            own=NodeId("anna"),
+            folder=self.home,
+            allowed=Allowed([self.films_folder]),
+            reader=self.ledger.reader,
+            client=nobody,
+            contacts=nobody,
+            media=nobody,
+        )
+
+    def row(self, **values: Any) -> tuple[Job, Attempt]:
+        job, attempt = self.ledger.reader.job("j1"), self.ledger.reader.attempt("a1")
+        assert job is not None
+        assert attempt is not None
+        digest = blake3(RESULT).hexdigest()
+        return (
+            replace(job, **values),
+            replace(attempt, result_bytes=len(RESULT), result_digest=digest),
+        )
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Stand:
+    return Stand(tmp_path.resolve())
+
+
+def test_the_film_itself_is_never_replaced_by_its_result(stand: Stand) -> None:
+    film = stand.films_folder / "film.mkv"
+    film.write_bytes(b"precious")
+    job, attempt = stand.row(source=str(film), output=str(film), overwrite=1)
+    (stand.home / "incoming" / "j1.part").write_bytes(RESULT)
+    with pytest.raises(ConflictError):
+        asyncio.run(stand.films.publish(job, attempt))
+    assert film.read_bytes() == b"precious"
+
+
+def test_an_output_is_replaced_when_its_film_is_gone(stand: Stand) -> None:
+    output = stand.films_folder / "film.mp4"
+    output.write_bytes(b"older")
+    gone = str(stand.films_folder / "film.mkv")
+    job, attempt = stand.row(source=gone, output=str(output), overwrite=1)
+    (stand.home / "incoming" / "j1.part").write_bytes(RESULT)
+    asyncio.run(stand.films.publish(job, attempt))
+    assert output.read_bytes() == RESULT
+
+
+def test_an_id_that_is_a_path_removes_and_reads_nothing(stand: Stand) -> None:
+    outside = stand.films_folder / "film.part"
+    outside.write_bytes(b"precious")
+    job, attempt = stand.row(id="../../films/film")
+    with pytest.raises(PathError):
+        asyncio.run(stand.films.discard(job))
+    with pytest.raises(PathError):
+        stand.films._result_source(replace(attempt, id="../../films/film.part"))
+    assert outside.read_bytes() == b"precious"
+
+
+def test_a_cache_that_somebody_removed_is_no_end(stand: Stand) -> None:
+    (stand.home / "results").rmdir()
+    asyncio.run(stand.films.sweep(InlineReplica(stand.ledger.reader)))
+
+
+def test_cancelling_waits_until_the_thread_has_let_go(stand: Stand) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        begun, over = asyncio.Event(), False
+
+        def work(should_stop: Any) -> None:
+            nonlocal over
+            loop.call_soon_threadsafe(begun.set)
+            while not should_stop():
+                pass
+            over = True
+
+        task = asyncio.ensure_future(stand.films._run(work))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert over
+
+    asyncio.run(main())

@@ -1,0 +1,294 @@
+"""The owner plans, takes in and publishes; after any crash it goes on from what the ledger says."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ledger import commands as c
+from mesh.errors import (
+    ConflictError,
+    DiskFullError,
+    NotAllowedError,
+    SourceChangedError,
+    TransferError,
+    UnreachableError,
+)
+from mesh.ids import NodeId
+from node import owner as owner_module
+from node.owner import Owner
+from tests.ledger_helper import grant, job_spec
+from tests.work_bench import Mesh, Shelf, eventually
+
+OUTPUT = "/films/j1.mp4"
+RESULT = "e" * 64
+
+
+class Stand:
+    def __init__(self) -> None:
+        self.mesh = Mesh("anna")
+        self.ledger = self.mesh.ledger.formed("bert")
+        self.shelf = Shelf()
+        mesh: Any = self.mesh
+        self.owner = Owner(
+            own=NodeId("anna"),
+            name="anna",
+            driver=mesh,
+            proposer=mesh,
+            replica=self.mesh.replica,
+            board=self.mesh.board,
+            planner=self.shelf,
+            intake=self.shelf,
+        )
+
+    def state(self, job: str = "j1") -> str:
+        return self.ledger.job_state(job)
+
+    def error(self, job: str = "j1") -> tuple[str, str]:
+        found = self.ledger.reader.job(job)
+        assert found is not None
+        return found.error_code, found.error
+
+    def finished(self, attempt: str = "a1", **values: Any) -> None:
+        """A worker converts the planned job."""
+        assert self.mesh.do(grant(("j1-0", attempt, "bert"))).ok
+        assert self.mesh.do(self.ledger.finish(attempt, **values)).ok
+
+    def verifying(self) -> "Stand":
+        self.ledger.submitted("j1")
+        self.ledger.must(c.StartPlanning(job="j1"))
+        plan = c.TaskSpec(id="j1-0", kind="whole", needs=("libsvtav1",), cost=9)
+        self.ledger.must(
+            c.PlanJob(
+                job="j1",
+                source_digest="d" * 64,
+                source_bytes=1_000,
+                probe_json="{}",
+                plan_json="{}",
+                tasks=(plan,),
+            )
+        )
+        self.finished()
+        return self
+
+    def publishing(self) -> "Stand":
+        self.verifying()
+        self.ledger.must(self.ledger.accept("j1", "a1"))
+        return self
+
+
+def run(stand: Stand, body: Callable[[Stand], Awaitable[None]]) -> Stand:
+    async def main() -> None:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            task = group.create_task(stand.owner.run())
+            await body(stand)
+            task.cancel()
+
+    asyncio.run(main())
+    return stand
+
+
+def until(state: str, job: str = "j1") -> Callable[[Stand], Awaitable[None]]:
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.state(job) == state)
+
+    return body
+
+
+def test_a_job_goes_its_whole_way() -> None:
+    async def body(stand: Stand) -> None:
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.state() == "queued" and stand.ledger.reader.tasks("j1"))
+        stand.finished()
+        await eventually(lambda: stand.state() == "done")
+
+    stand = run(Stand(), body)
+    assert stand.shelf.outputs == {OUTPUT: RESULT}
+    assert stand.shelf.staging == {}
+    assert stand.mesh.attempt("a1").state == "accepted"
+    assert stand.mesh.board.of("j1") is None
+
+
+def _spec(**values: Any) -> c.JobSpec:
+    return job_spec("j1", **values)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (SourceChangedError("film.mkv changed"), "source_changed"),
+        (OSError(5, "broken disk"), "storage"),
+        (ValueError("a profile that is no JSON"), "internal"),
+        (KeyError("codec"), "internal"),
+    ],
+    ids=repr,
+)
+def test_a_film_that_cannot_be_planned_fails_its_job_alone(fault: Exception, code: str) -> None:
+    async def body(stand: Stand) -> None:
+        stand.shelf.plan_fault = fault
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.state() == "failed")
+        stand.shelf.plan_fault = None
+        stand.ledger.submitted("j2")
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j2"))
+
+    assert run(Stand(), body).error()[0] == code
+
+
+def test_planning_begun_before_a_restart_is_done_anew() -> None:
+    stand = Stand()
+    stand.ledger.submitted("j1")
+    stand.ledger.must(c.StartPlanning(job="j1"))
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    run(stand, body)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [TransferError("digest"), NotAllowedError("not yours"), SourceChangedError("other file")],
+)
+def test_a_result_that_is_not_right_is_refused_and_made_again(fault: Exception) -> None:
+    stand = Stand().verifying()
+    stand.shelf.take_fault = fault
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.mesh.attempt("a1").state == "refused")
+        stand.shelf.take_fault = None
+        stand.finished("a2")
+        await eventually(lambda: stand.state() == "done")
+
+    assert run(stand, body).shelf.taken == ["a1", "a2"]
+
+
+def test_a_full_disk_of_the_owner_fails_the_job_instead_of_another_worker() -> None:
+    stand = Stand().verifying()
+    stand.shelf.take_fault = DiskFullError("the disk is full", "free some space")
+    run(stand, until("failed"))
+    assert stand.error() == ("disk_full", "anna: the disk is full")
+
+
+def test_a_silent_worker_is_waited_for_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand().verifying()
+    stand.shelf.take_fault = UnreachableError("bert is silent")
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.shelf.taken)
+        assert stand.mesh.attempt("a1").state == "finished"
+        monkeypatch.setattr(owner_module, "WORKER_GONE_MS", -1)
+        await eventually(lambda: stand.mesh.attempt("a1").state == "refused")
+
+    run(stand, body)
+
+
+def test_a_worker_that_comes_back_in_time_hands_its_result_over() -> None:
+    stand = Stand().verifying()
+    stand.shelf.take_fault = UnreachableError("bert is silent")
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.shelf.taken)
+        stand.shelf.take_fault = None
+        await eventually(lambda: stand.state() == "done")
+
+    run(stand, body)
+
+
+def test_another_file_in_the_way_is_never_replaced() -> None:
+    stand = Stand().publishing()
+    stand.shelf.staging["j1"] = RESULT
+    stand.shelf.outputs[OUTPUT] = "somebody's film"
+    run(stand, until("failed"))
+    assert stand.shelf.outputs == {OUTPUT: "somebody's film"}
+    assert stand.error()[0] == "conflict"
+    assert stand.shelf.staging == {}
+
+
+def test_staging_that_was_lost_is_fetched_again() -> None:
+    stand = Stand().publishing()
+    run(stand, until("done"))
+    assert stand.shelf.taken == ["a1"]
+    assert stand.shelf.outputs == {OUTPUT: RESULT}
+
+
+def test_a_crash_between_the_new_name_and_its_record_is_finished_by_digest() -> None:
+    stand = Stand().publishing()
+    stand.shelf.outputs[OUTPUT] = RESULT
+    run(stand, until("done"))
+    assert stand.shelf.taken == []
+    assert len(stand.mesh.taken(c.FinishJob)) == 1
+
+
+def test_lost_staging_and_a_lost_worker_end_the_job_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand = Stand().publishing()
+    stand.shelf.take_fault = UnreachableError("bert is silent")
+    monkeypatch.setattr(owner_module, "WORKER_GONE_MS", -1)
+    run(stand, until("failed"))
+    assert "bert is silent" in stand.error()[1]
+
+
+def test_without_a_coordinator_every_step_waits() -> None:
+    stand = Stand().verifying()
+    stand.mesh.down = True
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.shelf.taken)
+        assert stand.state() == "verifying"
+        stand.mesh.down = False
+        await eventually(lambda: stand.state() == "done")
+
+    run(stand, body)
+
+
+def test_staging_that_cannot_be_removed_does_not_end_the_node() -> None:
+    stand = Stand().publishing()
+    stand.shelf.publish_fault = ConflictError("a file is there")
+    stand.shelf.discard_fault = PermissionError(13, "read-only")
+    run(stand, until("failed"))
+    assert stand.error()[0] == "conflict"
+
+
+def test_an_id_that_is_a_path_ends_its_job_untouched() -> None:
+    evil = "../../films/j1"
+    stand = Stand()
+    stand.ledger.submitted(evil, output=OUTPUT)
+    run(stand, until("failed", evil))
+    assert stand.error(evil)[0] == "path"
+    assert stand.mesh.taken(c.StartPlanning) == []
+
+
+def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
+    """A job is published; the loop still holds the answer in which it was to be published."""
+    stand = Stand().publishing()
+    stand.shelf.outputs[OUTPUT] = RESULT
+
+    async def body(stand: Stand) -> None:
+        owner: Any = stand.owner
+        replica: Any = stand.mesh.replica
+        fresh = replica.read
+        await eventually(lambda: stand.state() == "done")
+        old = stand.ledger.reader.job("j1")
+        assert old is not None
+        publishing = replace(old, state="publishing")
+        stand.shelf.outputs[OUTPUT] = "what its owner made of it since"
+        asked = asyncio.Event()
+
+        async def stale(_: object) -> object:
+            replica.read = fresh
+            asked.set()
+            return [(publishing, owner._publish)]
+
+        replica.read = stale
+        stand.mesh.ledger_changed.set()
+        await asked.wait()
+        await eventually(lambda: not owner._busy)
+
+    stand = run(stand, body)
+    assert stand.shelf.taken == []
+    assert len(stand.mesh.proposed) == 1

@@ -1,0 +1,169 @@
+"""The receiver's core, stepped by hand: window, silence, damage, resume."""
+
+import pytest
+
+from mesh import transfer
+from mesh.errors import NotAllowedError, TransferError, WireError
+from mesh.transfer import (
+    CHUNK_TRIES_MAX,
+    GIVE_UP_MS,
+    WINDOW_BYTES_MAX,
+    WINDOW_BYTES_MIN,
+    Download,
+    Manifest,
+    Refusal,
+    checked,
+    error_of,
+)
+from mesh.transport import CHUNK_BYTES
+
+DIGEST = "0" * 64
+
+
+def manifest(chunks: float) -> Manifest:
+    return Manifest(size=int(chunks * CHUNK_BYTES), digest=DIGEST)
+
+
+def download(chunks: float, have: bytes | None = None) -> Download:
+    m = manifest(chunks)
+    return Download(m, bytearray(have or bytes(m.chunks)), 0)
+
+
+def test_all_chunks_are_asked_for_once_and_then_it_is_done() -> None:
+    d = download(2.5)
+    asks = d.tick(0)
+    assert [(a.offset, a.length) for a in asks] == [
+        (0, CHUNK_BYTES),
+        (CHUNK_BYTES, CHUNK_BYTES),
+        (2 * CHUNK_BYTES, CHUNK_BYTES // 2),
+    ]
+    for ask in reversed(asks):
+        assert not d.done
+        assert d.receive(ask.offset, ask.length, True, 1) == "write"
+    assert d.done
+    assert d.bytes_done == d.manifest.size
+    assert d.tick(2) == ()
+
+
+def test_an_empty_file_needs_nothing() -> None:
+    d = download(0)
+    assert d.done
+    assert d.tick(0) == ()
+
+
+def test_the_window_bounds_what_is_on_its_way_and_widens() -> None:
+    d = download(200)
+    slots = WINDOW_BYTES_MIN // CHUNK_BYTES
+    waiting = list(d.tick(0))
+    assert len(waiting) == slots
+    now = 0
+    while waiting:
+        now += 1
+        ask = waiting.pop(0)
+        d.receive(ask.offset, ask.length, True, now)
+        waiting += d.tick(now)
+        assert d.in_flight * CHUNK_BYTES <= WINDOW_BYTES_MAX
+        slots = max(slots, d.in_flight)
+    assert d.done
+    assert slots * CHUNK_BYTES == WINDOW_BYTES_MAX
+
+
+def test_a_slow_link_keeps_the_small_window() -> None:
+    d = download(40)
+    waiting = list(d.tick(0))
+    now = 0
+    while waiting:
+        now += 1_000
+        ask = waiting.pop(0)
+        d.receive(ask.offset, ask.length, True, now)
+        waiting += d.tick(now)
+        assert d.in_flight * CHUNK_BYTES <= WINDOW_BYTES_MIN
+    assert d.done
+    assert d.asked_again == 0
+
+
+def test_silence_asks_again_and_then_gives_up() -> None:
+    d = download(3)
+    first = d.tick(0)
+    assert d.tick(transfer.ASK_AGAIN_MIN_MS) == ()
+    assert d.tick(transfer.ASK_AGAIN_MIN_MS + 1) == first
+    assert d.asked_again == 3
+    with pytest.raises(TransferError, match="no chunk arrived"):
+        d.tick(GIVE_UP_MS + 1)
+
+
+def test_a_lost_connection_makes_chunks_missing_in_order() -> None:
+    d = download(6)
+    first = d.tick(0)
+    d.receive(first[1].offset, first[1].length, True, 1)
+    d.lost(2)
+    assert d.in_flight == 0
+    assert [ask.index for ask in d.tick(2)] == [0, 2, 3, 4]
+
+
+def test_a_damaged_chunk_is_asked_for_again_and_then_given_up() -> None:
+    d = download(1)
+    for _ in range(CHUNK_TRIES_MAX - 1):
+        (ask,) = d.tick(0)
+        assert d.receive(ask.offset, ask.length, False, 1) == "bad"
+    (ask,) = d.tick(0)
+    with pytest.raises(TransferError, match="damaged"):
+        d.receive(ask.offset, ask.length, False, 1)
+
+
+def test_a_chunk_of_the_wrong_length_is_damaged() -> None:
+    d = download(1)
+    (ask,) = d.tick(0)
+    assert d.receive(ask.offset, ask.length - 1, True, 1) == "bad"
+    assert not d.done
+
+
+@pytest.mark.parametrize("offset", [-1, 1, CHUNK_BYTES * 5, -CHUNK_BYTES])
+def test_chunks_that_nobody_asked_for_are_ignored(offset: int) -> None:
+    d = download(2)
+    d.tick(0)
+    assert d.receive(offset, CHUNK_BYTES, True, 1) == "ignore"
+    assert d.bytes_done == 0
+
+
+def test_a_chunk_that_comes_twice_counts_once() -> None:
+    d = download(2)
+    ask, _ = d.tick(0)
+    assert d.receive(ask.offset, ask.length, True, 1) == "write"
+    assert d.receive(ask.offset, ask.length, True, 1) == "ignore"
+    assert d.bytes_done == CHUNK_BYTES
+
+
+def test_resuming_asks_only_for_what_is_missing() -> None:
+    d = download(3.5, have=bytes([1, 0, 1, 0]))
+    assert d.bytes_done == 2 * CHUNK_BYTES
+    assert [(a.index, a.length) for a in d.tick(0)] == [(1, CHUNK_BYTES), (3, CHUNK_BYTES // 2)]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Manifest(size=-1, digest=DIGEST),
+        Manifest(size=transfer.FILE_BYTES_MAX + 1, digest=DIGEST),
+        Manifest(size=1, digest="0" * 63),
+        Manifest(size=1, digest="G" * 64),
+        Manifest(size=1, digest=DIGEST, chunk_bytes=0),
+        Manifest(size=1, digest=DIGEST, chunk_bytes=CHUNK_BYTES + 1),
+    ],
+)
+def test_manifests_that_make_no_sense(bad: Manifest) -> None:
+    with pytest.raises(WireError):
+        checked(bad)
+
+
+def test_the_same_content_is_size_and_digest() -> None:
+    one = Manifest(size=1, digest=DIGEST, mtime_ns=5, inode=7)
+    assert one.same_content(Manifest(size=1, digest=DIGEST))
+    assert not one.same_content(Manifest(size=2, digest=DIGEST))
+
+
+def test_refusals_come_back_by_class() -> None:
+    assert isinstance(error_of(Refusal(code="not_allowed", what="no")), NotAllowedError)
+    other = error_of(Refusal(code="storage", what="x" * 9_999))
+    assert type(other) is TransferError
+    assert len(other.what) == 1_024

@@ -1,0 +1,295 @@
+"""The worker turns leases into results, and lets go of them, whatever happens on the way."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger import commands as c
+from mesh import clock
+from mesh.errors import DiskFullError, SourceChangedError, TransferError
+from mesh.ids import NodeId
+from node.leases import LeaseTiming
+from node.worker import AttemptError, Worker
+from tests.ledger_helper import grant
+from tests.work_bench import CONVERSION, Bench, Mesh, eventually
+
+TIMING = LeaseTiming(heartbeat_ms=20, suspect_ms=100, fence_ms=5_000, expiry_ms=6_000)
+
+
+class Stand:
+    def __init__(self, folder: Path, timing: LeaseTiming = TIMING) -> None:
+        self.folder = folder / "attempts"
+        self.mesh = Mesh("bert")
+        self.ledger = self.mesh.ledger.formed("bert").planned("j1", "j2")
+        self.bench = Bench(folder)
+        mesh: Any = self.mesh
+        self.worker = Worker(
+            own=NodeId("bert"),
+            name="bert",
+            driver=mesh,
+            proposer=mesh,
+            requests=mesh,
+            replica=self.mesh.replica,
+            board=self.mesh.board,
+            converter=self.bench,
+            sources=self.bench,
+            results=self.bench,
+            folder=self.folder,
+            timing=timing,
+        )
+
+    def lease(self, job: str, attempt: str) -> None:
+        assert self.mesh.do(grant((f"{job}-t", attempt, "bert"))).ok
+
+    def state(self, attempt: str) -> str:
+        return self.mesh.attempt(attempt).state
+
+
+def run(stand: Callable[[], Stand], body: Callable[[Stand], Awaitable[None]]) -> Stand:
+    async def main() -> Stand:
+        made = stand()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            task = group.create_task(made.worker.run())
+            await body(made)
+            task.cancel()
+        return made
+
+    return asyncio.run(main())
+
+
+def test_a_lease_becomes_a_kept_result_and_nothing_else_is_left(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.state("a1") == "finished")
+        await eventually(lambda: not list(stand.folder.iterdir()))
+
+    stand = run(partial(Stand, tmp_path), body)
+    assert (stand.bench.kept / "a1").read_bytes() == b"film converted"
+    attempt = stand.mesh.attempt("a1")
+    assert attempt.result_bytes == 14
+    assert attempt.fetched_bytes == 4
+    assert stand.ledger.job_state("j1") == "verifying"
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure", "code"),
+    [
+        (
+            AttemptError(TransferError("no such encoder"), "encoder", CONVERSION),
+            "encoder",
+            "transfer",
+        ),
+        (AttemptError(TransferError("no film"), "input"), "input", "transfer"),
+        (SourceChangedError("changed"), "input", "source_changed"),
+        (TransferError("torn"), "transient", "transfer"),
+        (OSError(28, "no space"), "transient", DiskFullError.code),
+        (OSError(5, "broken disk"), "transient", "internal"),
+        (ValueError("a probe that is no JSON"), "transient", "internal"),
+        (KeyError("frames"), "transient", "internal"),
+        (RecursionError("deep JSON"), "transient", "internal"),
+    ],
+    ids=repr,
+)
+def test_what_an_attempt_meets_fails_it_by_class_and_never_the_node(
+    tmp_path: Path, fault: Exception, failure: str, code: str
+) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.fault = fault
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.state("a1") == "failed")
+        stand.bench.fault = None
+        stand.lease("j2", "a2")
+        await eventually(lambda: stand.state("a2") == "finished")
+        await eventually(lambda: not list(stand.folder.iterdir()))
+
+    stand = run(partial(Stand, tmp_path), body)
+    attempt = stand.mesh.attempt("a1")
+    assert (attempt.failure, attempt.error_code) == (failure, code)
+    (failed,) = stand.mesh.taken(c.FailAttempt)
+    assert 2_000 <= failed.backoff_ms <= 60_000
+
+
+def test_a_lease_that_goes_stops_its_run_and_only_it(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        stand.lease("j1", "a1")
+        stand.lease("j2", "a2")
+        await eventually(lambda: sorted(stand.bench.converting) == ["a1", "a2"])
+        stand.mesh.do(c.ExpireLeases(attempts=("a1",), what="silence"))
+        await eventually(lambda: stand.worker.running == ("a2",))
+        await eventually(lambda: [p.name for p in stand.folder.iterdir()] == ["a2"])
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a2") == "finished")
+
+    stand = run(partial(Stand, tmp_path), body)
+    assert stand.bench.cancelled == ["a1"]
+    assert stand.state("a1") == "expired"
+
+
+def test_nothing_is_handed_back_behind_a_closed_fence(tmp_path: Path) -> None:
+    timing = LeaseTiming(heartbeat_ms=10, suspect_ms=20, fence_ms=150, expiry_ms=200)
+
+    async def body(stand: Stand) -> None:
+        stand.mesh.silent = True
+        stand.bench.goes_on.clear()
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.bench.converting)
+        worker: Any = stand.worker
+        fence = worker._fence
+        await eventually(lambda: not fence.may_hand_back(clock.monotonic_ms()))
+        stand.bench.goes_on.set()
+        await eventually((stand.bench.kept / "a1").exists)
+        assert stand.state("a1") == "leased"
+        stand.mesh.silent = False
+        await eventually(lambda: stand.state("a1") == "finished")
+        assert stand.mesh.beats
+
+    run(partial(Stand, tmp_path, timing), body)
+
+
+def test_a_result_waits_for_a_coordinator_and_is_handed_back_once(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.mesh.down = True
+        stand.lease("j1", "a1")
+        await eventually((stand.bench.kept / "a1").exists)
+        assert stand.state("a1") == "leased"
+        stand.mesh.down = False
+        await eventually(lambda: stand.state("a1") == "finished")
+
+    stand = run(partial(Stand, tmp_path), body)
+    assert stand.bench.converting == ["a1"]
+    assert len(stand.mesh.taken(c.FinishAttempt)) == 1
+
+
+def test_an_attempt_that_a_crash_cut_short_is_failed_not_begun_anew(tmp_path: Path) -> None:
+    def made() -> Stand:
+        stand = Stand(tmp_path)
+        (stand.folder / "a1").mkdir(parents=True)
+        (stand.folder / "a1" / "source.mkv").write_bytes(b"half")
+        stand.lease("j1", "a1")
+        return stand
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: stand.state("a1") == "failed")
+        await eventually(lambda: not list(stand.folder.iterdir()))
+
+    assert run(made, body).bench.converting == []
+
+
+def test_what_a_crash_left_is_removed_when_its_lease_is_gone(tmp_path: Path) -> None:
+    def made() -> Stand:
+        stand = Stand(tmp_path)
+        (stand.folder / "a0").mkdir(parents=True)
+        (stand.folder / "a0" / "source.mkv").write_bytes(b"half")
+        return stand
+
+    async def body(stand: Stand) -> None:
+        await eventually(lambda: not list(stand.folder.iterdir()))
+
+    run(made, body)
+
+
+def test_draining_finishes_what_ends_in_time(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.bench.converting)
+        draining = asyncio.ensure_future(stand.worker.drain(15))
+        await eventually(lambda: not stand.worker.accepting)
+        stand.bench.goes_on.set()
+        await draining
+        assert stand.state("a1") == "finished"
+
+    assert run(partial(Stand, tmp_path), body).mesh.taken(c.ReleaseLeases) == []
+
+
+def test_draining_gives_back_the_rest_and_begins_nothing_any_more(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.bench.converting)
+        draining = asyncio.ensure_future(stand.worker.drain(0.2))
+        await eventually(lambda: not stand.worker.accepting)
+        # The coordinator has not heard of it yet.
+        stand.lease("j2", "a2")
+        await draining
+        assert (stand.state("a1"), stand.state("a2")) == ("released", "released")
+        await eventually(lambda: not list(stand.folder.iterdir()))
+
+    stand = run(partial(Stand, tmp_path), body)
+    assert stand.bench.converting == ["a1"]
+    assert stand.bench.cancelled == ["a1"]
+
+
+def test_draining_without_a_coordinator_starts_nothing_again(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.bench.converting)
+        stand.mesh.down = True
+        await stand.worker.drain(0.01)
+        sweeps = stand.bench.sweeps
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.bench.sweeps > sweeps)
+        assert stand.worker.running == ()
+
+    stand = run(partial(Stand, tmp_path), body)
+    assert stand.bench.converting == ["a1"]
+    assert stand.state("a1") == "leased"
+
+
+def test_a_read_that_is_older_than_the_end_of_a_run_begins_nothing(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.bench.converting)
+        replica: Any = stand.mesh.replica
+        fresh, reading, answers = replica.read, asyncio.Event(), asyncio.Event()
+
+        async def slow(query: Callable[[Any], object]) -> object:
+            found = query(stand.ledger.reader)
+            reading.set()
+            await answers.wait()
+            return found
+
+        replica.read = slow
+        stand.mesh.ledger_changed.set()
+        await reading.wait()
+        replica.read = fresh
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a1") == "finished" and not stand.worker.running)
+        sweeps = stand.bench.sweeps
+        answers.set()
+        await eventually(lambda: stand.bench.sweeps > sweeps)
+
+    assert run(partial(Stand, tmp_path), body).bench.fetched == ["a1"]
+
+
+def test_an_id_that_is_a_path_touches_nothing(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "mine.mkv").write_bytes(b"precious")
+
+    async def body(stand: Stand) -> None:
+        for task, attempt in (("j1-t", str(films)), ("j2-t", "../films")):
+            assert stand.mesh.do(grant((task, attempt, "bert"))).ok
+        sweeps = stand.bench.sweeps
+        await eventually(lambda: stand.bench.sweeps > sweeps + 1 or stand.bench.fetched)
+
+    stand = run(partial(Stand, tmp_path), body)
+    assert stand.bench.fetched == []
+    assert (films / "mine.mkv").read_bytes() == b"precious"
+
+
+def test_a_cache_that_somebody_removed_does_not_end_the_node(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.sweep_fault = FileNotFoundError(2, "no such folder")
+        await eventually(lambda: stand.bench.sweeps)
+        stand.lease("j1", "a1")
+        await eventually(lambda: stand.state("a1") == "finished")
+
+    run(partial(Stand, tmp_path), body)
