@@ -7,7 +7,7 @@ WORKDIR /src
 RUN python -m venv /opt/darkstream
 ENV PATH=/opt/darkstream/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 COPY requirements.lock ./
-RUN pip install --require-hashes -r requirements.lock
+RUN pip install --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY mesh mesh
 COPY ledger ledger

@@ -71,7 +71,10 @@ install_lock() {
     if [ -n "$uv" ]; then
         uv pip sync --quiet --python .venv/bin/python --require-hashes "$LOCK"
     else
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$LOCK"
+        # The lock is the whole closure.  Without --no-deps pip looks for "coverage[toml]" (pytest-cov
+        # asks for it) apart from the pinned "coverage", finds a newer one, and misses its hash.
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            --no-deps --require-hashes -r "$LOCK"
     fi
 }
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from mesh.errors import JoinRefusedError, WireError
 from mesh.ids import MeshId
+from mesh.join_refusals import NOT_KNOWN_THERE
 from mesh.joining import (
     ApprovalCommit,
     ApprovalCommitted,
@@ -113,7 +114,7 @@ class TokenGuest:
             case _:
                 raise WireError("an answer out of turn")
 
-    def _challenged(self, challenge: Challenge) -> Say:
+    def _challenged(self, challenge: Challenge) -> Say | Refused:
         binding = Binding(
             fingerprint=self._token.fingerprint,
             host_key=self._host_key,
@@ -123,7 +124,7 @@ class TokenGuest:
         )
         name = self._token.invitation
         if not check_proof(self._key, name, "host", binding, challenge.proof):
-            raise WireError("that node does not know the token's secret")
+            return Refused(refusal=NOT_KNOWN_THERE, proven=False)
         self._proven = True
         return Say(question=TokenProof(proof=prove(self._key, name, "guest", binding)))
 

@@ -48,6 +48,12 @@ WRONG_PROOF: Final = Refusal(
     what="the token's secret is not the invitation's",
     todo="copy the whole token again",
 )
+NOT_KNOWN_THERE: Final = Refusal(
+    code="wrong_proof",
+    what="the node that answers does not know the token's secret",
+    todo="copy the whole token again, or make a new one with `mesh-cli token create`",
+)
+"""What a guest concludes itself: the token was changed on its way, or a stranger answers."""
 NO_CHALLENGE: Final = Refusal(
     code="replayed", what="there is no challenge that this proof answers", again_ms=1_000
 )

@@ -302,14 +302,19 @@ class Newcomer:
                 return grant
 
     def _next_candidate(self, now_ms: int) -> _Candidate | None:
+        ready = [one for one in self._matching() if one.retry_ms <= now_ms]
+        return min(ready, key=lambda candidate: candidate.retry_ms, default=None)
+
+    def _matching(self) -> list[_Candidate]:
+        """The members that answered and say that they belong to the token's mesh, if there is one."""
         token = self._settings.token
-        ready: list[_Candidate] = []
+        matching: list[_Candidate] = []
         for node, candidate in self._candidates.items():
             if token is not None and candidate.answer.fingerprint != token.fingerprint:
                 self._say_once(node, "a node of another mesh than the token's", node=node)
-            elif candidate.retry_ms <= now_ms:
-                ready.append(candidate)
-        return min(ready, key=lambda candidate: candidate.retry_ms, default=None)
+            else:
+                matching.append(candidate)
+        return matching
 
     async def _talk(self, candidate: _Candidate) -> JoinGrant | None:
         name = candidate.answer.facts.name
@@ -330,10 +335,10 @@ class Newcomer:
             return step.grant
         refusal = step.refusal
         _log.warning("refused", host=name, code=refusal.code, why=refusal.what, todo=refusal.todo)
-        if refusal.again_ms == 0:
-            self._judge_final(step)
         again_ms = refusal.again_ms or RETRY_MIN_MS << min(candidate.failures, 6)
         self._retry_later(candidate, again_ms)
+        if refusal.again_ms == 0:
+            self._judge_final(step)
         return None
 
     def _judge_final(self, refused: Refused) -> None:
@@ -342,7 +347,10 @@ class Newcomer:
             return
         if refused.proven:
             raise refused.error()
-        # Anybody can say this; and a member may not have heard of a new invitation yet.
+        # Anybody can say this, and a member may not have heard of a new invitation yet: it counts
+        # when it lasts, and when nobody else is left to ask.
+        if any(one.failures == 0 for one in self._matching()):
+            return
         now_ms = clock.monotonic_ms()
         if self._unknown_since_ms is None:
             self._unknown_since_ms = now_ms

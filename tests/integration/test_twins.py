@@ -56,7 +56,7 @@ for n in itertools.count():
     if n % 5 == 3:
         txt["k"] = secrets.token_hex(21)
     elif n % 5 == 4:
-        txt = {"v": "\\xff" * 200, "x": secrets.token_hex(90)}
+        txt = {"v": b"\\xff" * 200, "x": secrets.token_hex(90)}
     zc.register_service(ServiceInfo(
         SERVICE_TYPE, advert.instance, port=9997, properties=txt, server=advert.server,
         parsed_addresses=hosts,

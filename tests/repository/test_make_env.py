@@ -92,7 +92,7 @@ def test_the_lock_is_installed_with_hashes_and_the_project_without_the_network(
     machine.python("python3")
     assert machine.make_env().returncode == 0
     lock, project = machine.installed()
-    assert "--require-hashes -r requirements-dev.lock" in lock
+    assert "--no-deps --require-hashes -r requirements-dev.lock" in lock
     assert "--no-deps --no-build-isolation --no-index -e ." in project
 
 

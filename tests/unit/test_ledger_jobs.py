@@ -194,7 +194,11 @@ def test_life_of_a_job() -> None:
         "job.publishing",
         "job.done",
     ]
-    for late in (ledger.finish("a"), ledger.accept("j", "a"), ledger.refuse("j", "a")):
+    said_again = ledger.dump()
+    ledger.must(ledger.finish("a"))
+    assert ledger.dump() == said_again, "finishing holds when its answer was lost"
+    other = replace(ledger.finish("a"), result_digest="f" * 64)
+    for late in (other, ledger.accept("j", "a"), ledger.refuse("j", "a")):
         assert ledger.refused(late) == "stale_token"
     assert ledger.refused(ledger.give_up("j")) == "conflict"
 
