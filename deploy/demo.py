@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "demo-output"
 CLIPS = {
     "big-buck-bunny": ("bigbuckbunny.mp4", 120),
-    "bikes": ("bikes.mp4", 60),
-    "carphone": ("carphone_pristine.mp4", 60),
+    "bikes": ("bikes.mp4", 20),
+    "carphone": ("carphone_pristine.mp4", 20),
 }
 """Film, clip, and for how many seconds it plays at least: two cores share all the encoding."""
 NAMES = ("attic", "desk", "cellar")

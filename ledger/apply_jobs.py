@@ -212,10 +212,7 @@ def end_attempts_of(change: Change, node: str, what: str) -> None:
 def finish_attempt(change: Change, command: FinishAttempt) -> None:
     """The worker holds a judged result; its lease is over.  Said again after a lost answer, it holds."""
     attempt = _attempt(change, command.attempt, command.token)
-    if (
-        attempt.state in ("finished", "accepted")
-        and attempt.result_digest == command.result_digest
-    ):
+    if attempt.state in ("finished", "accepted") and attempt.result_digest == command.result_digest:
         return
     _expect(attempt, "leased")
     _move_attempt(

@@ -7,7 +7,7 @@ table of challenges and of pending approvals.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mesh.discovery import AdmissionMode
@@ -163,6 +163,8 @@ class HostStep:
 
     reply: bytes | None = None
     effects: tuple[HostEffect, ...] = ()
+    refused: Refusal | None = None
+    """What the reply says, when it is a refusal: to be counted and logged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +254,7 @@ class Host:
             case ApprovalPoll():
                 step = self._approval_poll(ticket, now_ms)
         if dropped and PendingChanged() not in step.effects:
-            step = HostStep(reply=step.reply, effects=(*step.effects, PendingChanged()))
+            step = replace(step, effects=(*step.effects, PendingChanged()))
         return step
 
     def reply(self, ticket: Ticket, message: JoinAnswer) -> bytes:
@@ -260,7 +262,8 @@ class Host:
         return answer_frame(self._own, ticket.guest_key, ticket.question, message)
 
     def _say(self, ticket: Ticket, message: JoinAnswer, *effects: HostEffect) -> HostStep:
-        return HostStep(reply=self.reply(ticket, message), effects=effects)
+        refused = message if isinstance(message, Refusal) else None
+        return HostStep(reply=self.reply(ticket, message), effects=effects, refused=refused)
 
     def _room(self, guest_key: bytes) -> bool:
         waiting = [key for key, approval in self._approvals.items() if approval.grant is None]

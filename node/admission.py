@@ -271,6 +271,8 @@ class Admission:
             now_ms=clock.monotonic_ms(),
             wall_ms=clock.wall_ms(),
         )
+        if step.refused is not None:
+            self._count(step.refused.code, address, step.refused.what)
         reply = step.reply
         for effect in step.effects:
             match effect:
