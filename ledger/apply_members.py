@@ -42,7 +42,8 @@ def add_member(change: Change, command: AddMember) -> None:
         raise RefusedError(
             "revoked", f"node {spec.node} was revoked", "give it a new key: remove its identity"
         )
-    if command.invitation is not None:
+    # A member that lost its grant or its data directory is trusted already.
+    if command.invitation is not None and known is None:
         _use(change, command.invitation)
     taken = {m.name for m in change.rows.where(Member) if m.node != spec.node}
     name, number = spec.name, 2

@@ -72,6 +72,14 @@ class Manifest:
         return min(self.chunk_bytes, self.size - index * self.chunk_bytes)
 
 
+def kept_inode(st_ino: int) -> int:
+    """An inode number as manifests and the ledger keep it: 63 bits of it, SQLite's integers have a sign.
+
+    Network file systems and ReFS use all 64.
+    """
+    return st_ino & ((1 << 63) - 1)
+
+
 def checked(manifest: Manifest) -> Manifest:
     """The manifest of another node, if it makes sense.  Raises `WireError`."""
     digest_fits = len(manifest.digest) == 2 * DIGEST_BYTES and all(

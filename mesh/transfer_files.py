@@ -27,7 +27,7 @@ from mesh.errors import (
     TransferError,
     WireError,
 )
-from mesh.transfer import DIGEST_BYTES, Manifest
+from mesh.transfer import DIGEST_BYTES, Manifest, kept_inode
 from mesh.transport import CHUNK_BYTES
 
 JOURNAL_SUFFIX: Final = ".journal"
@@ -130,7 +130,7 @@ def _facts(path: Path) -> tuple[int, int, int]:
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise _changed(path, "is no file any more")
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, kept_inode(found.st_ino)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from ledger.commands import LEASES_PER_COMMAND_MAX, ExpireLeases
+from ledger.commands import LEASES_PER_COMMAND_MAX, ExpireLeases, FailJob
 from ledger.scheduler import SchedulerView, plan
 from mesh import clock
 from mesh.errors import (
@@ -33,6 +33,8 @@ from node.worker import HEARTBEAT
 
 ROUND_S: Final = 0.5
 """Looks at least this often, also when nothing was applied: leases expire by time."""
+ORPHANS_A_ROUND: Final = 16
+"""Jobs of revoked owners that one round ends: leases come in between."""
 CHANGE_ROUND_S: Final = 0.05
 """While the voter set is on its way: a mesh that forms should stand within a second."""
 
@@ -161,8 +163,21 @@ class Coordinator:
                 await self._proposer.commit(
                     ExpireLeases(attempts=batch, what=what), cause="coordinator"
                 )
+        await self._fail_jobs_without_owner()
         view = await self.view(now_ms)
         for command in plan(view, now_ms):
+            await self._proposer.commit(command, cause="coordinator")
+
+    async def _fail_jobs_without_owner(self) -> None:
+        lost = await self._replica.read(lambda reader: reader.jobs_without_owner(ORPHANS_A_ROUND))
+        for job in lost:
+            command = FailJob(
+                job=job.id,
+                node=job.owner,
+                code="owner_revoked",
+                what="the node that has the film was revoked",
+                todo="submit the film on a member",
+            )
             await self._proposer.commit(command, cause="coordinator")
 
     async def view(self, now_ms: int) -> SchedulerView:

@@ -32,7 +32,7 @@ from mesh.errors import (
     TransferError,
 )
 from mesh.ids import NodeId
-from mesh.transfer import Manifest, Source
+from mesh.transfer import Manifest, Source, kept_inode
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
     FileSource,
@@ -181,7 +181,7 @@ class Films:
             size=attempt.result_bytes,
             digest=attempt.result_digest,
             mtime_ns=found.st_mtime_ns,
-            inode=found.st_ino,
+            inode=kept_inode(found.st_ino),
         )
         return FileSource(path, manifest)
 

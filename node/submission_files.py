@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ledger.commands import JobSpec
 from mesh.errors import DarkStreamError
+from mesh.transfer import kept_inode
 from node.gateway.models import PathFault, SubmitRequest
 from node.media.profiles import Profile, output_name
 from node.scan_files import Film, scan
@@ -58,7 +59,7 @@ def prepare(
                 source=str(film.path),
                 source_bytes=facts.st_size,
                 source_mtime_ns=facts.st_mtime_ns,
-                source_inode=facts.st_ino,
+                source_inode=kept_inode(facts.st_ino),
                 output=str(output),
                 overwrite=request.overwrite,
                 profile=profile.name,

@@ -95,10 +95,14 @@ def test_a_fresh_node_waits_for_approval_and_shows_the_same_code(tmp_path: Path)
         assert guest.status()["join_code"] == pending[0]["code"]
         host.cli("nodes", "approve", "guest")
         guest.ready().sees(2)
-        # Revoked: out at once, while the mesh goes on.
+        film = make_film(guest.films / "long.mp4", seconds=30, size="1280x720")
+        job = guest.cli("submit", str(film), "--profile", "archive")["jobs"][0]["id"]
+        # Revoked: out at once, while the mesh goes on and says why a job of it ends.
         host.cli("nodes", "revoke", "guest")
         host.sees(1)
         host.token()
+        wait_for("its job ends", lambda: _state(host, job) == "failed", 20)
+        assert host.cli("job", "show", job)["fault"]["code"] == "owner_revoked"
 
 
 def test_bad_input_gets_one_line_and_the_right_exit_code(tmp_path: Path) -> None:

@@ -60,6 +60,17 @@ def test_changed_jobs() -> None:
     assert {j.id for j in ledger.reader.changed_jobs(index - 1, 10)} == {"j", "k"}
 
 
+def test_jobs_of_a_revoked_owner_are_found_until_they_end() -> None:
+    ledger = Ledger().formed("bert").submitted("mine")
+    ledger.submitted("his", "his-too", owner="bert")
+    assert ledger.reader.jobs_without_owner(9) == ()
+    ledger.must(c.RevokeMember(node="bert", by="anna"))
+    assert [j.id for j in ledger.reader.jobs_without_owner(9)] == ["his", "his-too"]
+    assert [j.id for j in ledger.reader.jobs_without_owner(1)] == ["his"]
+    ledger.must(ledger.give_up("his"))
+    assert [j.id for j in ledger.reader.jobs_without_owner(9)] == ["his-too"]
+
+
 def test_planning_order() -> None:
     ledger = Ledger().formed("bert").submitted("old", "older")
     ledger.submitted("urgent", priority=5)
