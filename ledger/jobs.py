@@ -82,6 +82,9 @@ ATTEMPT_TRANSITIONS: Final[dict[tuple[AttemptState, AttemptEvent], AttemptState]
 
 JOB_STATES: Final[tuple[JobState, ...]] = get_args(JobState)
 FINAL_JOB_STATES: Final[frozenset[JobState]] = frozenset({"done", "failed", "cancelled"})
+OPEN_JOB_STATES: Final[tuple[JobState, ...]] = tuple(
+    state for state in JOB_STATES if state not in FINAL_JOB_STATES
+)
 COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
 

@@ -16,7 +16,7 @@ import apsw
 from ledger.change import EVENTS_PER_COMMAND_BITS
 from ledger.commands import ENVELOPES, Outcome
 from ledger.jobs import (
-    FINAL_JOB_STATES,
+    OPEN_JOB_STATES,
     Attempt,
     Event,
     Invitation,
@@ -245,13 +245,10 @@ class Reader:
 
     def jobs_without_owner(self, limit: int) -> tuple[Job, ...]:
         """Jobs that nobody can go on with: their owner was revoked."""
-        final = ",".join(f"'{state}'" for state in sorted(FINAL_JOB_STATES))
-        return self._rows(
-            Job,
-            "WHERE owner IN (SELECT node FROM member WHERE state = 'revoked')"
-            f" AND state NOT IN ({final}) ORDER BY seq LIMIT ?",
-            (limit,),
-        )
+        found: list[Job] = []
+        for member in self._rows(Member, "WHERE state = 'revoked'"):
+            found += self.jobs_of_owner(member.node, OPEN_JOB_STATES, limit - len(found))
+        return tuple(found)
 
     def task(self, task: str) -> Task | None:
         """A task by its id."""
