@@ -62,6 +62,7 @@ class Faces:
             title="DarkStream",
             version=version,
             openapi_url=f"{API}/openapi.json",
+            redirect_slashes=False,  # a redirect would go wherever the Host header says
             docs_url=None,  # both pages load scripts from foreign hosts
             redoc_url=None,
             # Off, whatever the environment says: a film's path is nobody else's business.

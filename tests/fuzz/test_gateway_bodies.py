@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from node.gateway.app import API
@@ -87,6 +87,7 @@ def test_any_query(http: httpx.Client, query: dict[str, str]) -> None:
 
 @QUICK
 @given(name=st.text(min_size=1, max_size=80))
+@example(name="/")
 def test_any_name(http: httpx.Client, name: str) -> None:
     from urllib.parse import quote  # noqa: PLC0415 - used once
 
