@@ -1,27 +1,54 @@
 """Bugs planted on purpose: a simulator that cannot find these proves nothing.
 
-Each replaces one method while `planted` is open; nothing in the product knows of them.
+Each replaces a few methods while `planted` is open; nothing in the product knows of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from ledger import apply_jobs
+from ledger.jobs import Attempt
+from ledger.store_sqlite import LedgerStore
 from mesh import protocol
+from mesh.election import Ballot
 from mesh.log import Entry, HardState
-from mesh.membership import quorum_of
+from mesh.membership import Configuration, quorum_of
 from mesh.messages import ConsensusMessage
 from mesh.protocol import Raft
 from mesh.raftlog import RaftLog
 from mesh.replication import Replication
 from tests.simulator.node import Node
 
+Patch = tuple[Any, str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bug:
+    """What is wrong, in the words of the issue; which run looks for it; what to replace."""
+
+    what: str
+    kind: Literal["mesh", "work"] = "mesh"
+    node_class: type[Node] = Node
+    patches: tuple[Patch, ...] = ()
+
+
+# --- durability --------------------------------------------------------------------------------------
+
 
 class _VoteNotPersisted(Node):
     def persist(self, hard_state: HardState | None, entries: tuple[Entry, ...]) -> None:
         if hard_state is not None:
-            hard_state = HardState(term=hard_state.term, vote=None, commit=hard_state.commit)
-        self.disk.persist(hard_state, entries)
+            hard_state = replace(hard_state, vote=None)
+        super().persist(hard_state, entries)
+
+
+class _TermNotPersisted(Node):
+    def persist(self, hard_state: HardState | None, entries: tuple[Entry, ...]) -> None:
+        if hard_state is not None:
+            hard_state = replace(hard_state, term=self.disk.hard_state().term)
+        super().persist(hard_state, entries)
 
 
 class _AcknowledgedBeforeSync(Node):
@@ -31,20 +58,39 @@ class _AcknowledgedBeforeSync(Node):
         late.clear()
 
 
-def _commit_of_old_term(raft: Any) -> None:
-    configuration = raft._log.configuration
-    index = raft._replication.majority_index(configuration)
-    if index > raft._log.commit_index:
-        raft._log.commit_to(index)
-        raft._broadcast()
-        if raft.pending_configuration is None and raft.raft_id not in configuration.voters:
-            raft._become_follower(raft._term, None)
+# --- elections ---------------------------------------------------------------------------------------
 
 
-def _learner_counted(replication: Any, configuration: Any) -> int:
-    matched: list[int] = [replication._matched(raft) for raft in configuration.ids]
-    held = sorted(matched, reverse=True)
-    return held[quorum_of(len(configuration.voters)) - 1]
+def _vote_for_a_shorter_log(request: Any, *, term: int, vote: Any, leader: Any, log: Any) -> bool:
+    return vote == request.sender or (vote is None and leader is None) or request.pre
+
+
+def _vote_by_index(log: Any, last_index: int, last_term: int) -> bool:
+    return bool(last_index >= log.last_index)
+
+
+_request_votes = Raft._request_votes
+
+
+def _ask_everybody_who_ever_voted(
+    raft: Any, configuration: Configuration, term: int, *, pre: bool
+) -> None:
+    log = raft._log
+    first = raft._log._storage.first_index()
+    entries = log.entries(first, log.last_index + 1, bytes_max=1 << 30, entries_max=1 << 30)
+    voters = set(configuration.voters)
+    for entry in entries:
+        if entry.kind == "configuration":
+            voters.update(Configuration.decode(entry.data).voters)
+    _request_votes(raft, Configuration.of(voters), term, pre=pre)
+
+
+def _count_everybody(ballot: Any, configuration: Configuration) -> str:
+    granted = sum(1 for vote in ballot._votes.values() if vote)
+    return "won" if granted >= configuration.quorum else "open"
+
+
+# --- the log and what is decided ---------------------------------------------------------------------
 
 
 def _truncation_without_conflict(
@@ -57,32 +103,134 @@ def _truncation_without_conflict(
     return prev_index + len(entries)
 
 
-def _vote_for_a_shorter_log(request: Any, *, term: int, vote: Any, leader: Any, log: Any) -> bool:
-    return vote == request.sender or (vote is None and leader is None) or request.pre
+def _commit_of_old_term(raft: Any) -> None:
+    configuration = raft._log.configuration
+    index = raft._replication.majority_index(configuration)
+    if index > raft._log.commit_index:
+        raft._log.commit_to(index)
+        raft._broadcast()
+        if raft.pending_configuration is None and raft.raft_id not in configuration.voters:
+            raft._become_follower(raft._term, None)
 
 
-_Patch = tuple[Any, str, Callable[..., Any]]
-BUGS: dict[str, type[Node] | _Patch] = {
-    "vote-not-persisted": _VoteNotPersisted,
-    "acknowledged-before-sync": _AcknowledgedBeforeSync,
-    "commit-of-old-term": (Raft, "_advance_commit", _commit_of_old_term),
-    "learner-counted": (Replication, "majority_index", _learner_counted),
-    "truncation-without-conflict": (RaftLog, "match_and_append", _truncation_without_conflict),
-    "vote-for-a-shorter-log": (protocol, "may_grant", _vote_for_a_shorter_log),
+_on_append = Raft._on_append
+
+
+def _commit_past_the_last_new_entry(raft: Any, append: Any) -> None:
+    matches = raft._log.term(append.prev_index) == append.prev_term
+    _on_append(raft, append)
+    if matches:
+        raft._log.commit_to(append.commit)
+
+
+_heartbeat = Replication.heartbeat
+
+
+def _heartbeat_with_any_commit(replication: Any, raft: Any) -> Any:
+    return replace(_heartbeat(replication, raft), commit=replication._log.commit_index)
+
+
+def _learner_counted(replication: Any, configuration: Any) -> int:
+    matched: list[int] = [replication._matched(raft) for raft in configuration.ids]
+    held = sorted(matched, reverse=True)
+    return held[quorum_of(len(configuration.voters)) - 1]
+
+
+# --- the ledger --------------------------------------------------------------------------------------
+
+
+def _forget(store: Any, command_id: str, index: int) -> None:
+    return None
+
+
+def _expire_again(change: Any, command: Any) -> None:
+    for attempt_id in command.attempts:
+        attempt = change.rows.get(Attempt, attempt_id)
+        if attempt is not None and attempt.state in ("leased", "expired"):
+            leased = replace(attempt, state="leased")
+            apply_jobs._end(change, leased, "expire", code="lease_expired", what=command.what)
+
+
+_finish_attempt = apply_jobs.finish_attempt
+
+
+def _finish_with_any_token(change: Any, command: Any) -> None:
+    attempt = change.rows.get(Attempt, command.attempt)
+    if attempt is not None and attempt.state in ("leased", "expired", "released", "failed"):
+        # As if nothing told an old lease of the task from the one that runs now.
+        change.rows.put(replace(attempt, state="leased"))
+        command = replace(command, token=attempt.token)
+    _finish_attempt(change, command)
+
+
+BUGS: dict[str, Bug] = {
+    "vote-not-persisted": Bug(what="vote not persisted", node_class=_VoteNotPersisted),
+    "term-not-persisted": Bug(what="term not persisted", node_class=_TermNotPersisted),
+    "acknowledged-before-sync": Bug(
+        what="acknowledged before sync", node_class=_AcknowledgedBeforeSync
+    ),
+    "truncation-without-conflict": Bug(
+        what="truncation without conflict",
+        patches=((RaftLog, "match_and_append", _truncation_without_conflict),),
+    ),
+    "commit-of-old-term": Bug(
+        what="entries of an old term committed by counting (figure 8)",
+        patches=((Raft, "_advance_commit", _commit_of_old_term),),
+    ),
+    "vote-for-a-shorter-log": Bug(
+        what="vote without the up-to-date check",
+        patches=((protocol, "may_grant", _vote_for_a_shorter_log),),
+    ),
+    "vote-by-index": Bug(
+        what="vote comparing index only", patches=((RaftLog, "is_up_to_date", _vote_by_index),)
+    ),
+    "commit-past-new": Bug(
+        what="commit not bounded by the last new entry",
+        patches=((Raft, "_on_append", _commit_past_the_last_new_entry),),
+    ),
+    "heartbeat-commit": Bug(
+        what="heartbeat commit not bounded by match",
+        patches=((Replication, "heartbeat", _heartbeat_with_any_commit),),
+    ),
+    "learner-counted": Bug(
+        what="learner counted in a quorum",
+        patches=((Replication, "majority_index", _learner_counted),),
+    ),
+    "second-change": Bug(
+        what="second membership change before the first is committed",
+        patches=((Raft, "pending_configuration", property(lambda _: None)),),
+    ),
+    "removed-votes": Bug(
+        what="removed node still votes",
+        patches=(
+            (Raft, "_request_votes", _ask_everybody_who_ever_voted),
+            (Ballot, "outcome", _count_everybody),
+        ),
+    ),
+    "applied-twice": Bug(
+        what="command applied twice after a lost reply",
+        kind="work",
+        patches=((LedgerStore, "_remembered", _forget),),
+    ),
+    "expired-twice": Bug(
+        what="lease expired twice",
+        kind="work",
+        patches=((apply_jobs, "expire_leases", _expire_again),),
+    ),
+    "old-token": Bug(
+        what="result with an old token accepted",
+        kind="work",
+        patches=((apply_jobs, "finish_attempt", _finish_with_any_token),),
+    ),
 }
 
 
 @contextmanager
 def planted(name: str | None) -> Iterator[type[Node]]:
     """The bug of this name is in force inside; gives the class of nodes to use."""
-    bug = BUGS[name] if name is not None else Node
-    if isinstance(bug, type):
-        yield bug
-        return
-    owner, attribute, replacement = bug
-    genuine = vars(owner)[attribute]
-    setattr(owner, attribute, replacement)
-    try:
-        yield Node
-    finally:
-        setattr(owner, attribute, genuine)
+    bug = BUGS[name] if name is not None else Bug(what="none")
+    with ExitStack() as undo:
+        for owner, attribute, replacement in bug.patches:
+            undo.callback(setattr, owner, attribute, vars(owner)[attribute])
+            setattr(owner, attribute, replacement)
+        yield bug.node_class
