@@ -282,7 +282,7 @@ class Raft:
     def _on_election_timeout(self) -> None:
         configuration = self._log.configuration
         self._leader = None
-        if configuration is None or self.raft_id not in configuration.voters:
+        if configuration is None or not self._log.may_vote(self.raft_id):
             self._timer.restart(self._now_ms)
         elif self._is_sole_voter():
             self._campaign()

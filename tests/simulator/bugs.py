@@ -54,7 +54,7 @@ class _TermNotPersisted(Node):
 class _AcknowledgedBeforeSync(Node):
     def before_sync(self, late: list[ConsensusMessage]) -> None:
         for message in late:
-            self.world.network.send(message)
+            self.send(message)
         late.clear()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mesh.election import Role
 from mesh.ids import RaftId
 from mesh.log import Entry, LogStorage
+from mesh.messages import AppendAck, ConsensusMessage, Vote, VoteRequest
 from mesh.protocol import Raft
 
 
@@ -22,6 +23,9 @@ class Checks:
         self._decided_in: list[int] = []
         self._checksums: dict[int, str] = {}
         self._commit_as_leader: dict[RaftId, int] = {}
+        self._votes: dict[tuple[RaftId, int], RaftId] = {}
+        self._terms: dict[RaftId, int] = {}
+        self._effects: dict[str, int] = {}
         self.leaders_seen = 0
 
     def written(self, node: RaftId, prev_term: int, entries: Iterable[Entry]) -> None:
@@ -35,6 +39,41 @@ class Checks:
                     f"but another node wrote {known!r}"
                 )
             prev_term = entry.term
+
+    def promised(self, message: ConsensusMessage, disk: LogStorage) -> None:
+        """What leaves a host is true for ever, also after its next crash."""
+        sender = message.sender
+        if isinstance(message, Vote | VoteRequest) and message.pre:
+            return
+        if message.term < self._terms.get(sender, 0):
+            raise Violation(
+                f"terms grow: {sender} speaks in term {message.term}, "
+                f"and has spoken in {self._terms[sender]}"
+            )
+        self._terms[sender] = message.term
+        match message:
+            case Vote(granted=True):
+                known = self._votes.setdefault((sender, message.term), message.to)
+                if known != message.to:
+                    raise Violation(
+                        f"one vote a term: {sender} votes for {message.to} in term "
+                        f"{message.term}, and has voted for {known}"
+                    )
+            case AppendAck(ok=True) if disk.last_index() < message.index:
+                raise Violation(
+                    f"durability: {sender} acknowledges {message.index}, "
+                    f"its disk ends at {disk.last_index()}"
+                )
+            case _:
+                pass
+
+    def took_effect(self, node: RaftId, command_id: str, index: int) -> None:
+        """A command takes effect once, everywhere at the same index, however often it is proposed."""
+        known = self._effects.setdefault(command_id, index)
+        if known != index:
+            raise Violation(
+                f"applied once: {command_id} takes effect at {index} on {node}, and did at {known}"
+            )
 
     def stepped(self, raft: Raft, disks: Mapping[RaftId, LogStorage]) -> None:
         """Election safety, leader completeness, durability of what a leader decides."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -11,7 +12,7 @@ from mesh.election import Role
 from mesh.errors import BusyError, ConflictError, NotLeaderError
 from mesh.ids import RaftId, node_of
 from mesh.log import Entry, HardState, LogStorage
-from mesh.membership import AutopilotView, PeerView, next_change
+from mesh.membership import AutopilotView, Configuration, PeerView, next_change
 from mesh.messages import ConsensusMessage, Vote
 from mesh.protocol import Limits, Raft, Timing
 from tests.simulator.checks import Checks
@@ -21,6 +22,7 @@ from tests.simulator.parameters import Parameters
 
 AUTOPILOT_MS = 100
 INBOX_MAX = 4_096
+HEALTHY_DISK_MS_MAX = 2
 
 
 @dataclass
@@ -35,6 +37,7 @@ class World:
     disks: dict[RaftId, LogStorage]
     open_machine: Callable[[RaftId, Any], Machine]
     crash: Callable[["Node", int], None]
+    split_change: Callable[["Node", frozenset[RaftId]], None]
     trace: list[str] = field(default_factory=list)
     aimed: int = 0
     """Aimed crashes so far: a mesh that dies at every step decides nothing and shows nothing."""
@@ -66,6 +69,7 @@ class Node:
         self.raft_id = raft_id
         self.disk = world.disks[raft_id]
         self.skew_ms = world.random.randrange(world.parameters.skew_ms_max + 1)
+        self.rate = 1 + world.random.uniform(-1, 1) * world.parameters.drift
         self.disk_ms_max = world.parameters.disk_ms_max
         if world.random.random() < 0.3:
             self.disk_ms_max = max(self.disk_ms_max, world.parameters.slow_disk_ms_max)
@@ -83,13 +87,15 @@ class Node:
         self._paused_until_ms = 0
         self._wake_ms: int | None = None
         self._autopilot_ms = 0
+        self._full_until_ms = 0
+        self._voters: frozenset[RaftId] = frozenset()
 
     # --- life ---------------------------------------------------------------------------------
 
     @property
     def now_ms(self) -> int:
-        """This node's monotonic clock."""
-        return self.world.time.now_ms + self.skew_ms
+        """This node's monotonic clock: it goes a little wrong, and a suspended machine's jumps."""
+        return self.skew_ms + int(self.world.time.now_ms * self.rate)
 
     @property
     def is_up(self) -> bool:
@@ -132,7 +138,7 @@ class Node:
     def crash(self) -> None:
         """Everything in memory is gone; a write under way happened or not."""
         if self._writing is not None and self.world.random.random() < 0.5:
-            self.disk.persist(self._writing.hard_state, self._writing.entries)
+            self._write(self._writing)
         if self.machine is not None:
             if not self.world.parameters.ledger_loses_tail:
                 self.images = [self.machine.image()]
@@ -150,6 +156,22 @@ class Node:
     def pause(self, length_ms: int) -> None:
         """The whole process stands still, as under SIGSTOP or a starving machine."""
         self._paused_until_ms = self.world.time.now_ms + length_ms
+
+    def jump(self, length_ms: int) -> None:
+        """The clock goes forward at once, as after a suspension."""
+        self.skew_ms += length_ms
+        self._wake(0)
+
+    def fill_disk(self, length_ms: int) -> None:
+        """No write succeeds for a while: each stops the node, until somebody has made room."""
+        self._full_until_ms = self.world.time.now_ms + length_ms
+
+    def heal(self) -> None:
+        """No faults from now on."""
+        self._paused_until_ms = self._full_until_ms = 0
+        self.disk_ms_max = min(self.disk_ms_max, HEALTHY_DISK_MS_MAX)
+        if self.is_up:
+            self._wake(0)
 
     # --- inputs -------------------------------------------------------------------------------
 
@@ -192,7 +214,7 @@ class Node:
         waiting_ms = self.raft.next_deadline_ms() - self.now_ms
         if self.is_leader:
             waiting_ms = min(waiting_ms, AUTOPILOT_MS)
-        self._wake(max(0, waiting_ms))
+        self._wake(ceil(max(0, waiting_ms) / self.rate))
 
     def _take_inputs(self, raft: Raft) -> list[Effect]:
         batch_max = INBOX_MAX if self.world.network.healed else self.world.parameters.batch_max
@@ -259,7 +281,7 @@ class Node:
         for effect in effects:
             match effect:
                 case Send(message=message, before_sync=True):
-                    self.world.network.send(message)
+                    self.send(message)
                 case Send(message=message):
                     batch.late.append(message)
                 case Persist(hard_state=hard_state, entries=entries):
@@ -271,6 +293,7 @@ class Node:
                 case Commit(entries=entries):
                     self.world.checks.committed(raft, entries)
                     batch.committed.extend(entries)
+                    self._note_voters(entries)
                 case LeaderChanged(term=term, leader=leader):
                     self.world.trace.append(
                         f"{self.world.time.now_ms} {self.raft_id} term {term} leader {leader}"
@@ -280,9 +303,35 @@ class Node:
             return
         self._writing = batch
         self.before_sync(batch.late)
+        if self._is_aimed_at_change(batch):
+            return
         life = self._life
         delay_ms = self.world.random.randrange(self.disk_ms_max + 1)
         self.world.time.after(delay_ms, lambda: self._synced(life, batch))
+
+    def _note_voters(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.kind == "configuration":
+                self._voters = frozenset(Configuration.decode(entry.data).voters)
+
+    def _is_aimed_at_change(self, batch: _Writing) -> bool:
+        """Whether the leader dies while others know of its change of the voters and its disk does not."""
+        if not self.is_leader or all(entry.kind != "configuration" for entry in batch.entries):
+            return False
+        if self.world.aims(self.world.parameters.aimed_at_changes):
+            if self.world.random.random() < 0.3:
+                self.world.crash(self, self.world.parameters.aimed_down_ms_max)
+                return True
+            self.world.split_change(self, self._voters)
+        return False
+
+    def _cannot_write(self) -> bool:
+        """Whether a write fails now."""
+        if self.world.network.healed:
+            return False
+        if self.world.time.now_ms < self._full_until_ms:
+            return True
+        return self.world.random.random() < self.world.parameters.failing_writes
 
     def before_sync(self, late: list[ConsensusMessage]) -> None:
         """Nothing leaves here; a planted bug sends too early."""
@@ -291,18 +340,29 @@ class Node:
         """Writes to the disk; a planted bug forgets some of it."""
         self.disk.persist(hard_state, entries)
 
-    def _synced(self, life: int, batch: _Writing) -> None:
-        if life != self._life or self.raft is None:
-            return
+    def _write(self, batch: _Writing) -> None:
         if batch.entries:
             prev_term = self.disk.term(batch.entries[0].index - 1)
             assert prev_term is not None
             self.world.checks.written(self.raft_id, prev_term, batch.entries)
         self.persist(batch.hard_state, batch.entries)
+
+    def send(self, message: ConsensusMessage) -> None:
+        """It leaves the host, with whatever it promises."""
+        self.world.checks.promised(message, self.disk)
+        self.world.network.send(message)
+
+    def _synced(self, life: int, batch: _Writing) -> None:
+        if life != self._life or self.raft is None:
+            return
+        if self._cannot_write():
+            self.world.crash(self, self.world.parameters.down_ms_max)
+            return
+        self._write(batch)
         self._writing = None
         if self._is_aimed_at(batch):
             for message in batch.late:
-                self.world.network.send(message)
+                self.send(message)
             self._crash_aimed()
             return
         self._finish(batch)
@@ -331,11 +391,11 @@ class Node:
         parameters = self.world.parameters
         if batch.committed and self.is_leader and self.world.aims(parameters.aimed_at_commits):
             for message in batch.late:
-                self.world.network.send(message)
+                self.send(message)
             self._crash_aimed()
             return
         for message in batch.late:
-            self.world.network.send(message)
+            self.send(message)
         if batch.committed:
             if not self._to_apply:
                 life = self._life
@@ -350,8 +410,12 @@ class Node:
             wait_ms = self._paused_until_ms - self.world.time.now_ms
             self.world.time.after(wait_ms, lambda: self._apply(life))
             return
+        if self._cannot_write():
+            self.world.crash(self, self.world.parameters.down_ms_max)
+            return
         batch, self._to_apply = self._to_apply, []
-        self.machine.apply(batch)
+        for command_id, index in self.machine.apply(batch):
+            self.world.checks.took_effect(self.raft_id, command_id, index)
         self._applied = self.machine.applied_index
         assert self._applied == batch[-1].index, "everything handed out is applied"
         self.world.checks.applied(self.raft_id, self._applied, self.machine.checksum())

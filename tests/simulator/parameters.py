@@ -30,6 +30,16 @@ class Parameters:
     aimed_crash_takes_sent: float
     aimed_down_ms_max: int
     aimed_partitions: float
+    aimed_at_changes: float
+    bursts_max: int
+    crashes_after_partitions: float
+    poor_hints: float
+    drift: float
+    jumps_per_s: float
+    jump_ms_max: int
+    failing_writes: float
+    full_disks_per_s: float
+    full_ms_max: int
     heartbeat_ms: int
     election_min_ms: int
     election_max_ms: int
@@ -63,7 +73,7 @@ class Parameters:
         heartbeat_ms = random.choice([20, 20, 100])
         drawn = cls(
             seed=seed,
-            nodes=random.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]),
+            nodes=random.choice([1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7, 8, 9]),
             faults_ms=heartbeat_ms * random.randrange(60, 160) + 1_500,
             loss=sometimes(0.6, 0.0, 0.4),
             duplicates=sometimes(0.5, 0.0, 0.3),
@@ -80,6 +90,16 @@ class Parameters:
             aimed_crash_takes_sent=random.choice([0.0, 0.5, 1.0]),
             aimed_down_ms_max=random.choice([2, 50, 1_000]),
             aimed_partitions=sometimes(0.5, 0.2, 1.0),
+            aimed_at_changes=sometimes(0.3, 0.1, 0.8),
+            bursts_max=random.choice([0, 0, 5, 30]),
+            crashes_after_partitions=sometimes(0.3, 0.2, 0.9),
+            poor_hints=sometimes(0.3, 0.1, 1.0),
+            drift=sometimes(0.3, 0.0, 0.05),
+            jumps_per_s=sometimes(0.2, 0.02, 0.3),
+            jump_ms_max=random.choice([100, 3_000]),
+            failing_writes=sometimes(0.2, 0.0, 0.02),
+            full_disks_per_s=sometimes(0.2, 0.01, 0.1),
+            full_ms_max=random.choice([500, 3_000]),
             heartbeat_ms=heartbeat_ms,
             election_min_ms=heartbeat_ms * random.choice([3, 5]),
             election_max_ms=heartbeat_ms * random.choice([8, 10]),
@@ -100,7 +120,10 @@ class Parameters:
             join_every_ms=random.choice([50, 300, 1_000]),
             skew_ms_max=random.choice([0, 5, 1_000_000]),
         )
-        return drawn._pressed(random) if random.random() < 0.4 else drawn
+        weather = random.random()
+        if weather < 0.4:
+            return drawn._pressed(random)
+        return drawn._churning(random) if weather < 0.6 else drawn
 
     def _pressed(self, random: Random) -> "Parameters":
         """Elections all the time, and crashes at the moments at which a rule of Raft matters.
@@ -118,7 +141,9 @@ class Parameters:
             loss=random.choice([0.0, 0.0, 0.05]),
             duplicates=0.0,
             delay_ms_max=random.choice([2, 10, 30]),
-            partitions_per_s=0.0,
+            partitions_per_s=random.choice([0.0, 0.0, 1.0]),
+            partition_ms_max=random.choice([300, 1_500]),
+            aimed_partitions=1.0,
             crashes_per_s=0.0,
             leader_crashes_per_s=random.choice([0.0, 2.0]),
             aimed_at_new_leaders=random.choice([0.3, 0.7]),
@@ -138,4 +163,33 @@ class Parameters:
             append_entries_max=1,
             proposals_per_s=40.0,
             join_every_ms=50,
+        )
+
+    def _churning(self, random: Random) -> "Parameters":
+        """Members come, go and come back while the mesh is split: changes of the voters overlap."""
+        heartbeat_ms = 20
+        return replace(
+            self,
+            nodes=random.choice([3, 4, 5, 6, 7]),
+            faults_ms=random.randrange(4_000, 9_000),
+            loss=random.choice([0.0, 0.0, 0.1]),
+            delay_ms_max=random.choice([2, 10, 30]),
+            partitions_per_s=random.choice([0.5, 1.5]),
+            partition_ms_max=random.choice([300, 1_500]),
+            aimed_partitions=random.choice([0.0, 0.5]),
+            aimed_at_changes=random.choice([0.2, 0.6]),
+            aimed_at_new_leaders=0.0,
+            aimed_at_votes=0.0,
+            aimed_at_commits=0.0,
+            crashes_per_s=random.choice([0.0, 0.1]),
+            leader_crashes_per_s=random.choice([0.0, 0.5]),
+            heartbeat_ms=heartbeat_ms,
+            election_min_ms=100,
+            election_max_ms=200,
+            wipes_per_s=random.choice([0.0, 0.4]),
+            removals_per_s=random.choice([0.3, 1.0]),
+            disk_ms_max=random.choice([0, 2]),
+            slow_disk_ms_max=random.choice([0, 40]),
+            append_entries_max=random.choice([1, 8]),
+            join_every_ms=random.choice([50, 300]),
         )
