@@ -13,6 +13,8 @@ from ledger.jobs import Attempt
 from ledger.store_sqlite import LedgerStore
 from mesh import protocol
 from mesh.election import Ballot
+from mesh.following import Following
+from mesh.leadership import Leadership
 from mesh.log import Entry, HardState
 from mesh.membership import Configuration, quorum_of
 from mesh.messages import ConsensusMessage
@@ -73,16 +75,15 @@ _request_votes = Raft._request_votes
 
 
 def _ask_everybody_who_ever_voted(
-    raft: Any, configuration: Configuration, term: int, *, pre: bool
+    raft: Any, configuration: Configuration, term: int, **how: bool
 ) -> None:
     log = raft._log
-    first = raft._log._storage.first_index()
-    entries = log.entries(first, log.last_index + 1, bytes_max=1 << 30, entries_max=1 << 30)
     voters = set(configuration.voters)
-    for entry in entries:
+    first = log.base.index + 1
+    for entry in log.entries(first, log.last_index + 1, bytes_max=1 << 30, entries_max=1 << 30):
         if entry.kind == "configuration":
             voters.update(Configuration.decode(entry.data).voters)
-    _request_votes(raft, Configuration.of(voters), term, pre=pre)
+    _request_votes(raft, Configuration.of(voters), term, **how)
 
 
 def _count_everybody(ballot: Any, configuration: Configuration) -> str:
@@ -103,31 +104,32 @@ def _truncation_without_conflict(
     return prev_index + len(entries)
 
 
-def _commit_of_old_term(raft: Any) -> None:
-    configuration = raft._log.configuration
-    index = raft._replication.majority_index(configuration)
-    if index > raft._log.commit_index:
-        raft._log.commit_to(index)
-        raft._broadcast()
-        if raft.pending_configuration is None and raft.raft_id not in configuration.voters:
-            raft._become_follower(raft._term, None)
+def _commit_of_old_term(lead: Any, now_ms: int) -> None:
+    del now_ms
+    log = lead._log
+    configuration = log.configuration
+    index = lead._replication.majority_index(configuration)
+    if index > log.commit_index:
+        log.commit_to(index)
+        lead._release_reads()
+        lead._broadcast()
+        if not log.is_configuration_pending and lead.raft_id not in configuration.voters:
+            lead.is_over = True
 
 
-_on_append = Raft._on_append
+_append = Following._append
 
 
-def _commit_past_the_last_new_entry(raft: Any, append: Any) -> None:
-    matches = raft._log.term(append.prev_index) == append.prev_term
-    _on_append(raft, append)
+def _commit_past_the_last_new_entry(following: Any, append: Any) -> None:
+    log = following._log
+    matches = following.installing is None and log.term(append.prev_index) == append.prev_term
+    _append(following, append)
     if matches:
-        raft._log.commit_to(append.commit)
+        log.commit_to(append.commit)
 
 
-_heartbeat = Replication.heartbeat
-
-
-def _heartbeat_with_any_commit(replication: Any, raft: Any) -> Any:
-    return replace(_heartbeat(replication, raft), commit=replication._log.commit_index)
+def _commit_for_anybody(replication: Any, raft: Any) -> int:
+    return int(replication._log.commit_index)
 
 
 def _learner_counted(replication: Any, configuration: Any) -> int:
@@ -175,7 +177,7 @@ BUGS: dict[str, Bug] = {
     ),
     "commit-of-old-term": Bug(
         what="entries of an old term committed by counting (figure 8)",
-        patches=((Raft, "_advance_commit", _commit_of_old_term),),
+        patches=((Leadership, "_advance_commit", _commit_of_old_term),),
     ),
     "vote-for-a-shorter-log": Bug(
         what="vote without the up-to-date check",
@@ -186,11 +188,11 @@ BUGS: dict[str, Bug] = {
     ),
     "commit-past-new": Bug(
         what="commit not bounded by the last new entry",
-        patches=((Raft, "_on_append", _commit_past_the_last_new_entry),),
+        patches=((Following, "_append", _commit_past_the_last_new_entry),),
     ),
     "heartbeat-commit": Bug(
         what="heartbeat commit not bounded by match",
-        patches=((Replication, "heartbeat", _heartbeat_with_any_commit),),
+        patches=((Replication, "commit_for", _commit_for_anybody),),
     ),
     "learner-counted": Bug(
         what="learner counted in a quorum",
@@ -198,7 +200,7 @@ BUGS: dict[str, Bug] = {
     ),
     "second-change": Bug(
         what="second membership change before the first is committed",
-        patches=((Raft, "pending_configuration", property(lambda _: None)),),
+        patches=((RaftLog, "is_configuration_pending", property(lambda _: False)),),
     ),
     "removed-votes": Bug(
         what="removed node still votes",
