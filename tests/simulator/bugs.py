@@ -12,6 +12,7 @@ from ledger import apply_jobs
 from ledger.jobs import Attempt
 from ledger.store_sqlite import LedgerStore
 from mesh import protocol
+from mesh.effects import InstallSnapshot
 from mesh.election import Ballot
 from mesh.following import Following
 from mesh.leadership import Leadership
@@ -138,6 +139,22 @@ def _learner_counted(replication: Any, configuration: Any) -> int:
     return held[quorum_of(len(configuration.voters)) - 1]
 
 
+def _offer_over_a_newer_log(following: Any, offer: Any) -> None:
+    if following.installing is not None:
+        return
+    if offer.base_index <= following._log.commit_index:
+        following._outbox.acknowledge(offer.sender, offer.term, following._log.commit_index)
+        return
+    following.installing = offer
+    following._outbox.ask(InstallSnapshot(offer))
+
+
+def _read_at_once(lead: Any) -> None:
+    lead._reads.start_round()
+    lead._reads.confirm(lead._reads.round)
+    lead._release_reads()
+
+
 # --- the ledger --------------------------------------------------------------------------------------
 
 
@@ -208,6 +225,13 @@ BUGS: dict[str, Bug] = {
             (Raft, "_request_votes", _ask_everybody_who_ever_voted),
             (Ballot, "outcome", _count_everybody),
         ),
+    ),
+    "snapshot-over-newer": Bug(
+        what="snapshot over a newer log",
+        patches=((Following, "_offer", _offer_over_a_newer_log),),
+    ),
+    "read-without-quorum": Bug(
+        what="read without quorum", patches=((Leadership, "_confirm_reads", _read_at_once),)
     ),
     "applied-twice": Bug(
         what="command applied twice after a lost reply",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mesh.election import Role
 from mesh.ids import RaftId
-from mesh.log import Entry, LogStorage
+from mesh.log import Base, Entry, LogStorage
 from mesh.messages import AppendAck, ConsensusMessage, Vote, VoteRequest
 from mesh.protocol import Raft
 
@@ -26,6 +26,7 @@ class Checks:
         self._votes: dict[tuple[RaftId, int], RaftId] = {}
         self._terms: dict[RaftId, int] = {}
         self._effects: dict[str, int] = {}
+        self._acknowledged: dict[RaftId, tuple[int, int]] = {}
         self.leaders_seen = 0
 
     def written(self, node: RaftId, prev_term: int, entries: Iterable[Entry]) -> None:
@@ -59,13 +60,34 @@ class Checks:
                         f"one vote a term: {sender} votes for {message.to} in term "
                         f"{message.term}, and has voted for {known}"
                     )
-            case AppendAck(ok=True) if disk.last_index() < message.index:
-                raise Violation(
-                    f"durability: {sender} acknowledges {message.index}, "
-                    f"its disk ends at {disk.last_index()}"
-                )
+            case AppendAck(ok=True):
+                if disk.last_index() < message.index:
+                    raise Violation(
+                        f"durability: {sender} acknowledges {message.index}, "
+                        f"its disk ends at {disk.last_index()}"
+                    )
+                before = self._acknowledged.get(sender, (0, 0))
+                # A later term may replace what an earlier one was told.
+                self._acknowledged[sender] = max(before, (message.term, message.index))
             case _:
                 pass
+
+    def forgets(self, raft: Raft, base: Base) -> None:
+        """A snapshot takes the place of the whole log: nothing acknowledged may stand behind it."""
+        term, index = self._acknowledged.get(raft.raft_id, (0, 0))
+        if index > base.index and (term == raft.term or index <= raft.commit_index):
+            raise Violation(
+                f"durability: {raft.raft_id} acknowledged {index} in term {term} and takes a "
+                f"snapshot at {base.index}"
+            )
+
+    def read(self, node: RaftId, decided: int, index: int) -> None:
+        """A linearizable read sees everything that was decided anywhere when it came."""
+        if index < decided:
+            raise Violation(
+                f"linearizable reads: {node} serves one at {index}, it came when {decided} "
+                "was decided"
+            )
 
     def took_effect(self, node: RaftId, command_id: str, index: int) -> None:
         """A command takes effect once, everywhere at the same index, however often it is proposed."""
@@ -87,12 +109,14 @@ class Checks:
         if known is None:
             self._leaders[raft.term] = raft.raft_id
             self.leaders_seen += 1
-            self._complete(raft)
+            self._complete(raft, disks[raft.raft_id].base().index)
         elif known != raft.raft_id:
             raise Violation(f"election safety: {known} and {raft.raft_id} lead term {raft.term}")
 
-    def _complete(self, raft: Raft) -> None:
-        for entry, term in zip(self.decided, self._decided_in, strict=True):
+    def _complete(self, raft: Raft, base_index: int) -> None:
+        # What is compacted is in the ledger, whose checksum is compared.
+        decided = list(zip(self.decided, self._decided_in, strict=True))
+        for entry, term in decided[max(0, base_index - 1) :]:
             if term < raft.term and raft.term_at(entry.index) != entry.term:
                 raise Violation(
                     f"leader completeness: {raft.raft_id} leads term {raft.term} without entry "
@@ -123,7 +147,11 @@ class Checks:
         assert configuration is not None
         index = raft.commit_index
         term = raft.term_at(index)
-        holders = [v for v in configuration.voters if disks[v].term(index) == term]
+        holders = [
+            voter
+            for voter in configuration.voters
+            if disks[voter].term(index) == term or disks[voter].base().index > index
+        ]
         if len(holders) < configuration.quorum:
             raise Violation(
                 f"durability: {raft.raft_id} decides entry {index} of term {term}, "

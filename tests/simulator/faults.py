@@ -43,6 +43,8 @@ class Faults:
             self.partition()
         for node in tuple(mesh.nodes.values()):
             self._strike(node)
+        if self._happens(parameters.transfers_per_s):
+            self._transfer()
         if self._happens(parameters.wipes_per_s):
             self._wipe()
         if self._happens(parameters.removals_per_s):
@@ -76,6 +78,14 @@ class Faults:
     def _restart(self, node: Node) -> None:
         if not node.is_up and self._mesh.nodes.get(node_of(node.raft_id)) is node:
             node.start()
+
+    def _transfer(self) -> None:
+        """Somebody wants the lead to move: to the best, or to anybody."""
+        nodes = list(self._mesh.nodes.values())
+        to = self._random.choice(nodes).raft_id if self._random.random() < 0.5 else None
+        for node in nodes:
+            if node.is_leader:
+                node.transfer(to)
 
     # --- partitions ---------------------------------------------------------------------------
 

@@ -7,11 +7,20 @@ from math import ceil
 from random import Random
 from typing import Any
 
-from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.effects import (
+    Commit,
+    Effect,
+    InstallSnapshot,
+    LeaderChanged,
+    Persist,
+    ReadReady,
+    Send,
+    SnapshotNeeded,
+)
 from mesh.election import Role
 from mesh.errors import BusyError, ConflictError, NotLeaderError
 from mesh.ids import RaftId, node_of
-from mesh.log import Entry, HardState, LogStorage
+from mesh.log import Base, Entry, HardState, LogStorage
 from mesh.membership import AutopilotView, Configuration, PeerView, next_change
 from mesh.messages import ConsensusMessage, Vote
 from mesh.protocol import Limits, Raft, Timing
@@ -19,6 +28,7 @@ from tests.simulator.checks import Checks
 from tests.simulator.machine import Machine
 from tests.simulator.network import Network, Time
 from tests.simulator.parameters import Parameters
+from tests.simulator.snapshots import Snapshots
 
 AUTOPILOT_MS = 100
 INBOX_MAX = 4_096
@@ -39,6 +49,8 @@ class World:
     crash: Callable[["Node", int], None]
     split_change: Callable[["Node", frozenset[RaftId]], None]
     trace: list[str] = field(default_factory=list)
+    snapshots: list[tuple[Base, Any]] = field(default_factory=list)
+    """Every snapshot that was offered; its handle is its place."""
     aimed: int = 0
     """Aimed crashes so far: a mesh that dies at every step decides nothing and shows nothing."""
 
@@ -78,17 +90,20 @@ class Node:
         self.machine: Machine | None = None
         self.retired = False
         self.act_as_leader: Callable[[], None] | None = None
-        self._life = 0
+        self.life = 0
         self._inbox: list[ConsensusMessage] = []
         self._proposals: list[bytes] = []
         self._writing: _Writing | None = None
         self._to_apply: list[Entry] = []
-        self._applied = 0
+        self.applied_index = 0
         self._paused_until_ms = 0
         self._wake_ms: int | None = None
         self._autopilot_ms = 0
         self._full_until_ms = 0
         self._voters: frozenset[RaftId] = frozenset()
+        self._calls: list[Callable[[Raft], list[Effect]]] = []
+        self._reads: dict[int, int] = {}
+        self._snapshots = Snapshots(self)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -111,11 +126,11 @@ class Node:
 
     def start(self) -> None:
         parameters = self.world.parameters
-        self._life += 1
+        self.life += 1
         self.machine = self.world.open_machine(
             self.raft_id, self.images[-1] if self.images else None
         )
-        self._applied = self.machine.applied_index
+        self.applied_index = self.machine.applied_index
         self.raft = Raft(
             raft_id=self.raft_id,
             storage=self.disk,
@@ -124,8 +139,8 @@ class Node:
                 election_min_ms=parameters.election_min_ms,
                 election_max_ms=parameters.election_max_ms,
             ),
-            random=Random(f"{parameters.seed} {self.raft_id} {self._life}"),
-            applied_index=self._applied,
+            random=Random(f"{parameters.seed} {self.raft_id} {self.life}"),
+            applied_index=self.applied_index,
             now_ms=self.now_ms,
             limits=Limits(
                 append_entries_max=parameters.append_entries_max,
@@ -133,6 +148,8 @@ class Node:
                 applying_entries_max=parameters.applying_entries_max,
             ),
         )
+        if not self.world.network.healed:
+            self.raft.stretch(self.world.random.choice([100, 100, 100, 150, 400]))
         self._wake(0)
 
     def crash(self) -> None:
@@ -143,11 +160,13 @@ class Node:
             if not self.world.parameters.ledger_loses_tail:
                 self.images = [self.machine.image()]
             self.machine.close()
-        self._life += 1
+        self.life += 1
         self.raft = None
         self.machine = None
         self._inbox.clear()
         self._proposals.clear()
+        self._calls.clear()
+        self._reads.clear()
         self._writing = None
         self._to_apply.clear()
         self._wake_ms = None
@@ -170,8 +189,23 @@ class Node:
         """No faults from now on."""
         self._paused_until_ms = self._full_until_ms = 0
         self.disk_ms_max = min(self.disk_ms_max, HEALTHY_DISK_MS_MAX)
-        if self.is_up:
+        if self.raft is not None:
+            self.raft.stretch(100)
             self._wake(0)
+
+    def replace_machine(self, image: Any) -> None:
+        """The state machine is another one from now on, durably."""
+        if self.machine is not None:
+            self.machine.close()
+        self._to_apply.clear()
+        self._keep(image)
+        self.machine = self.world.open_machine(self.raft_id, image)
+        self.applied_index = self.machine.applied_index
+        self.world.checks.applied(self.raft_id, self.applied_index, self.machine.checksum())
+
+    def _keep(self, image: Any) -> None:
+        """This is what the next crash leaves of the state machine."""
+        self.images = [image]
 
     # --- inputs -------------------------------------------------------------------------------
 
@@ -187,16 +221,32 @@ class Node:
         self._wake(0)
         return True
 
+    def call(self, act: Callable[[Raft], list[Effect]]) -> None:
+        """Something for the node's loop to do with its core."""
+        if self.raft is not None:
+            self._calls.append(act)
+            self._wake(0)
+
+    def transfer(self, to: RaftId | None) -> None:
+        """Hands the lead over, if it has it and `to` can take it."""
+
+        def act(raft: Raft) -> list[Effect]:
+            with suppress(NotLeaderError, ConflictError):
+                return raft.transfer_leadership(to, self.now_ms)
+            return []
+
+        self.call(act)
+
     def _wake(self, delay_ms: int) -> None:
         at_ms = max(self.world.time.now_ms + delay_ms, self._paused_until_ms)
         if self._wake_ms is not None and self._wake_ms <= at_ms:
             return
         self._wake_ms = at_ms
-        life = self._life
+        life = self.life
         self.world.time.after(at_ms - self.world.time.now_ms, lambda: self._awake(life, at_ms))
 
     def _awake(self, life: int, at_ms: int) -> None:
-        if life != self._life or self._wake_ms != at_ms:
+        if life != self.life or self._wake_ms != at_ms:
             return
         self._wake_ms = None
         if self.world.time.now_ms < self._paused_until_ms:
@@ -208,7 +258,7 @@ class Node:
     def _schedule(self) -> None:
         if self.raft is None or self._writing is not None:
             return
-        if self._inbox or self._proposals:
+        if self._inbox or self._proposals or self._calls:
             self._wake(0)
             return
         waiting_ms = self.raft.next_deadline_ms() - self.now_ms
@@ -219,8 +269,8 @@ class Node:
     def _take_inputs(self, raft: Raft) -> list[Effect]:
         batch_max = INBOX_MAX if self.world.network.healed else self.world.parameters.batch_max
         effects: list[Effect] = []
-        if self._applied > raft.applied_index:
-            effects += self._step(raft.applied(self._applied, self.now_ms))
+        if self.applied_index > raft.applied_index:
+            effects += self._step(raft.applied(self.applied_index, self.now_ms))
         taken, self._inbox = self._inbox[:batch_max], self._inbox[batch_max:]
         for message in taken:
             effects += self._step(raft.receive(message, self.now_ms))
@@ -229,11 +279,25 @@ class Node:
             # A refused client asks again.
             with suppress(NotLeaderError, BusyError):
                 effects += self._step(raft.propose(proposals, self.now_ms)[1])
+        calls, self._calls = self._calls, []
+        for act in calls:
+            effects += self._step(act(raft))
+        effects += self._read(raft)
         effects += self._lead(raft)
         if self.now_ms >= raft.next_deadline_ms():
             effects += self._step(raft.tick(self.now_ms))
             assert raft.next_deadline_ms() > self.now_ms, "the core would spin"
         return effects
+
+    def _read(self, raft: Raft) -> list[Effect]:
+        """A client reads, now and then, whatever was decided until now."""
+        if not self.is_leader or self.world.random.random() >= self.world.parameters.reads:
+            return []
+        with suppress(NotLeaderError, BusyError):
+            read_id, effects = raft.read_index(self.now_ms)
+            self._reads[read_id] = len(self.world.checks.decided)
+            return self._step(effects)
+        return []
 
     def _lead(self, raft: Raft) -> list[Effect]:
         now_ms = self.world.time.now_ms
@@ -261,6 +325,8 @@ class Node:
             return []
         try:
             return self._step(raft.change_configuration(change, self.now_ms))
+        except BusyError:
+            return []  # the lead is being handed over
         except ConflictError as error:
             raise AssertionError(
                 f"the autopilot asked for what the core refuses: {error}"
@@ -273,7 +339,7 @@ class Node:
 
     # --- effects, in their order ----------------------------------------------------------------
 
-    def _perform(self, effects: Sequence[Effect]) -> None:
+    def _perform(self, effects: Sequence[Effect]) -> None:  # noqa: PLR0912 - one arm for each effect
         raft = self.raft
         assert raft is not None
         batch = _Writing(None, (), [], [])
@@ -294,6 +360,13 @@ class Node:
                     self.world.checks.committed(raft, entries)
                     batch.committed.extend(entries)
                     self._note_voters(entries)
+                case SnapshotNeeded(to=to):
+                    self._snapshots.make(to)
+                case InstallSnapshot(offer=offer):
+                    self._snapshots.install(offer)
+                case ReadReady(read_ids=read_ids, index=index):
+                    for read_id in read_ids:
+                        self.world.checks.read(self.raft_id, self._reads.pop(read_id), index)
                 case LeaderChanged(term=term, leader=leader):
                     self.world.trace.append(
                         f"{self.world.time.now_ms} {self.raft_id} term {term} leader {leader}"
@@ -305,7 +378,7 @@ class Node:
         self.before_sync(batch.late)
         if self._is_aimed_at_change(batch):
             return
-        life = self._life
+        life = self.life
         delay_ms = self.world.random.randrange(self.disk_ms_max + 1)
         self.world.time.after(delay_ms, lambda: self._synced(life, batch))
 
@@ -353,7 +426,7 @@ class Node:
         self.world.network.send(message)
 
     def _synced(self, life: int, batch: _Writing) -> None:
-        if life != self._life or self.raft is None:
+        if life != self.life or self.raft is None:
             return
         if self._cannot_write():
             self.world.crash(self, self.world.parameters.down_ms_max)
@@ -398,13 +471,13 @@ class Node:
             self.send(message)
         if batch.committed:
             if not self._to_apply:
-                life = self._life
+                life = self.life
                 delay_ms = self.world.random.randrange(self.disk_ms_max + 1)
                 self.world.time.after(delay_ms, lambda: self._apply(life))
             self._to_apply.extend(batch.committed)
 
     def _apply(self, life: int) -> None:
-        if life != self._life or self.machine is None:
+        if life != self.life or self.machine is None:
             return
         if self.world.time.now_ms < self._paused_until_ms:
             wait_ms = self._paused_until_ms - self.world.time.now_ms
@@ -414,11 +487,14 @@ class Node:
             self.world.crash(self, self.world.parameters.down_ms_max)
             return
         batch, self._to_apply = self._to_apply, []
+        if not batch:
+            return  # a snapshot came in between
         for command_id, index in self.machine.apply(batch):
             self.world.checks.took_effect(self.raft_id, command_id, index)
-        self._applied = self.machine.applied_index
-        assert self._applied == batch[-1].index, "everything handed out is applied"
-        self.world.checks.applied(self.raft_id, self._applied, self.machine.checksum())
+        self.applied_index = self.machine.applied_index
+        assert self.applied_index == batch[-1].index, "everything handed out is applied"
+        self.world.checks.applied(self.raft_id, self.applied_index, self.machine.checksum())
         if self.world.random.random() < 0.1:
-            self.images = [self.machine.image()]
+            self._keep(self.machine.image())
+            self._snapshots.compact(self.applied_index)
         self._wake(0)

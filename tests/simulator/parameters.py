@@ -40,6 +40,12 @@ class Parameters:
     failing_writes: float
     full_disks_per_s: float
     full_ms_max: int
+    reads: float
+    transfers_per_s: float
+    compactions: float
+    compaction_keeps_max: int
+    snapshot_ms_max: int
+    snapshots_fail: float
     heartbeat_ms: int
     election_min_ms: int
     election_max_ms: int
@@ -100,6 +106,12 @@ class Parameters:
             failing_writes=sometimes(0.2, 0.0, 0.02),
             full_disks_per_s=sometimes(0.2, 0.01, 0.1),
             full_ms_max=random.choice([500, 3_000]),
+            reads=sometimes(0.5, 0.01, 0.3),
+            transfers_per_s=sometimes(0.3, 0.1, 1.0),
+            compactions=sometimes(0.5, 0.1, 1.0),
+            compaction_keeps_max=random.choice([0, 5, 50]),
+            snapshot_ms_max=random.choice([1, 50, 500]),
+            snapshots_fail=sometimes(0.4, 0.1, 0.6),
             heartbeat_ms=heartbeat_ms,
             election_min_ms=heartbeat_ms * random.choice([3, 5]),
             election_max_ms=heartbeat_ms * random.choice([8, 10]),
