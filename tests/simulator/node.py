@@ -494,7 +494,7 @@ class Node:
         self.applied_index = self.machine.applied_index
         assert self.applied_index == batch[-1].index, "everything handed out is applied"
         self.world.checks.applied(self.raft_id, self.applied_index, self.machine.checksum())
-        if self.world.random.random() < 0.1:
+        if self.world.random.random() < self.world.parameters.images:
             self._keep(self.machine.image())
             self._snapshots.compact(self.applied_index)
         self._wake(0)

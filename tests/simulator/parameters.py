@@ -42,6 +42,7 @@ class Parameters:
     full_ms_max: int
     reads: float
     transfers_per_s: float
+    images: float
     compactions: float
     compaction_keeps_max: int
     snapshot_ms_max: int
@@ -108,6 +109,7 @@ class Parameters:
             full_ms_max=random.choice([500, 3_000]),
             reads=sometimes(0.5, 0.01, 0.3),
             transfers_per_s=sometimes(0.3, 0.1, 1.0),
+            images=random.choice([0.1, 0.1, 1.0]),
             compactions=sometimes(0.5, 0.1, 1.0),
             compaction_keeps_max=random.choice([0, 5, 50]),
             snapshot_ms_max=random.choice([1, 50, 500]),
@@ -135,7 +137,9 @@ class Parameters:
         weather = random.random()
         if weather < 0.4:
             return drawn._pressed(random)
-        return drawn._churning(random) if weather < 0.6 else drawn
+        if weather < 0.55:
+            return drawn._churning(random)
+        return drawn._compacting(random) if weather < 0.7 else drawn
 
     def _pressed(self, random: Random) -> "Parameters":
         """Elections all the time, and crashes at the moments at which a rule of Raft matters.
@@ -204,4 +208,41 @@ class Parameters:
             slow_disk_ms_max=random.choice([0, 40]),
             append_entries_max=random.choice([1, 8]),
             join_every_ms=random.choice([50, 300]),
+        )
+
+    def _compacting(self, random: Random) -> "Parameters":
+        """Logs that begin just behind what is applied, and leaders that know little of their followers.
+
+        Whether a snapshot may replace a log matters only to a follower that holds more than the
+        snapshot and does not know yet that it is decided.
+        """
+        heartbeat_ms = 20
+        return replace(
+            self,
+            nodes=random.choice([3, 3, 4, 5]),
+            faults_ms=random.randrange(4_000, 9_000),
+            loss=random.choice([0.0, 0.05, 0.2]),
+            duplicates=random.choice([0.0, 0.3]),
+            delay_ms_max=random.choice([5, 20, 60]),
+            poor_hints=random.choice([0.3, 1.0]),
+            reads=random.choice([0.0, 0.2]),
+            images=1.0,
+            compactions=1.0,
+            compaction_keeps_max=random.choice([0, 0, 3]),
+            snapshot_ms_max=random.choice([0, 5, 50]),
+            snapshots_fail=random.choice([0.0, 0.3]),
+            leader_crashes_per_s=random.choice([0.5, 2.0]),
+            crashes_per_s=random.choice([0.0, 0.2]),
+            aimed_at_new_leaders=0.0,
+            aimed_at_votes=0.0,
+            aimed_at_commits=random.choice([0.0, 0.1]),
+            heartbeat_ms=heartbeat_ms,
+            election_min_ms=60,
+            election_max_ms=random.choice([90, 200]),
+            down_ms_max=random.choice([50, 500]),
+            disk_ms_max=random.choice([0, 2, 10]),
+            slow_disk_ms_max=random.choice([0, 40]),
+            append_entries_max=random.choice([1, 2]),
+            proposals_per_s=40.0,
+            join_every_ms=50,
         )

@@ -44,10 +44,12 @@ from tests.simulator.mesh_simulation import MeshSimulation, Result, name_of
 from tests.simulator.node import Node
 from tests.simulator.parameters import Parameters
 
-TIMING = LeaseTiming(heartbeat_ms=200, suspect_ms=600, fence_ms=1_500, expiry_ms=2_000)
+TIMING = LeaseTiming(heartbeat_ms=100, suspect_ms=250, fence_ms=450, expiry_ms=600)
 ACT_EVERY_MS = 100
 RETRY_MS = 500
-JOBS_MAX = 24
+LATE_MS_MAX = 1_500
+SILENT_MS_MAX = 2_000
+JOBS_MAX = 32
 REPORT = AttemptReport(
     command_line="[]",
     stderr_tail="",
@@ -73,8 +75,10 @@ class Actor:
         self.fence = Fence(TIMING, mesh.nodes[node].now_ms)
         self.running: dict[str, int] = {}
         self.handed: set[str] = set()
+        self.held: dict[str, Attempt] = {}
         self.asked: dict[tuple[str, ...], tuple[str, bytes, int]] = {}
         self.heartbeat_ms = 0
+        self.silent_until_ms = 0
         mesh.time.after(1, self._act)
 
     @property
@@ -100,7 +104,10 @@ class Actor:
                 self._propose(key, data)
         if reader.node(self.node) is None:
             self.ask(("report",), self._report())
-        if now_ms >= self.heartbeat_ms:
+        if self.mesh.is_faulty(self.random, 0.04):
+            # Its heartbeats are lost and nothing else is: leases end under workers that go on.
+            self.silent_until_ms = now_ms + self.random.randrange(SILENT_MS_MAX)
+        if now_ms >= max(self.heartbeat_ms, self.silent_until_ms):
             self.heartbeat_ms = now_ms + TIMING.heartbeat_ms
             self.mesh.heartbeat(self, now_ms)
         self._own(reader)
@@ -168,6 +175,13 @@ class Actor:
 
     def _work(self, reader: Reader, now_ms: int) -> None:
         leased = {attempt.id: attempt for attempt in reader.active_attempts(node=self.node)}
+        for attempt_id, attempt in tuple(self.held.items()):
+            if attempt_id not in leased:
+                del self.held[attempt_id]
+                # It had looked at its fence, was stopped, and goes on after the lease is another's.
+                if attempt_id not in self.handed and self.mesh.is_faulty(self.random, 0.5):
+                    self._finish(attempt)
+        self.held.update(leased)
         # What runs for a lease that was taken back is killed.
         self.running = {a: until_ms for a, until_ms in self.running.items() if a in leased}
         for attempt in leased.values():
@@ -202,6 +216,9 @@ class Actor:
             )
             self.ask(("result", attempt.id), failed)
             return
+        self._finish(attempt)
+
+    def _finish(self, attempt: Attempt) -> None:
         finished = FinishAttempt(
             attempt=attempt.id,
             token=attempt.token,
@@ -237,7 +254,7 @@ class WorkSimulation(MeshSimulation):
 
     def __init__(self, parameters: Parameters, node_class: type[Node] = Node) -> None:
         # Ledgers cost more than counters: fewer proposals, the same faults.
-        super().__init__(replace(parameters, proposals_per_s=2.0), node_class)
+        super().__init__(replace(parameters, proposals_per_s=4.0), node_class)
         self.published: dict[str, str] = {}
         self.jobs = 0
         self.submitted: dict[str, str] = {}
@@ -397,7 +414,7 @@ class WorkSimulation(MeshSimulation):
         expired = clock.expired(seen.items(), now_ms)
         if expired:
             silent = ExpireLeases(attempts=expired, what="silent")
-            node.propose(self.sealed(node_of(node.raft_id), silent)[1])
+            self._propose_as_coordinator(node, silent)
         view = machine.reader.schedulable()
         waiting = {
             f"{task.task}/{task.attempts}": self.eligible_ms[key].get(
@@ -420,7 +437,20 @@ class WorkSimulation(MeshSimulation):
             new_attempt_id=self._attempt_id,
         )
         for command in plan(view, now_ms):
-            node.propose(self.sealed(node_of(node.raft_id), command)[1])
+            self._propose_as_coordinator(node, command)
+
+    def _propose_as_coordinator(self, node: Node, command: Command) -> None:
+        """At once, or late and to whoever leads then: what it rested on may have changed."""
+        data = self.sealed(node_of(node.raft_id), command)[1]
+        if not self.is_faulty(self.random, 0.2):
+            node.propose(data)
+            return
+
+        def propose() -> None:
+            for other in self.nodes.values():
+                other.propose(data)
+
+        self.time.after(self.random.randrange(LATE_MS_MAX), propose)
 
     def _attempt_id(self) -> str:
         self.made += 1
