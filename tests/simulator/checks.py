@@ -72,13 +72,21 @@ class Checks:
             case _:
                 pass
 
-    def forgets(self, raft: Raft, base: Base) -> None:
-        """A snapshot takes the place of the whole log: nothing acknowledged may stand behind it."""
-        term, index = self._acknowledged.get(raft.raft_id, (0, 0))
-        if index > base.index and (term == raft.term or index <= raft.commit_index):
+    def forgets(self, raft: Raft, base: Base, disk: LogStorage) -> None:
+        """A snapshot takes the place of the whole log: what stands behind it may be needed by others.
+
+        Neither what was decided with this node's help, nor what it acknowledged to the present leader.
+        """
+        term, acknowledged = self._acknowledged.get(raft.raft_id, (0, 0))
+        decided = [
+            entry.index
+            for entry in self.decided[base.index : disk.last_index()]
+            if disk.term(entry.index) == entry.term
+        ]
+        if decided or (term == raft.term and acknowledged > base.index):
             raise Violation(
-                f"durability: {raft.raft_id} acknowledged {index} in term {term} and takes a "
-                f"snapshot at {base.index}"
+                f"durability: {raft.raft_id} takes a snapshot at {base.index}, and with it forgets "
+                f"{decided or acknowledged}, which it holds and has acknowledged"
             )
 
     def read(self, node: RaftId, decided: int, index: int) -> None:

@@ -62,7 +62,7 @@ class Snapshots:
                 return raft.install_failed(node.now_ms)
             base, image = self._world.snapshots[int(offer.handle)]
             before = node.disk.hard_state()
-            self._world.checks.forgets(raft, base)
+            self._world.checks.forgets(raft, base, node.disk)
             node.disk.restart_from(base, HardState(before.term, before.vote, base.index))
             node.replace_machine(image)
             assert node.applied_index == base.index
