@@ -89,6 +89,25 @@ class Checks:
                 f"{decided or acknowledged}, which it holds and has acknowledged"
             )
 
+    def survived(self, node: RaftId, disk: LogStorage) -> None:
+        """After a loss of power: what the node has promised is on its disk."""
+        state = disk.hard_state()
+        spoken = self._terms.get(node, 0)
+        if state.term < spoken:
+            raise Violation(
+                f"durability: {node} has spoken in {spoken}, its disk knows {state.term}"
+            )
+        voted = self._votes.get((node, state.term))
+        if voted is not None and voted != state.vote:
+            raise Violation(
+                f"durability: {node} voted for {voted} in {state.term}, its disk says {state.vote}"
+            )
+        term, index = self._acknowledged.get(node, (0, 0))
+        if term == state.term and disk.last_index() < index:
+            raise Violation(
+                f"durability: {node} acknowledged {index}, its disk ends at {disk.last_index()}"
+            )
+
     def read(self, node: RaftId, decided: int, index: int) -> None:
         """A linearizable read sees everything that was decided anywhere when it came."""
         if index < decided:

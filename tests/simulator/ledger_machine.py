@@ -28,10 +28,10 @@ _LIVE = frozenset({"leased", "finished", "accepted"})
 
 
 class LedgerMachine:
-    """A replica on SQLite in memory; its durable image is the serialized database."""
+    """A replica on SQLite, mostly in memory; its durable image is the serialized database."""
 
-    def __init__(self, image: bytes | None, random: Random) -> None:
-        self._store = LedgerStore(":memory:")
+    def __init__(self, image: bytes | None, random: Random, path: str = ":memory:") -> None:
+        self._store = LedgerStore(path)
         self._random = random
         if image is not None:
             connection = self._store.connection

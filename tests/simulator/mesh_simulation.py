@@ -7,6 +7,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from mesh.ids import NodeId, RaftId, node_of, raft_id
+from mesh.log import LogStorage
 from mesh.membership import founding_entries, target_voters
 from mesh.messages import ConsensusMessage
 from tests.simulator.checks import Checks, Violation
@@ -77,6 +78,11 @@ class MeshSimulation:
     def open_machine(self, raft: RaftId, image: Any) -> Machine:
         return MemoryMachine(image)
 
+    def open_disk(self, raft: RaftId) -> LogStorage:
+        """An empty log."""
+        del raft
+        return MemoryLog()
+
     def command(self, verb: str, argument: str) -> tuple[str, bytes]:
         """A new command's id and data."""
         self.made += 1
@@ -128,15 +134,15 @@ class MeshSimulation:
 
     def _found(self) -> None:
         founder = raft_id(name_of(0), "0" * 8)
-        disk = MemoryLog()
+        disk = self.open_disk(founder)
         hard_state, entries = founding_entries(founder)
         disk.persist(hard_state, entries)
         self.checks.written(founder, 0, entries)
         self.add(founder, disk)
         self.request("join", founder)
 
-    def add(self, raft: RaftId, disk: MemoryLog | None = None) -> Node:
-        self.world.disks[raft] = disk or MemoryLog()
+    def add(self, raft: RaftId, disk: LogStorage | None = None) -> Node:
+        self.world.disks[raft] = disk or self.open_disk(raft)
         node = self.node_class(self.world, raft)
         self.nodes[node_of(raft)] = node
         if self.network.healed:

@@ -156,9 +156,13 @@ class Node:
         """Everything in memory is gone; a write under way happened or not."""
         if self._writing is not None and self.world.random.random() < 0.5:
             self._write(self._writing)
+        if self.machine is not None and not self.world.parameters.ledger_loses_tail:
+            self._keep(self.machine.image())
+        self.vanish()
+
+    def vanish(self) -> None:
+        """Nothing is left of the process; what its disk holds is for others to say."""
         if self.machine is not None:
-            if not self.world.parameters.ledger_loses_tail:
-                self.images = [self.machine.image()]
             self.machine.close()
         self.life += 1
         self.raft = None
