@@ -1,10 +1,20 @@
 """A handful of cores stepped by hand: nothing moves unless it is told to."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.effects import (
+    Commit,
+    Effect,
+    InstallSnapshot,
+    LeaderChanged,
+    Persist,
+    ReadReady,
+    Send,
+    SnapshotNeeded,
+)
 from mesh.ids import RaftId
-from mesh.log import Entry, HardState
+from mesh.log import Base, Entry, HardState
 from mesh.membership import Configuration, founding_entries
 from mesh.messages import (
     Append,
@@ -12,10 +22,12 @@ from mesh.messages import (
     ConsensusMessage,
     Heartbeat,
     HeartbeatAck,
+    SnapshotOffer,
+    TimeoutNow,
     Vote,
     VoteRequest,
 )
-from mesh.protocol import Limits, Raft, Timing
+from mesh.protocol import Limits, Raft, Role, Timing
 from tests.simulator.storage import MemoryLog
 
 ROUNDS_MAX = 64
@@ -42,6 +54,7 @@ class Cluster:
         self.applied: dict[str, list[Entry]] = {}
         self.kept: list[ConsensusMessage] = []
         self.isolated: set[str] = set()
+        self.offers: dict[str, SnapshotOffer] = {}
         self.lines: list[str] = []
 
     # --- making -------------------------------------------------------------------------------
@@ -90,15 +103,16 @@ class Cluster:
         self.start(name)
 
     def start(self, name: str) -> None:
-        """Starts, or starts again from the disk, with nothing applied."""
+        """Starts, or starts again from the disk, with nothing applied but what is compacted."""
         self.applied[name] = []
         self.held.pop(name, None)
+        self.offers.pop(name, None)
         self.nodes[name] = Raft(
             raft_id=RaftId(name),
             storage=self.disks[name],
             timing=Timing(),
             random=Shortest(),
-            applied_index=0,
+            applied_index=self.disks[name].base().index,
             now_ms=self.now_ms,
             limits=self.limits,
         )
@@ -109,6 +123,17 @@ class Cluster:
         """Silence until everybody would give a vote; then only this node's time-out is noticed."""
         self.now_ms += 2_000
         self.tick(name)
+
+    def lead(self, name: str) -> None:
+        """Elects this node and lets everybody commit, without a word (campaign.txt has them)."""
+        said = tuple(self.lines)
+        self.campaign(name)
+        self.deliver()
+        self.tick(name)
+        self.deliver()
+        raft = self.nodes[name]
+        assert raft.role is Role.LEADER
+        self.lines = [*said, f"{name} leads term {raft.term}, commit {raft.commit_index}"]
 
     def tick(self, name: str) -> None:
         """Time goes on to this node's next deadline, unless that is over already."""
@@ -121,6 +146,54 @@ class Cluster:
 
     def change(self, name: str, configuration: Configuration) -> None:
         self.perform(name, self.nodes[name].change_configuration(configuration, self.now_ms))
+
+    def transfer(self, name: str, to: str | None = None) -> None:
+        target = None if to is None else RaftId(to)
+        self.perform(name, self.nodes[name].transfer_leadership(target, self.now_ms))
+
+    def read(self, name: str) -> int:
+        """Asks for a linearizable read; returns its id."""
+        read_id, effects = self.nodes[name].read_index(self.now_ms)
+        self.lines.append(f"{name}: read {read_id}")
+        self.perform(name, effects)
+        return read_id
+
+    # --- snapshots ----------------------------------------------------------------------------
+
+    def compact(self, name: str, index: int) -> Base:
+        """The node forgets its log up to here, which it has applied."""
+        base = self.nodes[name].base_at(index)
+        assert base is not None, "nothing to compact to"
+        self.disks[name].compact(base)
+        self.nodes[name].compacted(base)
+        return base
+
+    def offer(self, name: str, to: str, index: int | None = None) -> None:
+        """The leader's driver has a snapshot ready, of what is applied now or of this index."""
+        raft = self.nodes[name]
+        base = raft.base_at(raft.applied_index if index is None else index)
+        assert base is not None, "no such snapshot"
+        handle = f"snapshot-{base.index}"
+        effects = raft.offer_snapshot(RaftId(to), base, 1_000, "d1", handle, self.now_ms)
+        self.perform(name, effects)
+
+    def unavailable(self, name: str, to: str) -> None:
+        """The leader's driver has no snapshot."""
+        self.perform(name, self.nodes[name].snapshot_unavailable(RaftId(to), self.now_ms))
+
+    def install(self, name: str) -> None:
+        """The follower's driver has replaced the ledger by what was offered."""
+        offer = self.offers.pop(name)
+        base = Base(offer.base_index, offer.base_term, offer.configuration)
+        disk = self.disks[name]
+        disk.restart_from(base, replace(disk.hard_state(), commit=base.index))
+        self.applied[name] = []
+        self.perform(name, self.nodes[name].installed(base, self.now_ms))
+
+    def fail_install(self, name: str) -> None:
+        """The follower's driver could not fetch or verify it."""
+        del self.offers[name]
+        self.perform(name, self.nodes[name].install_failed(self.now_ms))
 
     def receive(self, message: ConsensusMessage) -> None:
         """Hands a message to its receiver."""
@@ -191,6 +264,8 @@ class Cluster:
                 case Commit(entries=entries):
                     self.applied[name].extend(entries)
                     applied = entries[-1].index
+                case InstallSnapshot(offer=offer):
+                    self.offers[name] = offer
                 case _:
                     pass
         raft = self.nodes[name]
@@ -204,7 +279,7 @@ def configuration_of(voters: Iterable[str], learners: Iterable[str] = ()) -> Con
     return Configuration.of(map(RaftId, voters), map(RaftId, learners))
 
 
-def describe_effect(effect: Effect) -> str:
+def describe_effect(effect: Effect) -> str:  # noqa: PLR0911 - one line a kind
     match effect:
         case Send(message=message, before_sync=early):
             return ("send early " if early else "send ") + describe(message)
@@ -217,6 +292,12 @@ def describe_effect(effect: Effect) -> str:
             return f"commit {describe_entries(entries)}"
         case LeaderChanged(term=term, leader=leader):
             return f"leader of term {term}: {leader or '-'}"
+        case SnapshotNeeded(to=to):
+            return f"snapshot needed for {to}"
+        case InstallSnapshot(offer=offer):
+            return f"install snapshot {offer.base_index}/{offer.base_term}"
+        case ReadReady(read_ids=ids, index=index):
+            return f"read ready {','.join(map(str, ids))} at {index}"
 
 
 def describe_entries(entries: Sequence[Entry]) -> str:
@@ -237,8 +318,9 @@ def _content(entry: Entry) -> str:
 def describe(message: ConsensusMessage) -> str:  # noqa: PLR0911 - one line a kind
     head = f"{message.sender}>{message.to} term={message.term}"
     match message:
-        case VoteRequest(pre=pre, last_index=index, last_term=term):
-            return f"{head} {'pre_' if pre else ''}vote_request last={index}/{term}"
+        case VoteRequest(pre=pre, last_index=index, last_term=term, transfer=transfer):
+            kind = "pre_vote_request" if pre else "vote_request"
+            return f"{head} {kind} last={index}/{term}{' transfer' if transfer else ''}"
         case Vote(pre=pre, granted=granted):
             return f"{head} {'pre_' if pre else ''}vote {'granted' if granted else 'refused'}"
         case Append(prev_index=index, prev_term=term, commit=commit, entries=entries):
@@ -247,7 +329,15 @@ def describe(message: ConsensusMessage) -> str:  # noqa: PLR0911 - one line a ki
             return f"{head} append_ack ok={index}"
         case AppendAck(index=index, hint_index=hint, hint_term=term):
             return f"{head} append_ack refused={index} hint={hint}/{term}"
-        case Heartbeat(commit=commit):
-            return f"{head} heartbeat commit={commit}"
-        case HeartbeatAck():
-            return f"{head} heartbeat_ack"
+        case Heartbeat(commit=commit, round=number):
+            return f"{head} heartbeat commit={commit}{_round(number)}"
+        case HeartbeatAck(round=number):
+            return f"{head} heartbeat_ack{_round(number)}"
+        case SnapshotOffer(base_index=index, base_term=term):
+            return f"{head} snapshot_offer {index}/{term}"
+        case TimeoutNow():
+            return f"{head} timeout_now"
+
+
+def _round(number: int) -> str:
+    return f" round={number}" if number else ""
