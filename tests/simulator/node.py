@@ -103,6 +103,7 @@ class Node:
         self._voters: frozenset[RaftId] = frozenset()
         self._calls: list[Callable[[Raft], list[Effect]]] = []
         self._reads: dict[int, int] = {}
+        self._inherits = False
         self._snapshots = Snapshots(self)
 
     # --- life ---------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ class Node:
         self._proposals.clear()
         self._calls.clear()
         self._reads.clear()
+        self._inherits = False
         self._writing = None
         self._to_apply.clear()
         self._wake_ms = None
@@ -453,9 +455,30 @@ class Node:
         parameters = self.world.parameters
         if any(isinstance(m, Vote) and m.granted and not m.pre for m in batch.late):
             return self.world.aims(parameters.aimed_at_votes)
-        if self.is_leader and any(entry.kind == "empty" for entry in batch.entries):
-            return self.world.aims(parameters.aimed_at_new_leaders)
-        return False
+        first = next((entry.index for entry in batch.entries if entry.kind == "empty"), None)
+        if not self.is_leader or first is None:
+            return False
+        self._inherits = first > len(self.world.checks.decided) + 1
+        if parameters.aimed_at_tails:
+            aimed = self._may_diverge and not self._inherits
+            return aimed and self.world.aims(parameters.aimed_at_tails)
+        return self.world.aims(parameters.aimed_at_new_leaders)
+
+    @property
+    def _may_diverge(self) -> bool:
+        """Whether others could lead while this leader is down."""
+        configuration = None if self.raft is None else self.raft.configuration
+        return configuration is not None and len(configuration.voters) > 2
+
+    def _is_aimed_at_commit(self, batch: _Writing) -> bool:
+        """Whether a leader dies just after it decided."""
+        parameters = self.world.parameters
+        if not batch.committed or not self.is_leader:
+            return False
+        if parameters.aimed_at_tails:
+            aimed = self._may_diverge and self._inherits
+            return aimed and self.world.aims(parameters.aimed_at_tails)
+        return self.world.aims(parameters.aimed_at_commits)
 
     def _crash_aimed(self) -> None:
         """Down at once, perhaps with everything that had not left the host yet."""
@@ -465,8 +488,7 @@ class Node:
         self.world.crash(self, parameters.aimed_down_ms_max)
 
     def _finish(self, batch: _Writing) -> None:
-        parameters = self.world.parameters
-        if batch.committed and self.is_leader and self.world.aims(parameters.aimed_at_commits):
+        if self._is_aimed_at_commit(batch):
             for message in batch.late:
                 self.send(message)
             self._crash_aimed()

@@ -24,6 +24,7 @@ class Parameters:
     crashes_per_s: float
     leader_crashes_per_s: float
     aimed_at_new_leaders: float
+    aimed_at_tails: float
     aimed_at_votes: float
     aimed_at_commits: float
     aimed_crashes_max: int
@@ -91,6 +92,7 @@ class Parameters:
             crashes_per_s=sometimes(0.6, 0.02, 0.5),
             leader_crashes_per_s=sometimes(0.5, 0.1, 1.5),
             aimed_at_new_leaders=sometimes(0.5, 0.1, 0.9),
+            aimed_at_tails=sometimes(0.2, 0.5, 0.9),
             aimed_at_votes=sometimes(0.4, 0.1, 0.9),
             aimed_at_commits=sometimes(0.5, 0.02, 0.5),
             aimed_crashes_max=40,
@@ -135,21 +137,25 @@ class Parameters:
             skew_ms_max=random.choice([0, 5, 1_000_000]),
         )
         weather = random.random()
-        if weather < 0.4:
+        if weather < 0.35:
             return drawn._pressed(random)
-        if weather < 0.55:
+        if weather < 0.5:
             return drawn._churning(random)
-        return drawn._compacting(random) if weather < 0.7 else drawn
+        if weather < 0.6:
+            return drawn._compacting(random)
+        return drawn._diverging(random) if weather < 0.75 else drawn
 
     def _pressed(self, random: Random) -> "Parameters":
         """Elections all the time, and crashes at the moments at which a rule of Raft matters.
 
         Figure 8 needs a leader that dies before anybody has its first entry, another that dies just
         after it decided, and both back in the right order: in milder weather that takes thousands
-        of seeds.
+        of seeds.  `aimed_at_tails` knows the figure: a leader without an undecided tail of another's
+        dies with its first entry, one that has inherited such a tail dies when it decides.
         """
         heartbeat_ms = 20
         election_min_ms = random.choice([60, 100])
+        tails = random.choice([0.0, 0.9])
         return replace(
             self,
             nodes=random.choice([3, 3, 5]),
@@ -157,17 +163,24 @@ class Parameters:
             loss=random.choice([0.0, 0.0, 0.05]),
             duplicates=0.0,
             delay_ms_max=random.choice([2, 10, 30]),
-            partitions_per_s=random.choice([0.0, 0.0, 1.0]),
-            partition_ms_max=random.choice([300, 1_500]),
-            aimed_partitions=1.0,
+            partitions_per_s=0.0,
             crashes_per_s=0.0,
-            leader_crashes_per_s=random.choice([0.0, 2.0]),
+            leader_crashes_per_s=3.0 if tails else random.choice([0.0, 2.0]),
+            aimed_at_changes=0.0,
+            drift=0.0,
+            jumps_per_s=0.0,
+            failing_writes=0.0,
+            full_disks_per_s=0.0,
+            reads=0.0,
+            transfers_per_s=0.0,
+            compactions=0.0,
             aimed_at_new_leaders=random.choice([0.3, 0.7]),
+            aimed_at_tails=tails,
             aimed_at_votes=random.choice([0.0, 0.0, 0.3, 0.7]),
             aimed_at_commits=random.choice([0.1, 0.5]),
             aimed_crashes_max=400,
-            aimed_crash_takes_sent=random.choice([0.5, 1.0]),
-            aimed_down_ms_max=random.choice([2, 200, 600]),
+            aimed_crash_takes_sent=1.0 if tails else random.choice([0.5, 1.0]),
+            aimed_down_ms_max=600 if tails else random.choice([2, 200, 600]),
             heartbeat_ms=heartbeat_ms,
             election_min_ms=election_min_ms,
             election_max_ms=election_min_ms * 3 // 2,
@@ -176,6 +189,42 @@ class Parameters:
             removals_per_s=0.0,
             disk_ms_max=random.choice([0, 2]),
             slow_disk_ms_max=random.choice([0, 40]),
+            append_entries_max=1,
+            proposals_per_s=40.0,
+            join_every_ms=50,
+        )
+
+    def _diverging(self, random: Random) -> "Parameters":
+        """Leaders that are cut off collect what nobody else sees; back again, they are told little at a time.
+
+        What a follower may take for decided matters only while its log still ends in such a tail.
+        """
+        return replace(
+            self,
+            nodes=random.choice([3, 3, 5]),
+            faults_ms=random.randrange(4_000, 9_000),
+            loss=random.choice([0.0, 0.0, 0.1]),
+            duplicates=random.choice([0.0, 0.3]),
+            delay_ms_max=random.choice([2, 10, 30]),
+            partitions_per_s=random.choice([1.0, 3.0]),
+            one_way=random.random() < 0.3,
+            partition_ms_max=random.choice([300, 800]),
+            aimed_partitions=1.0,
+            bursts_max=random.choice([5, 30]),
+            crashes_after_partitions=random.choice([0.0, 0.5]),
+            poor_hints=random.choice([0.5, 1.0]),
+            crashes_per_s=0.0,
+            leader_crashes_per_s=0.0,
+            aimed_at_new_leaders=0.0,
+            aimed_at_votes=0.0,
+            aimed_at_commits=0.0,
+            aimed_at_changes=0.0,
+            heartbeat_ms=20,
+            election_min_ms=60,
+            election_max_ms=random.choice([90, 200]),
+            disk_ms_max=random.choice([0, 2]),
+            slow_disk_ms_max=random.choice([0, 40]),
+            compactions=0.0,
             append_entries_max=1,
             proposals_per_s=40.0,
             join_every_ms=50,
