@@ -145,6 +145,31 @@ class Parameters:
             return drawn._compacting(random)
         return drawn._diverging(random) if weather < 0.75 else drawn
 
+    def at_work(self) -> "Parameters":
+        """For a mesh with jobs: fewer proposals, and for most seeds leaders that last longer than a lease."""
+        # Ledgers cost more than counters.
+        busy = replace(self, proposals_per_s=6.0)
+        if Random(f"work {self.seed}").random() < 0.4:
+            return busy
+        return replace(
+            busy,
+            loss=min(self.loss, 0.1),
+            partitions_per_s=min(self.partitions_per_s, 0.3),
+            crashes_per_s=min(self.crashes_per_s, 0.1),
+            leader_crashes_per_s=min(self.leader_crashes_per_s, 0.3),
+            aimed_at_new_leaders=0.0,
+            aimed_at_tails=0.0,
+            aimed_at_votes=0.0,
+            aimed_at_commits=0.0,
+            aimed_at_changes=0.0,
+            failing_writes=0.0,
+            full_disks_per_s=0.0,
+            heartbeat_ms=20,
+            election_min_ms=100,
+            election_max_ms=200,
+            join_every_ms=50,
+        )
+
     def _pressed(self, random: Random) -> "Parameters":
         """Elections all the time, and crashes at the moments at which a rule of Raft matters.
 

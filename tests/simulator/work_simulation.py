@@ -253,8 +253,7 @@ class WorkSimulation(MeshSimulation):
     members_return = False  # the ledger never takes back whom it revoked
 
     def __init__(self, parameters: Parameters, node_class: type[Node] = Node) -> None:
-        # Ledgers cost more than counters: fewer proposals, the same faults.
-        super().__init__(replace(parameters, proposals_per_s=4.0), node_class)
+        super().__init__(parameters.at_work(), node_class)
         self.published: dict[str, str] = {}
         self.jobs = 0
         self.submitted: dict[str, str] = {}
@@ -442,7 +441,7 @@ class WorkSimulation(MeshSimulation):
     def _propose_as_coordinator(self, node: Node, command: Command) -> None:
         """At once, or late and to whoever leads then: what it rested on may have changed."""
         data = self.sealed(node_of(node.raft_id), command)[1]
-        if not self.is_faulty(self.random, 0.2):
+        if not self.is_faulty(self.random, 0.3):
             node.propose(data)
             return
 
