@@ -299,6 +299,10 @@ def next_change(view: AutopilotView) -> Configuration | None:
 def _removal(view: AutopilotView, members: frozenset[RaftId]) -> Configuration | None:
     """Takes out an id that no member has any more: learners first, the leader itself last.
 
+    Out of an even set the leader never takes itself: with that entry in its own log alone it would
+    neither campaign nor vote for those who lack it, and of two nobody would be left to elect.  It
+    hands over the lead instead.
+
     Such an id never comes back, so to take it out before its successor is promoted loses no
     availability: of three voters with one gone two must answer, and of two also.  A stand-in comes
     first where the one that goes votes alone, or where the rest could not decide without it.
@@ -306,6 +310,8 @@ def _removal(view: AutopilotView, members: frozenset[RaftId]) -> Configuration |
     configuration = view.configuration
     gone = [raft for raft in configuration.ids if raft not in members]
     chosen = min(gone, key=lambda raft: (raft == view.leader, raft in configuration.voters, raft))
+    if chosen == view.leader and len(configuration.voters) % 2 == 0:
+        return None
     alone = configuration.voters == (chosen,)
     removal = None if alone else _if_reachable(view, configuration.without(chosen))
     return removal or _promotion(view, _caught_up(view))
