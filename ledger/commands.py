@@ -80,8 +80,8 @@ class FormMesh:
 class AddMember:
     """Admits a node, by a use of `invitation` (its id) or, when None, by a person's approval.
 
-    A known node with a new `raft_id` (a new data directory) replaces its row; a revoked node is
-    refused (`revoked`); a used-up or unknown invitation is refused (`join_refused`); a name that
+    A known node with a new `raft_id` (a new data directory) replaces its row; a removed node comes
+    back as a newcomer does; a revoked node is refused (`revoked`); a used-up or unknown invitation is refused (`join_refused`); a name that
     another member has gets a suffix `-2`, `-3`, ...
     """
 
@@ -93,6 +93,15 @@ class AddMember:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeMember:
     """Distrusts a key for good and voids all open invitations; its leases are given back."""
+
+    node: str
+    by: str
+
+
+@COMMANDS.kind("member.remove")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveMember:
+    """A node leaves for good, trusted to the end: its leases are given back, it may join anew later."""
 
     node: str
     by: str
@@ -335,6 +344,7 @@ Command = (
     FormMesh
     | AddMember
     | RevokeMember
+    | RemoveMember
     | CreateInvitation
     | ReportNode
     | SubmitJobs

@@ -27,6 +27,7 @@ from ledger.commands import (
     PlanJob,
     RefuseResult,
     ReleaseLeases,
+    RemoveMember,
     ReportNode,
     RevokeMember,
     StartPlanning,
@@ -61,6 +62,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.add_member(change, command)
         case RevokeMember():
             members.revoke_member(change, command)
+        case RemoveMember():
+            members.remove_member(change, command)
         case CreateInvitation():
             members.create_invitation(change, command)
         case ReportNode():

@@ -81,5 +81,5 @@ class Feed:
 
 
 def names_of(reader: Reader) -> Names:
-    """Node ids to names, of revoked members too."""
+    """Node ids to names, of former members too."""
     return {member.node: member.name for member in reader.members()}

@@ -217,7 +217,7 @@ class MeshView:
             id=node,
             name=member.name,
             role=member.role,
-            state="member" if active else "revoked",
+            state="member" if member.state == "active" else member.state,
             alive=active and parts.neighbours.peers.is_alive(node, now_ms),
             coordinator=parts.driver.leader == raft_id,
             vote=vote,  # type: ignore[arg-type]  # one of the three by the lines above
