@@ -136,7 +136,7 @@ class Assembly:
             token=_token(config),
             seeds=config.seeds,
             new_mesh=config.new_mesh,
-            belonged=self._log.get_value("mesh") is not None,
+            belonged=any(self._log.get_value(name) is not None for name in ("mesh", "belonged")),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
         )
