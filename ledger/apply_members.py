@@ -5,10 +5,12 @@ from dataclasses import replace
 from ledger.apply_jobs import end_attempts_of
 from ledger.change import Change, RefusedError
 from ledger.commands import (
+    EPOCH_MAX,
     AddMember,
     CreateInvitation,
     FormMesh,
     MemberSpec,
+    RecoverMesh,
     RemoveMember,
     ReportNode,
     RevokeMember,
@@ -66,6 +68,18 @@ def revoke_member(change: Change, command: RevokeMember) -> None:
 def remove_member(change: Change, command: RemoveMember) -> None:
     """Lets a node go for good; it may join anew.  A revoked one stays revoked."""
     _end_membership(change, command.node, "removed", command.by)
+
+
+def recover_mesh(change: Change, command: RecoverMesh) -> None:
+    """The survivor goes on alone: a later epoch, and no other data directory has a place in it."""
+    mesh = change.mesh()
+    if not mesh.epoch < command.epoch <= EPOCH_MAX:
+        raise RefusedError("conflict", f"the epoch is {mesh.epoch} already")
+    change.rows.put(replace(mesh, epoch=command.epoch, members_epoch=mesh.members_epoch + 1))
+    for member in change.rows.where(Member, state="active"):
+        if member.node != command.node:
+            change.rows.put(replace(member, raft_id=""))
+    change.tell("mesh.recovered", node=command.node, what=f"epoch {command.epoch}")
 
 
 def _end_membership(change: Change, node: str, state: MemberState, by: str) -> bool:

@@ -27,6 +27,8 @@ LEASES_PER_COMMAND_MAX = 256
 ATTEMPTS_MAX = 4
 """Attempts of one task before its job fails: enough for a node or two that die, few enough to end."""
 _EPOCH_SHIFT = 40
+EPOCH_MAX = (1 << 63 - _EPOCH_SHIFT) - 1
+"""Fencing tokens are signed 64-bit integers in SQLite."""
 
 
 def fencing_token(epoch: int, index: int) -> int:
@@ -105,6 +107,20 @@ class RemoveMember:
 
     node: str
     by: str
+
+
+@COMMANDS.kind("mesh.recover")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverMesh:
+    """One survivor goes on without a majority, by a person's order (`mesh-cli ledger recover`).
+
+    `epoch` grows, so that no fencing token of the past is taken; refused unless it does.  The other
+    members stay trusted, but their data directories are none of this past any more: each has to
+    come back with a new one.
+    """
+
+    node: str
+    epoch: int
 
 
 @COMMANDS.kind("invitation.create")
@@ -345,6 +361,7 @@ Command = (
     | AddMember
     | RevokeMember
     | RemoveMember
+    | RecoverMesh
     | CreateInvitation
     | ReportNode
     | SubmitJobs

@@ -108,7 +108,10 @@ class Mesh(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member(Row):
-    """A node that may speak (or, revoked, never again; or, removed, once it has joined anew)."""
+    """A node that may speak (or, revoked, never again; or, removed, once it has joined anew).
+
+    `raft_id` is empty after a recovery, until the node comes back with a new data directory.
+    """
 
     node: str
     raft_id: str

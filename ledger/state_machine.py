@@ -25,6 +25,7 @@ from ledger.commands import (
     GrantLeases,
     Outcome,
     PlanJob,
+    RecoverMesh,
     RefuseResult,
     ReleaseLeases,
     RemoveMember,
@@ -64,6 +65,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.revoke_member(change, command)
         case RemoveMember():
             members.remove_member(change, command)
+        case RecoverMesh():
+            members.recover_mesh(change, command)
         case CreateInvitation():
             members.create_invitation(change, command)
         case ReportNode():

@@ -113,7 +113,7 @@ class Voters:
                     leaving=member.node in leaving or member.node in going,
                 )
                 for member in members
-                if member.state == "active" or member.node in going
+                if member.raft_id and (member.state == "active" or member.node in going)
             ),
             peers=peers,
             last_index=raft.last_index,

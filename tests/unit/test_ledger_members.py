@@ -1,7 +1,7 @@
 """Members, invitations and what nodes report."""
 
 from ledger import commands as c
-from tests.ledger_helper import Ledger, entry, invitation, job_spec, node_report, spec
+from tests.ledger_helper import Ledger, entry, grant, invitation, job_spec, node_report, spec
 
 
 def test_forming_happens_once() -> None:
@@ -133,6 +133,31 @@ def test_jobs_of_a_removed_owner_are_found() -> None:
     assert ledger.reader.jobs_without_owner(9) == ()
     ledger.must(c.RemoveMember(node="bert", by="anna"))
     assert [job.id for job in ledger.reader.jobs_without_owner(9)] == ["k"]
+
+
+def test_a_recovery_raises_the_epoch_and_leaves_one_data_directory() -> None:
+    ledger = Ledger()
+    assert ledger.refused(c.RecoverMesh(node="anna", epoch=2)) == "no_mesh"
+    ledger.formed("bert").planned("j", "k")
+    before = ledger.leased("j", "a", "anna")
+    assert ledger.refused(c.RecoverMesh(node="anna", epoch=1)) == "conflict"
+    assert ledger.refused(c.RecoverMesh(node="anna", epoch=c.EPOCH_MAX + 1)) == "conflict"
+    ledger.must(c.RecoverMesh(node="anna", epoch=700))
+    mesh = ledger.reader.mesh()
+    assert mesh is not None
+    assert mesh.epoch == 700
+    members = ledger.reader.members(active_only=True)
+    assert [(m.name, m.raft_id) for m in members] == [("anna", "anna.00000001"), ("bert", "")]
+    ledger.must(grant(("k-t", "b", "anna")))
+    attempt = ledger.reader.attempt("b")
+    assert attempt is not None
+    assert attempt.token > before
+    assert attempt.token >= c.fencing_token(700, 1)
+    assert c.fencing_token(c.EPOCH_MAX, (1 << 40) - 1) < 1 << 63
+    ledger.must(c.AddMember(member=spec("bert", raft_id="bert.00000002"), invitation=None))
+    back = ledger.reader.member("bert")
+    assert back is not None
+    assert back.raft_id == "bert.00000002"
 
 
 def test_the_last_member_stays() -> None:
