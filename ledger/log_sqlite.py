@@ -15,7 +15,7 @@ import apsw
 
 from mesh.errors import DiskFullError, InUseError, StorageError
 from mesh.ids import RaftId
-from mesh.log import Entry, HardState
+from mesh.log import Base, Entry, HardState
 
 _SCHEMA: Final = """
 CREATE TABLE entry (
@@ -99,8 +99,15 @@ class LogStore:
             raise StorageError(
                 f"{self.path}: the log has gaps", "restore this node from a backup, or join anew"
             )
-        self._first = first if count else 1
-        self._last = last if count else 0
+        kept: Any = self._connection.execute("SELECT json FROM value WHERE name = 'base'").get
+        index, base_term, configuration = (0, 0, "") if kept is None else json.loads(kept)
+        self._base = Base(index, base_term, bytes.fromhex(configuration))
+        if count and first != index + 1:
+            raise StorageError(
+                f"{self.path}: the log does not begin behind its base {index}",
+                "restore this node from a backup, or join anew",
+            )
+        self._last = last if count else index
 
     @contextmanager
     def _read(self) -> Generator[None, None, None]:
@@ -119,19 +126,23 @@ class LogStore:
         """The last persisted hard state."""
         return self._hard_state
 
+    def base(self) -> Base:
+        """What stands before the first entry that is kept."""
+        return self._base
+
     def first_index(self) -> int:
         """Index of the first entry that is kept."""
-        return self._first
+        return self._base.index + 1
 
     def last_index(self) -> int:
         """Index of the last persisted entry."""
         return self._last
 
     def term(self, index: int) -> int | None:
-        """Term of a persisted entry, 0 for index 0, None when it is not there."""
-        if index == 0:
-            return 0
-        if not self._first <= index <= self._last:
+        """Term of a persisted entry or of the base, None when it is not there."""
+        if index == self._base.index:
+            return self._base.term
+        if not self.first_index() <= index <= self._last:
             return None
         with self._read():
             found = self._reader.execute("SELECT term FROM entry WHERE log_index = ?", (index,)).get
@@ -175,7 +186,7 @@ class LogStore:
 
     def _replace(self, entries: Sequence[Entry]) -> None:
         first = entries[0].index
-        if not self._first <= first <= self._last + 1:
+        if not self.first_index() <= first <= self._last + 1:
             raise StorageError(
                 f"{self.path}: entry {first} does not follow {self._last}",
                 "this is a fault: report it",
@@ -185,6 +196,43 @@ class LogStore:
         self._connection.executemany(
             "INSERT INTO entry VALUES (?, ?, ?, ?)",
             [(entry.index, entry.term, entry.kind, entry.data) for entry in entries],
+        )
+
+    def compact(self, base: Base) -> None:
+        """Durably forgets the entries up to `base.index`; a base that is not ahead changes nothing."""
+        if base.index <= self._base.index:
+            return
+        if self.term(base.index) != base.term:
+            raise StorageError(
+                f"{self.path}: entry {base.index} is not of term {base.term}",
+                "this is a fault: report it",
+            )
+        try:
+            with self._connection:
+                self._keep_base(base)
+                self._connection.execute("DELETE FROM entry WHERE log_index <= ?", (base.index,))
+        except apsw.Error as error:
+            raise _storage_error(error, self.path) from None
+        self._base = base
+
+    def restart_from(self, base: Base, hard_state: HardState) -> None:
+        """Durably forgets all entries and keeps the hard state, in one sync."""
+        try:
+            with self._connection:
+                self._keep_base(base)
+                self._connection.execute("DELETE FROM entry")
+                self._connection.execute(
+                    "UPDATE hard_state SET term = ?, vote = ?, commit_index = ?",
+                    (hard_state.term, hard_state.vote, hard_state.commit),
+                )
+        except apsw.Error as error:
+            raise _storage_error(error, self.path) from None
+        self._base, self._last, self._hard_state = base, base.index, hard_state
+
+    def _keep_base(self, base: Base) -> None:
+        self._connection.execute(
+            "REPLACE INTO value VALUES ('base', ?)",
+            (json.dumps([base.index, base.term, base.configuration.hex()]),),
         )
 
     def get_value(self, name: str) -> object:

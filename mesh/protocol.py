@@ -12,7 +12,7 @@ from mesh.effects import Effect
 from mesh.election import Ballot, ElectionTimer, RandomSource, Role, Timing, may_grant
 from mesh.errors import BusyError, ConflictError, DivergenceError, NotLeaderError, UsageError
 from mesh.ids import RaftId
-from mesh.log import ENTRY_BYTES_MAX, Entry, EntryKind, LogStorage
+from mesh.log import ENTRY_BYTES_MAX, Base, Entry, EntryKind, LogStorage
 from mesh.membership import Configuration, changed_voters, founding_entries
 from mesh.messages import (
     Append,
@@ -20,6 +20,8 @@ from mesh.messages import (
     ConsensusMessage,
     Heartbeat,
     HeartbeatAck,
+    SnapshotOffer,
+    TimeoutNow,
     Vote,
     VoteRequest,
 )
@@ -162,6 +164,8 @@ class Raft:
                     self._on_heartbeat(message)
                 case HeartbeatAck():
                     self._on_heartbeat_ack(message)
+                case SnapshotOffer() | TimeoutNow():
+                    pass
                 case _:
                     assert_never(message)
         return self._flush()
@@ -235,6 +239,68 @@ class Raft:
         self._advance(now_ms)
         self._applied_index = max(self._applied_index, index)
         return self._flush()
+
+    def transfer_leadership(self, to: RaftId | None, now_ms: int) -> list[Effect]:
+        """Hands the lead over to the voter `to`, or to the one that fits best.
+
+        Raises `NotLeaderError`, and `ConflictError` when `to` is no other voter or nobody fits.
+        """
+        self._advance(now_ms)
+        self._require_leader()
+        raise ConflictError("no other voter can take over", f"{to or 'nobody'} does not vote")
+
+    def read_index(self, now_ms: int) -> tuple[int, list[Effect]]:
+        """Asks for a linearizable read: `ReadReady` with this id says from which index on.
+
+        Raises `NotLeaderError`, `BusyError`.  A read that is not ready when the leader changes
+        never will be.
+        """
+        self._advance(now_ms)
+        self._require_leader()
+        return 0, self._flush()
+
+    def base_at(self, index: int) -> Base | None:
+        """The base of a snapshot at an applied index; None when the log begins behind it."""
+        term, configuration = self._log.term(index), self._log.configuration
+        if term is None or configuration is None:
+            return None
+        return Base(index, term, configuration.encode())
+
+    def compacted(self, base: Base) -> None:
+        """The driver compacted the log, or is about to."""
+
+    def offer_snapshot(  # noqa: PLR0917 - the fields of the offer
+        self, to: RaftId, base: Base, size: int, digest: str, handle: str, now_ms: int
+    ) -> list[Effect]:
+        """Answers `SnapshotNeeded`: a snapshot at `base` can be fetched under `handle`."""
+        self._advance(now_ms)
+        assert (to, base, size, digest, handle)
+        return self._flush()
+
+    def snapshot_unavailable(self, to: RaftId, now_ms: int) -> list[Effect]:
+        """Answers `SnapshotNeeded`: not now; the core asks again later."""
+        self._advance(now_ms)
+        assert to
+        return self._flush()
+
+    def installed(self, base: Base, now_ms: int) -> list[Effect]:
+        """Answers `InstallSnapshot`: ledger and log are at `base` now, durably."""
+        self._advance(now_ms)
+        assert base.index >= 0
+        return self._flush()
+
+    def install_failed(self, now_ms: int) -> list[Effect]:
+        """Answers `InstallSnapshot`: ledger and log are what they were."""
+        self._advance(now_ms)
+        return self._flush()
+
+    def stretch(self, factor_percent: int) -> None:
+        """Widens the election time-outs to so many percent, 100 to 400: this machine is late."""
+
+    @property
+    def protected_index(self) -> int:
+        """Up to here another machine holds the log durably, as far as this node knows."""
+        return self._log.commit_index
 
     # --- terms and elections ------------------------------------------------------------------
 
