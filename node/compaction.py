@@ -14,7 +14,7 @@ KEEP_ENTRIES: Final = 20_000
 """A follower that was away for a minute of a busy mesh, or a day of a quiet one, needs no snapshot."""
 KEEP_BYTES: Final = 256 << 20
 """The same in bytes of commands, whichever is less: a small machine must be able to spare it."""
-PATIENCE: Final = 4
+PATIENCE: Final = 8
 """For a living follower or a snapshot on its way up to so many times as much is kept, never more."""
 _STEPS: Final = 10
 """Cut off in steps of a tenth of what is kept: each costs a sync of the log and one of the ledger."""

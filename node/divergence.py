@@ -5,7 +5,7 @@ the larger number is right; where two stand against each other, the coordinator 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,11 +30,40 @@ class Divergence:
     others: tuple[NodeId, ...]
 
 
-def marks_wanted(applied_index: int) -> tuple[int, ...]:
-    """The indexes whose checksums a node at `applied_index` tells, newest first."""
-    last = applied_index - applied_index % MARK_EVERY
-    marks = [last - MARK_EVERY * step for step in range(MARKS_TOLD - 1)]
-    return tuple(dict.fromkeys(index for index in (applied_index, *marks) if index > 0))
+class OwnMarks:
+    """The checksums of this replica that it can still compare: the newest, and multiples of `MARK_EVERY`."""
+
+    def __init__(self, checksum_at: Callable[[int], bytes | None]) -> None:
+        self._checksum_at = checksum_at
+        self._marks: dict[int, bytes] = {}
+        self._applied = 0
+
+    def applied(self, index: int) -> None:
+        """The ledger is at `index`; called after each batch, which is shorter than what it remembers."""
+        for mark in range(self._applied - self._applied % MARK_EVERY, index + 1, MARK_EVERY):
+            if mark > self._applied and (checksum := self._checksum_at(mark)) is not None:
+                self._marks[mark] = checksum
+        for old in list(self._marks)[:-MARKS_MAX]:
+            del self._marks[old]
+        self._applied = index
+
+    def replaced(self, index: int) -> None:
+        """The ledger is another one now, and at `index`: what was known of the old one is void."""
+        self._marks.clear()
+        self._applied = index
+
+    def all(self) -> Marks:
+        """Everything that can be compared here."""
+        newest = self._checksum_at(self._applied) if self._applied else None
+        return self._marks if newest is None else {**self._marks, self._applied: newest}
+
+    def told(self) -> tuple[tuple[int, bytes], ...]:
+        """What a hello tells."""
+        return tuple(sorted(self.all().items())[-MARKS_TOLD:])
+
+    def lookup(self, index: int) -> bytes | None:
+        """The checksum here at an index that another node told."""
+        return self._marks.get(index) or self._checksum_at(index)
 
 
 def read_marks(told: object) -> Marks:
@@ -50,15 +79,20 @@ def read_marks(told: object) -> Marks:
 
 
 def own_divergence(
-    own: Marks, told: Mapping[NodeId, Marks], *, coordinator: NodeId | None, this: NodeId
+    lookup: Callable[[int], bytes | None],
+    told: Mapping[NodeId, Marks],
+    *,
+    coordinator: NodeId | None,
+    this: NodeId,
 ) -> Divergence | None:
     """The newest index at which this replica is the wrong one; None while it agrees or nobody can say."""
-    for index in sorted(own, reverse=True):
+    for index in sorted({index for marks in told.values() for index in marks}, reverse=True):
+        own = lookup(index)
         said = {node: marks[index] for node, marks in told.items() if index in marks}
-        if all(checksum == own[index] for checksum in said.values()):
+        if own is None or all(checksum == own for checksum in said.values()):
             continue
-        said[this] = own[index]
-        if (right := _right(said, coordinator)) is not None and right != own[index]:
+        said[this] = own
+        if (right := _right(said, coordinator)) is not None and right != own:
             others = sorted(node for node, checksum in said.items() if checksum == right)
             return Divergence(index=index, others=tuple(others))
     return None

@@ -31,7 +31,8 @@ class LoopLag:
 
     def worst_ms(self, now_ms: int) -> float:
         """The worst lateness, less what time has healed."""
-        return self._worst_ms * 0.5 ** (max(0, now_ms - self._seen_ms) / HALF_LIFE_MS)
+        halved: float = 0.5 ** (max(0, now_ms - self._seen_ms) / HALF_LIFE_MS)
+        return self._worst_ms * halved
 
     def stretch_percent(self, now_ms: int) -> int:
         """100 as long as lateness is small; room for twice the lateness beside a whole time-out."""

@@ -18,13 +18,16 @@ from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
 from mesh.transport import ControlTransport, Received
 from node.coordinator import Coordinator
-from node.driver import Driver, Ledger
+from node.compaction import Keep
+from node.driver import Driver
+from node.ledger_port import Ledger
 from node.leases import LeaseTiming
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
 from node.replica import Replica
 from node.requests import Requests
+from node.snapshot_duty import Shelf
 
 REPORT_RETRY_S: Final = 5.0
 
@@ -93,6 +96,8 @@ class MemberNode:
         ledger: Ledger,
         applied_index: int,
         replica: Replica,
+        shelf: Shelf,
+        keep: Keep,
         control: ControlTransport,
         trust_users: Sequence[TrustUser],
         book: AddressBook,
@@ -113,7 +118,7 @@ class MemberNode:
             applied_index=applied_index,
             now_ms=clock.monotonic_ms(),
         )
-        self.driver = Driver(raft, log, ledger, self.send)
+        self.driver = Driver(raft, log, ledger, self.send, shelf=shelf, keep=keep, timing=timing)
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
         self.neighbours = Neighbours(facts, control, book, status)
         for place in membership.places:

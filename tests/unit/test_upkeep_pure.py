@@ -6,9 +6,10 @@ from mesh.ids import NodeId
 from node.compaction import PATIENCE, Keep, LogWeight, compaction_point
 from node.divergence import (
     MARK_EVERY,
+    MARKS_MAX,
     MARKS_TOLD,
     Divergence,
-    marks_wanted,
+    OwnMarks,
     own_divergence,
     read_marks,
 )
@@ -42,13 +43,13 @@ def test_what_is_kept_stays_and_the_rest_goes_in_steps() -> None:
 def test_a_living_follower_a_little_behind_is_waited_for_and_a_hopeless_one_is_not() -> None:
     def point(*needed: int) -> int | None:
         return compaction_point(
-            base=0, applied=10_000, weight=LogWeight(), keep=KEEP, needed=needed
+            base=0, applied=20_000, weight=LogWeight(), keep=KEEP, needed=needed
         )
 
-    assert point(9_990, 10_000) == 9_000
-    assert point(7_500) == 7_500
-    assert point(7_500, 8_000) == 7_500
-    assert point(12) == 10_000 - PATIENCE * 1_000
+    assert point(19_990, 20_000) == 19_000
+    assert point(17_500) == 17_500
+    assert point(17_500, 18_000) == 17_500
+    assert point(12) == 20_000 - PATIENCE * 1_000
 
 
 def test_large_entries_are_kept_by_weight() -> None:
@@ -100,35 +101,63 @@ def test_lateness_widens_at_once_within_bounds_and_fades() -> None:
 # --- divergence -------------------------------------------------------------------------------------
 
 
+class Sums:
+    """A ledger's memory of its last thousand checksums."""
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def at(self, index: int) -> bytes | None:
+        return b"%d" % index if self.index - 1_024 < index <= self.index else None
+
+    def apply_to(self, marks: OwnMarks, index: int) -> None:
+        while self.index < index:
+            self.index = min(index, self.index + 512)
+            marks.applied(self.index)
+
+
 def test_marks_of_busy_replicas_meet() -> None:
-    ahead, behind = marks_wanted(10 * MARK_EVERY + 900), marks_wanted(10 * MARK_EVERY - 3)
-    assert len(ahead) == MARKS_TOLD
-    assert set(ahead) & set(behind)
-    assert marks_wanted(0) == ()
-    assert marks_wanted(5) == (5,)
-    assert marks_wanted(MARK_EVERY) == (MARK_EVERY,)
+    ahead, behind = Sums(), Sums()
+    of_ahead, of_behind = OwnMarks(ahead.at), OwnMarks(behind.at)
+    ahead.apply_to(of_ahead, 10 * MARK_EVERY + 900)
+    behind.apply_to(of_behind, 6 * MARK_EVERY - 3)
+    told = dict(of_behind.told())
+    assert len(of_ahead.told()) == MARKS_TOLD
+    met = [index for index in told if of_ahead.lookup(index) is not None]
+    assert len(met) >= 5
+    assert all(of_ahead.lookup(index) == told[index] for index in met)
+    assert OwnMarks(Sums().at).told() == ()
+
+
+def test_marks_are_bounded_and_void_after_a_replacement() -> None:
+    sums = Sums()
+    marks = OwnMarks(sums.at)
+    sums.apply_to(marks, 2 * MARKS_MAX * MARK_EVERY)
+    assert len(marks.all()) <= MARKS_MAX + 1
+    marks.replaced(7)
+    assert [index for index, _ in marks.told()] == []
 
 
 def test_equal_checksums_and_different_indexes_say_nothing() -> None:
     told = {B: {10: b"x", 11: b"y"}, C: {9: b"other"}}
-    assert own_divergence({10: b"x", 12: b"z"}, told, coordinator=B, this=A) is None
+    assert own_divergence({10: b"x", 12: b"z"}.get, told, coordinator=B, this=A) is None
 
 
 def test_of_two_the_coordinator_is_right() -> None:
     told = {B: {10: b"x"}}
-    assert own_divergence({10: b"!"}, told, coordinator=B, this=A) == Divergence(
+    assert own_divergence({10: b"!"}.get, told, coordinator=B, this=A) == Divergence(
         index=10, others=(B,)
     )
-    assert own_divergence({10: b"!"}, told, coordinator=A, this=A) is None
-    assert own_divergence({10: b"!"}, told, coordinator=None, this=A) is None
+    assert own_divergence({10: b"!"}.get, told, coordinator=A, this=A) is None
+    assert own_divergence({10: b"!"}.get, told, coordinator=None, this=A) is None
 
 
 def test_a_coordinator_alone_against_two_is_wrong() -> None:
     told = {B: {10: b"x"}, C: {10: b"x"}}
-    found = own_divergence({10: b"!"}, told, coordinator=A, this=A)
+    found = own_divergence({10: b"!"}.get, told, coordinator=A, this=A)
     assert found == Divergence(index=10, others=(B, C))
     told_to_c = {A: {10: b"!"}, B: {10: b"x"}}
-    assert own_divergence({10: b"x"}, told_to_c, coordinator=A, this=C) is None
+    assert own_divergence({10: b"x"}.get, told_to_c, coordinator=A, this=C) is None
 
 
 def test_marks_of_a_strange_hello_are_left_out() -> None:
