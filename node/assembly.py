@@ -292,6 +292,7 @@ class Assembly:
                 proposer=member.proposer,
                 requests=member.requests,
                 replica=self._replica,
+                read_index=member.read_index,
                 neighbours=member.neighbours,
                 coordinator=member.coordinator,
                 board=member.board,

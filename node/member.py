@@ -17,14 +17,15 @@ from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
 from mesh.transport import ControlTransport, Received
-from node.coordinator import Coordinator
 from node.compaction import Keep
+from node.coordinator import Coordinator
 from node.driver import Driver
-from node.ledger_port import Ledger
 from node.leases import LeaseTiming
+from node.ledger_port import Ledger
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.snapshot_duty import Shelf
@@ -120,6 +121,7 @@ class MemberNode:
         )
         self.driver = Driver(raft, log, ledger, self.send, shelf=shelf, keep=keep, timing=timing)
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
+        self.read_index = ReadIndex(self.driver, self.requests)
         self.neighbours = Neighbours(facts, control, book, status)
         for place in membership.places:
             self.neighbours.hint(place)

@@ -18,6 +18,7 @@ from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, Submit
 from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.submission import Submission
@@ -39,6 +40,7 @@ class Parts:
     proposer: Proposer
     requests: Requests
     replica: Replica
+    read_index: ReadIndex
     neighbours: Neighbours
     coordinator: Coordinator
     board: ProgressBoard

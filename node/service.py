@@ -113,6 +113,10 @@ class Service:
         """The mesh in one look."""
         return await self._view.status(self.parts)
 
+    async def catch_up(self) -> None:
+        """Returns once this replica holds everything acknowledged anywhere before the call."""
+        await self._member().read_index.catch_up()
+
     async def nodes(self) -> NodesPage:
         """All members and all that ask to become one."""
         return await self._view.nodes(self.parts)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from ledger.snapshot_sqlite import verify_snapshot, write_snapshot
 
 from ledger.log_sqlite import LogStore
-from ledger.snapshot_sqlite import verify_snapshot, write_snapshot
 from ledger.store_sqlite import LedgerStore
 from mesh.bulk_zmq import ZmqBulkClient
 from mesh.errors import NotFoundError, StorageError, TransferError

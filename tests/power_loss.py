@@ -35,7 +35,9 @@ class SyncedFiles(apsw.VFS):
 
     def after(self) -> Path:
         """A folder with the files as they are after a loss of power now."""
-        folder = self.survives.parent / "after" / str(len(list(self.survives.parent.glob("after/*"))))
+        folder = (
+            self.survives.parent / "after" / str(len(list(self.survives.parent.glob("after/*"))))
+        )
         shutil.copytree(self.survives, folder)
         return folder
 
