@@ -267,6 +267,7 @@ class Assembly:
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",
             timing=leases,
+            fit=lambda: not member.quarantine.fault,
         )
         owner = Owner(
             own=member.own,
@@ -293,6 +294,7 @@ class Assembly:
                 requests=member.requests,
                 replica=self._replica,
                 read_index=member.read_index,
+                quarantine=member.quarantine,
                 neighbours=member.neighbours,
                 coordinator=member.coordinator,
                 board=member.board,

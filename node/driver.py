@@ -28,9 +28,10 @@ from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderErro
 from mesh.ids import CommandId, NodeId, RaftId, node_of
 from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState, LogStorage
 from mesh.membership import Configuration
-from mesh.messages import ConsensusMessage, Message
+from mesh.messages import ConsensusMessage, Message, VoteRequest
 from mesh.protocol import Raft, Timing
 from node.compaction import Keep
+from node.divergence import OwnMarks
 from node.ledger_port import Ledger
 from node.signals import Signal
 from node.snapshot_duty import Shelf, SnapshotDuty
@@ -89,6 +90,10 @@ class Driver:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self.dropped = 0
+        self.marks = OwnMarks(ledger.checksum_at)
+        self.marks.replaced(raft.applied_index)
+        self.abstains = False
+        """No vote is given: this replica is wrong, and none that trusts it should lead."""
         self.snapshots = SnapshotDuty(self, log, ledger, shelf, keep or Keep())
         self.upkeep = Upkeep(
             self,
@@ -112,6 +117,8 @@ class Driver:
 
     def receive(self, message: ConsensusMessage) -> None:
         """Takes a consensus message; drops it when too many wait."""
+        if self.abstains and isinstance(message, VoteRequest):
+            return
         try:
             self._inbox.put_nowait(message)
         except asyncio.QueueFull:
@@ -214,6 +221,10 @@ class Driver:
         """The applied index that the ledger holds durably from now on."""
         return await self.on_ledger_thread(self._ledger.make_durable)
 
+    def log_base(self) -> Base:
+        """What stands before the first entry that the log has."""
+        return self._log.base()
+
     async def restart_log(self, base: Base) -> None:
         """The ledger was replaced by a snapshot at `base`: log and core follow."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -257,6 +268,7 @@ class Driver:
         restarted = HardState(term=state.term, vote=state.vote, commit=base.index)
         await self.on_log_thread(lambda: self._log.restart_from(base, restarted))
         effects = self.raft.installed(base, clock.monotonic_ms())
+        self.marks.replaced(base.index)
         self._moved(base.index)
         return effects
 
@@ -416,6 +428,7 @@ class Driver:
     def _moved(self, index: int) -> None:
         """The ledger is at `index`, or further already: a snapshot overtakes what waited."""
         self.applied_index = self._newly_applied = max(index, self.applied_index)
+        self.marks.applied(self.applied_index)
         self.ledger_changed.set()
         self._wake.set()
 

@@ -22,6 +22,10 @@ class Ledger(Protocol):
         """Applies committed entries in one transaction; raises when the node must stop."""
         ...
 
+    def checksum_at(self, index: int) -> bytes | None:
+        """The rolling checksum behind a recent entry, at least of the last batch; from any thread."""
+        ...
+
     def make_durable(self) -> int:
         """Syncs what is applied; the index up to which a power loss can take nothing."""
         ...

@@ -25,6 +25,7 @@ from node.ledger_port import Ledger
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
+from node.quarantine import Quarantine
 from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
@@ -122,9 +123,19 @@ class MemberNode:
         self.driver = Driver(raft, log, ledger, self.send, shelf=shelf, keep=keep, timing=timing)
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
         self.read_index = ReadIndex(self.driver, self.requests)
-        self.neighbours = Neighbours(facts, control, book, status)
+        self.neighbours = Neighbours(
+            facts, control, book, lambda: {**status(), **self.quarantine.told()}
+        )
         for place in membership.places:
             self.neighbours.hint(place)
+        self.quarantine = Quarantine(
+            own=self.own,
+            driver=self.driver,
+            requests=self.requests,
+            neighbours=self.neighbours,
+            shelf=shelf,
+            name_of=self._name_of,
+        )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
         self.coordinator = Coordinator(
             driver=self.driver,
@@ -143,6 +154,9 @@ class MemberNode:
         """The node that coordinates, as far as this one knows."""
         leader = self.driver.leader
         return None if leader is None else node_of(leader)
+
+    def _name_of(self, node: NodeId) -> str:
+        return next((member.name for member in self._trusted if member.node == node), node)
 
     def send(self, node: NodeId, message: Message) -> bool:
         """To another node, or to this one itself."""
@@ -168,6 +182,7 @@ class MemberNode:
                 group.create_task(self._follow_members(), name="members")
                 group.create_task(self.neighbours.run(), name="neighbours")
                 group.create_task(self.coordinator.run(), name="coordinator")
+                group.create_task(self.quarantine.run(), name="quarantine")
                 if self.membership.founder:
                     group.create_task(self._found(), name="found")
         finally:

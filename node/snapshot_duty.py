@@ -25,6 +25,7 @@ from mesh.log import Base, LogStorage
 from mesh.messages import SnapshotOffer
 from mesh.protocol import Raft
 from node.compaction import Keep
+from node.divergence import OwnMarks
 from node.ledger_port import Ledger
 from node.signals import Signal
 
@@ -84,6 +85,7 @@ class Host(Protocol):
 
     raft: Raft
     applied_index: int
+    marks: OwnMarks
 
     async def ask_core(self, call: Callable[[int], list[Effect]]) -> None:
         """Has the core answer within the loop's order; raises what it raises."""
@@ -234,6 +236,7 @@ class SnapshotDuty:
         if not await self._host.wait_applied(snapshot.index, timeout_s):
             raise TransferError("this node is too far behind its coordinator", "it is tried again")
         await self._host.on_ledger_thread(lambda: self._replace_and_replay(snapshot))
+        self._host.marks.replaced(self._host.applied_index)
         await self._host.on_log_thread(self._shelf.finish)
         self.installed += 1
         _log.info("ledger rebuilt", index=snapshot.index, source=source)
