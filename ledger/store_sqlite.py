@@ -43,12 +43,12 @@ class LedgerStore:
         try:
             self.connection = apsw.Connection(path)
         except apsw.Error as error:
-            raise _storage_error(error, path) from None
+            raise storage_error(error, path) from None
         try:
             index, term, checksum = _prepare(self.connection, path)
         except apsw.Error as error:
             self.connection.close()
-            raise _storage_error(error, path) from None
+            raise storage_error(error, path) from None
         except StorageError:
             self.connection.close()
             raise
@@ -82,11 +82,13 @@ class LedgerStore:
                     f"the log jumps from {index - 1} to {entry.index}",
                     "restore this node from a backup, or let it join anew",
                 )
+        done: list[Applied] = []
+        checksums: list[bytes] = []
         try:
             with self.connection:
                 done, checksums = self._apply_all(fresh)
         except apsw.Error as error:
-            raise _storage_error(error, self.path) from None
+            raise storage_error(error, self.path) from None
         self.applied_index, self.applied_term = fresh[-1].index, fresh[-1].term
         self.checksum = checksums[-1]
         self._remember(fresh[0].index, checksums)
@@ -143,7 +145,7 @@ class LedgerStore:
                 self.connection.execute("UPDATE state SET applied_index = applied_index + 1")
                 self.connection.execute("UPDATE state SET applied_index = applied_index - 1")
         except apsw.Error as error:
-            raise _storage_error(error, self.path) from None
+            raise storage_error(error, self.path) from None
         return self.applied_index
 
     @contextmanager
@@ -171,7 +173,7 @@ class LedgerStore:
             self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._stand(*_state(self.connection, self.path))
         except apsw.Error as error:
-            raise _storage_error(error, self.path) from None
+            raise storage_error(error, self.path) from None
 
     def _remembered(self, command_id: str, index: int) -> Outcome | None:
         # What is forgotten must depend on the entry alone, never on how entries came in batches.
@@ -312,7 +314,8 @@ def _migrate(connection: apsw.Connection, path: str) -> None:
             connection.execute("INSERT INTO state VALUES (1, 0, 0, ?)", (b"\x00" * CHECKSUM_BYTES,))
 
 
-def _storage_error(error: apsw.Error, path: str) -> StorageError:
+def storage_error(error: apsw.Error, path: str) -> StorageError:
+    """What an error of SQLite means for a person."""
     if isinstance(error, apsw.FullError):
         return DiskFullError(f"the disk of {path} is full", "free some space, then start again")
     return StorageError(f"{path}: {error}", "check the disk, or let the node join anew")

@@ -1,7 +1,7 @@
 """A file system that keeps, of every file, only what was synced: what a loss of power may leave at worst."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class _SyncedFile(apsw.VFSFile):
 
 
 @contextmanager
-def only_synced_survives(folder: Path) -> Iterator[SyncedFiles]:
+def only_synced_survives(folder: Path) -> Generator[SyncedFiles, None, None]:
     """Files that SQLite opens inside leave in `folder` what a loss of power would leave of them."""
     folder.mkdir()
     files = SyncedFiles(folder)
