@@ -180,11 +180,22 @@ def replace_ledger(
 ) -> None:
     """Replaces the ledger by a verified snapshot at `base`, and the log by its base.
 
-    These are two files: what a kill in between leaves is finished by `finish_replacing`.
+    These are two files: what a kill in between leaves is finished by `finish_replacing`.  A node
+    that runs does the four steps by itself, each on the thread that it belongs to.
     """
-    log.set_value(_REPLACING, [base.index, base.term, base.configuration.hex()])
+    note_replacing(log, base)
     ledger.replace_by(snapshot)
     log.restart_from(base, hard_state)
+    forget_replacing(log)
+
+
+def note_replacing(log: LogStore, base: Base) -> None:
+    """First step: durably notes the base that the log needs once the ledger is replaced."""
+    log.set_value(_REPLACING, [base.index, base.term, base.configuration.hex()])
+
+
+def forget_replacing(log: LogStore) -> None:
+    """Last step: log and ledger fit each other again."""
     log.set_value(_REPLACING, None)
 
 

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from ledger.snapshot_sqlite import verify_snapshot, write_snapshot
 
 from ledger.log_sqlite import LogStore
+from ledger.snapshot_sqlite import (
+    finish_replacing,
+    forget_replacing,
+    note_replacing,
+    remove_snapshots,
+    verify_snapshot,
+    write_snapshot,
+)
 from ledger.store_sqlite import LedgerStore
 from mesh.bulk_zmq import ZmqBulkClient
 from mesh.errors import NotFoundError, StorageError, TransferError
 from mesh.ids import NodeId
-from mesh.log import Base, HardState
+from mesh.log import Base
 from mesh.transfer import Manifest, kept_inode
 from mesh.transfer_files import (
     JOURNAL_SUFFIX,
@@ -36,9 +43,6 @@ from node.threads import run_stoppable
 HANDLE_PREFIX: Final = "snapshot-"
 SNAPSHOTS_MAX: Final = 2
 """Files kept: the newest, and the one before it, which somebody may still be fetching."""
-INSTALLING: Final = "installing"
-"""Name of the value in the log's file that notes an installation on its way."""
-_DIGEST_SHOWN: Final = 16
 INCOMING: Final = f"incoming{PARTIAL_SUFFIX}"
 """What is being fetched; its journal says of which digest, so that another one begins anew."""
 
@@ -75,10 +79,8 @@ class SnapshotShelf:
         self._making = asyncio.Lock()
         self._made: tuple[_Made, ...] = ()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in folder.iterdir():
-            # Files of an earlier process have no handle any more; what was being fetched is gone on with.
-            if not left.name.startswith(INCOMING):
-                left.unlink()
+        # Those of an earlier process have no handle any more; what was being fetched is gone on with.
+        remove_snapshots(str(folder))
 
     def close(self) -> None:
         """Waits for what runs; the closed client ends its transfers."""
@@ -109,17 +111,18 @@ class SnapshotShelf:
 
     def _make(self) -> _Made:
         require_space(self._folder, 2 * Path(self._ledger.path).stat().st_size)
-        file = write_snapshot(self._ledger.path, self._folder)
-        found = file.path.stat()
+        file = write_snapshot(self._ledger.path, str(self._folder))
+        path = Path(file.path)
+        found = path.stat()
         made = _Made(
             Snapshot(
                 index=file.applied_index,
                 term=file.applied_term,
                 size=file.size,
                 digest=file.digest,
-                handle=f"{HANDLE_PREFIX}{file.applied_index}-{file.digest[:_DIGEST_SHOWN]}",
+                handle=file.handle,
             ),
-            file.path,
+            path,
             Manifest(
                 size=file.size,
                 digest=file.digest,
@@ -127,10 +130,9 @@ class SnapshotShelf:
                 inode=kept_inode(found.st_ino),
             ),
         )
-        kept = [one for one in self._made if one.path != file.path]
-        self._made = (*kept[-(SNAPSHOTS_MAX - 1) :], made)
-        for old in kept[: -(SNAPSHOTS_MAX - 1)]:
-            old.path.unlink(missing_ok=True)
+        others = [one for one in self._made if one.path != path]
+        self._made = (*others[-(SNAPSHOTS_MAX - 1) :], made)
+        remove_snapshots(str(self._folder), [str(one.path) for one in self._made])
         _log.info("snapshot made", index=file.applied_index, bytes=file.size)
         return made
 
@@ -154,7 +156,7 @@ class SnapshotShelf:
                     expected=expected,
                     should_stop=should_stop,
                 )
-            held = verify_snapshot(path)
+            held = verify_snapshot(str(path))
             if (held.applied_index, held.applied_term) != (snapshot.index, snapshot.term):
                 path.unlink()
                 raise TransferError(
@@ -170,7 +172,7 @@ class SnapshotShelf:
 
     def begin(self, base: Base) -> None:
         """Durably notes the base that the log needs once the ledger is replaced."""
-        self._log.set_value(INSTALLING, [base.index, base.term, base.configuration.hex()])
+        note_replacing(self._log, base)
 
     def install(self, snapshot: Snapshot) -> None:
         """Replaces the ledger by what was fetched, whole and durably or not at all."""
@@ -179,7 +181,7 @@ class SnapshotShelf:
 
     def finish(self) -> None:
         """Log and ledger fit again: forgets the note and the fetched file."""
-        self._log.set_value(INSTALLING, None)
+        forget_replacing(self._log)
         self._fetched = None
         self._incoming.unlink(missing_ok=True)
 
@@ -190,22 +192,8 @@ def recover_installation(log: LogStore, ledger: LedgerStore) -> None:
     Raises `StorageError` when the ledger is behind the beginning of the log, which no crash brings
     about: then one of the two files was lost or put back from an older copy.
     """
-    noted = log.get_value(INSTALLING)
-    match noted:
-        case [int() as index, int() as term, str() as configuration]:
-            replaced = ledger.applied_index == index and ledger.applied_term == term
-            if replaced and log.term(index) != term:
-                state = log.hard_state()
-                vote = state.vote if state.term >= term else None
-                log.restart_from(
-                    Base(index, term, bytes.fromhex(configuration)),
-                    HardState(term=max(state.term, term), vote=vote, commit=index),
-                )
-                _log.info("an interrupted installation of a snapshot was ended", index=index)
-        case _:
-            pass
-    if noted is not None:
-        log.set_value(INSTALLING, None)
+    if finish_replacing(log, ledger):
+        _log.info("an interrupted installation of a snapshot was ended", index=ledger.applied_index)
     if ledger.applied_index < log.base().index:
         raise StorageError(
             f"{ledger.path} is at {ledger.applied_index}, and the log begins at {log.base().index}",
