@@ -28,11 +28,12 @@ from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderErro
 from mesh.ids import CommandId, NodeId, RaftId, node_of
 from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState, LogStorage
 from mesh.membership import Configuration
-from mesh.messages import ConsensusMessage, Message, VoteRequest
+from mesh.messages import ConsensusMessage, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing
 from node.compaction import Keep
 from node.divergence import OwnMarks
 from node.ledger_port import Ledger
+from node.log_writer import LogWriter
 from node.signals import Signal
 from node.snapshot_duty import Shelf, SnapshotDuty
 from node.upkeep import Upkeep
@@ -53,6 +54,8 @@ READS_MAX: Final = 4_096
 _log = structlog.get_logger("consensus")
 
 T = TypeVar("T")
+News = LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot
+"""What neither the disk nor another node is concerned with."""
 
 
 class Driver:
@@ -87,7 +90,7 @@ class Driver:
         self._wake = asyncio.Event()
         self._apply_wake = asyncio.Event()
         self._waiting: dict[CommandId, asyncio.Future[Outcome]] = {}
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="log")
+        self._writer = LogWriter(raft, log, send=self._say, tell=self._tell)
         self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self.dropped = 0
         self.marks = OwnMarks(ledger.checksum_at)
@@ -118,6 +121,8 @@ class Driver:
     def receive(self, message: ConsensusMessage) -> None:
         """Takes a consensus message; drops it when too many wait."""
         if self.abstains and isinstance(message, VoteRequest):
+            return
+        if isinstance(message, HeartbeatAck) and self._writer.heard(message):
             return
         try:
             self._inbox.put_nowait(message)
@@ -211,7 +216,7 @@ class Driver:
 
     async def on_log_thread(self, work: Callable[[], T]) -> T:
         """Runs between two writes of the log."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+        return await self._writer.run(work)
 
     async def on_ledger_thread(self, work: Callable[[], T]) -> T:
         """Runs between two batches of applied entries."""
@@ -245,7 +250,7 @@ class Driver:
         finally:
             for future in self._waiting.values():
                 future.cancel()
-            self._disk.shutdown(wait=True)
+            self._writer.close()
             self._apply_thread.shutdown(wait=True)
 
     async def _consensus_loop(self) -> None:
@@ -294,8 +299,10 @@ class Driver:
         effects += self._take_calls(now_ms)
         effects += self._take_proposals(now_ms)
         effects += self._take_reads(now_ms)
-        if now_ms >= self.raft.next_deadline_ms():
+        overdue_ms = now_ms - self.raft.next_deadline_ms()
+        if overdue_ms >= 0:
             effects += self.raft.tick(now_ms)
+            self.upkeep.late(overdue_ms, now_ms)
         if not (self._inbox.empty() and self._proposals.empty()):
             self._wake.set()
         return effects
@@ -375,7 +382,7 @@ class Driver:
         for effect in effects:
             match effect:
                 case Send(message=message, before_sync=True):
-                    self._send(node_of(message.to), message)
+                    self._say(message)
                 case Send(message=message):
                     late.append(message)
                 case Persist(hard_state=state, entries=more):
@@ -385,21 +392,23 @@ class Driver:
                     committed.extend(more)
                 case LeaderChanged() | ReadReady() | SnapshotNeeded() | InstallSnapshot():
                     self._tell(effect)
+        held: list[Effect] = []
         if hard_state is not None or entries:
-            await asyncio.get_running_loop().run_in_executor(
-                self._disk, self._log.persist, hard_state, tuple(entries)
-            )
+            held = await self._writer.persist(hard_state, tuple(entries))
         for message in late:
-            self._send(node_of(message.to), message)
+            self._say(message)
         if committed:
             self._to_apply.extend(committed)
             self._apply_wake.set()
         if not entries:
-            return []
+            return held
         last = entries[-1]
-        return self.raft.persisted(last.index, last.term, clock.monotonic_ms())
+        return held + self.raft.persisted(last.index, last.term, clock.monotonic_ms())
 
-    def _tell(self, effect: LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot) -> None:
+    def _say(self, message: ConsensusMessage) -> None:
+        self._send(node_of(message.to), message)
+
+    def _tell(self, effect: News) -> None:
         match effect:
             case LeaderChanged(term=term, leader=leader):
                 self._follow_leader(term, leader)

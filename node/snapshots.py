@@ -37,7 +37,7 @@ from mesh.transfer_files import (
     require_space,
 )
 from node.films import Contacts
-from node.snapshot_duty import Snapshot
+from node.snapshot_duty import OnBytes, Snapshot
 from node.threads import run_stoppable
 
 HANDLE_PREFIX: Final = "snapshot-"
@@ -138,7 +138,7 @@ class SnapshotShelf:
 
     # --- from others --------------------------------------------------------------------------------
 
-    async def fetch(self, source: NodeId, snapshot: Snapshot) -> None:
+    async def fetch(self, source: NodeId, snapshot: Snapshot, on_bytes: OnBytes) -> None:
         """Brings a member's snapshot here, verified by digest and by what it holds."""
         contact = self._contacts(source)
         path = self._incoming
@@ -154,6 +154,7 @@ class SnapshotShelf:
                     handle=snapshot.handle,
                     target=PartialFile(path),
                     expected=expected,
+                    on_progress=on_bytes,
                     should_stop=should_stop,
                 )
             held = verify_snapshot(str(path))

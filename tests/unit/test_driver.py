@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
@@ -75,6 +76,8 @@ class Shelves:
         self.fetched: list[str] = []
         self.fault: DarkStreamError | None = None
         """What the next fetch meets."""
+        self.dead: set[NodeId] = set()
+        """Who answers no transfer, but does not refuse one either."""
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
@@ -100,7 +103,11 @@ class Shelf:
             self._shelves.made += 1
         return self._newest
 
-    async def fetch(self, source: NodeId, snapshot: Snapshot) -> None:
+    async def fetch(
+        self, source: NodeId, snapshot: Snapshot, on_bytes: Callable[[int, int], None]
+    ) -> None:
+        if source in self._shelves.dead:
+            await asyncio.Event().wait()
         await self._shelves.goes_on.wait()
         fault, self._shelves.fault = self._shelves.fault, None
         if fault is not None:
@@ -121,6 +128,21 @@ class Shelf:
         self._incoming = None
 
 
+class SlowLog(MemoryLog):
+    """A disk that stalls when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.stalled = 0
+
+    def persist(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        self.stalled += not self.goes_on.is_set()
+        self.goes_on.wait(20)
+        super().persist(hard_state, entries)
+
+
 class Mesh:
     """Three drivers on one loop; a message arrives at the next turn, unless the link is cut."""
 
@@ -132,7 +154,7 @@ class Mesh:
         self.cut: set[NodeId] = set()
         self.drivers: dict[NodeId, Driver] = {}
         for raft_id, ledger in zip(IDS, self.ledgers, strict=False):
-            storage = MemoryLog()
+            storage = SlowLog()
             self.logs.append(storage)
             if raft_id == IDS[0]:
                 state, entries = founding_entries(raft_id)
@@ -315,6 +337,25 @@ def test_the_log_is_cut_off_behind_what_the_ledger_holds_durably() -> None:
     run(1, body, SMALL)
 
 
+def test_a_living_follower_is_served_from_the_log_a_silent_one_is_not_waited_for() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        await until(mesh, lambda: len({d.applied_index for d in mesh.drivers.values()}) == 1)
+        slow = next(d for d in mesh.drivers.values() if not d.is_leader)
+        mesh.cut.add(node_of(slow.raft.raft_id))
+        await fill(leader, 60)
+        await leader.upkeep.compact()
+        assert mesh.logs[0].base().index <= slow.applied_index, "heard a moment ago"
+        lost = next(p for p in leader.raft.progress() if p.raft_id == slow.raft.raft_id)
+        while lost.active:
+            await leader.leader_changed.wait(leader.leader_changed.count, 0.05)
+            lost = next(p for p in leader.raft.progress() if p.raft_id == slow.raft.raft_id)
+        await leader.upkeep.compact()
+        assert mesh.logs[0].base().index == leader.applied_index - SMALL.entries
+
+    run(3, body, SMALL)
+
+
 def test_what_is_not_durable_is_never_cut_off() -> None:
     async def body(mesh: Mesh) -> None:
         leader = await mesh.leader()
@@ -384,6 +425,50 @@ def test_heartbeats_go_on_while_a_snapshot_is_fetched() -> None:
     run(3, body, SMALL)
 
 
+def test_a_transfer_from_a_dead_leader_is_given_up_for_the_new_ones() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        await until(mesh, lambda: leader.raft.pending_configuration is None)
+        lost, heir = [d for d in mesh.drivers.values() if not d.is_leader]
+        mesh.cut.add(node_of(lost.raft.raft_id))
+        await fill(leader, 400)
+        await until(mesh, lambda: heir.applied_index == leader.applied_index)
+        await leader.upkeep.compact()
+        await heir.upkeep.compact()
+        mesh.shelves.dead.add(node_of(leader.raft.raft_id))
+        mesh.cut.clear()
+        await until(mesh, lambda: mesh.shelves.made)
+        mesh.cut.add(node_of(leader.raft.raft_id))
+        await until(mesh, lambda: heir.is_leader)
+        await until(mesh, lambda: lost.snapshots.installed)
+        assert [name.partition("/")[0] for name in mesh.shelves.fetched] == [
+            node_of(heir.raft.raft_id)
+        ]
+
+    run(3, body, SMALL)
+
+
+def test_a_stalling_disk_does_not_silence_a_leader() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        await until(mesh, lambda: leader.raft.pending_configuration is None)
+        log = mesh.logs[0]
+        assert isinstance(log, SlowLog)
+        log.goes_on.clear()
+        term = leader.raft.term
+        asked = asyncio.ensure_future(leader.propose(CommandId("x"), b"x", 20))
+        others = [d for d in mesh.drivers.values() if d is not leader]
+        for _ in range(6):  # of 200 ms, the longest election time-out
+            await others[0].leader_changed.wait(others[0].leader_changed.count, 0.2)
+        assert log.stalled == 1
+        assert {d.raft.term for d in mesh.drivers.values()} == {term}
+        assert leader.is_leader
+        log.goes_on.set()
+        assert (await asked).ok
+
+    run(3, body)
+
+
 def test_a_ledger_is_rebuilt_and_applies_again_what_the_log_holds() -> None:
     async def body(mesh: Mesh) -> None:
         leader = await grow(mesh)
@@ -398,7 +483,7 @@ def test_a_ledger_is_rebuilt_and_applies_again_what_the_log_holds() -> None:
         ledger.applied[5] = Entry(ledger.applied[5].index, 1, "command", b"rotten")
         await wrong.snapshots.rebuild(node_of(leader.raft.raft_id), snapshot, 5)
         await fill(leader, 5, "last")
-        await until(mesh, lambda: wrong.applied_index == leader.applied_index)
+        await until(mesh, lambda: len({d.applied_index for d in mesh.drivers.values()}) == 1)
 
     mesh = run(3, body)
     assert mesh.ledgers[0].commands == mesh.ledgers[1].commands == mesh.ledgers[2].commands
