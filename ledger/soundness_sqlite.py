@@ -13,7 +13,7 @@ from blake3 import blake3
 from ledger.change import EVENTS_PER_COMMAND_BITS
 from ledger.commands import fencing_token
 from ledger.invariants import violations
-from ledger.jobs import JOB_STATES, ROW_CLASSES, Attempt, Job, Row, Task
+from ledger.jobs import JOB_STATES, ROW_CLASSES, Row
 from ledger.rows import SqlValue, columns_of, decoded, table_of
 from ledger.store_sqlite import CHECKSUM_BYTES, SCHEMA_VERSION, migrations
 from mesh.codec import pack

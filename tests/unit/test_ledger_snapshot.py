@@ -376,7 +376,9 @@ def test_ledger_and_log_are_replaced_together(tmp_path: Path) -> None:
         assert not pair.reopen()
 
 
-def test_a_kill_between_the_two_is_finished_at_the_start(tmp_path: Path) -> None:
+def test_a_kill_between_the_two_is_finished_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = Pair(tmp_path)
 
     class KilledError(Exception):
@@ -386,12 +388,12 @@ def test_a_kill_between_the_two_is_finished_at_the_start(tmp_path: Path) -> None
         raise KilledError
 
     state = HardState(term=4, commit=pair.base.index)
-    pair.ledger.replace_by = killed  # type: ignore[method-assign]
+    monkeypatch.setattr(pair.ledger, "replace_by", killed)
     with pytest.raises(KilledError):
         replace_ledger(pair.log, pair.ledger, pair.snapshot.path, pair.base, state)
     assert not pair.reopen()
     assert (pair.log.base(), pair.ledger.applied_index) == (Base(), 1)
-    pair.log.restart_from = killed  # type: ignore[method-assign]
+    monkeypatch.setattr(pair.log, "restart_from", killed)
     with pytest.raises(KilledError):
         replace_ledger(pair.log, pair.ledger, pair.snapshot.path, pair.base, state)
     assert pair.reopen()
