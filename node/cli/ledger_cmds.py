@@ -1,0 +1,127 @@
+"""`mesh-cli ledger`: the replica of this machine, read, checked, backed up; no node needs to run."""
+
+from pathlib import Path
+
+import click
+
+from mesh.errors import EXIT_JOB_FAILED, NotFoundError
+from node.cli import views
+from node.cli.client import home_of
+from node.cli.faults import Commands, Json, error_from, print_error, print_json, safe
+from node.cli.options import Common, common_options
+from node.cli.show import print_pairs, size
+from node.home_paths import LEDGER_FILE, RAFT_FILE
+
+QUERY_ROWS_MAX = 10_000
+"""Rows of one `ledger query`; a query for more is refused."""
+_CHECKSUM_SHOWN = 16
+
+
+@click.group(cls=Commands)
+def ledger() -> None:
+    """The replicated ledger, as this machine holds it."""
+
+
+def _ledger_of(ctx: click.Context) -> Path:
+    path = home_of(ctx.ensure_object(Common)) / LEDGER_FILE
+    if not path.is_file():
+        raise NotFoundError(
+            f"there is no ledger at {path}", "start a node first, or name its home with --home"
+        )
+    return path
+
+
+@ledger.command("query")
+@click.argument("sql")
+@common_options
+@click.pass_context
+def ledger_query(ctx: click.Context, *, sql: str, as_json: bool) -> int:
+    """Read the local replica with SQL; answers also when no node runs."""
+    from ledger.queries import run_query  # noqa: PLC0415 - SQLite is needed here alone
+
+    columns, rows = run_query(str(_ledger_of(ctx)), sql, QUERY_ROWS_MAX)
+    views.print_rows(columns, rows, as_json=as_json)
+    return 0
+
+
+@ledger.command("verify")
+@common_options
+@click.pass_context
+def ledger_verify(ctx: click.Context, *, as_json: bool) -> int:
+    """Check the local replica: every page, every promise, and that it fits its log."""
+    from ledger.backup import verify_replica  # noqa: PLC0415 - SQLite is needed here alone
+
+    path = _ledger_of(ctx)
+    found = verify_replica(str(path), str(path.with_name(RAFT_FILE)))
+    log = found.log
+    if as_json:
+        print_json(
+            {
+                "sound": not found.faults,
+                "path": found.path,
+                "schema": found.schema,
+                "applied_index": found.applied_index,
+                "applied_term": found.applied_term,
+                "checksum": found.checksum,
+                "content": found.content,
+                "rows": found.rows,
+                "log": log
+                and {
+                    "base_index": log.base.index,
+                    "base_term": log.base.term,
+                    "last_index": log.last_index,
+                    "term": log.term,
+                },
+                "log_unread": found.log_unread or None,
+                "faults": list(found.faults),
+            }
+        )
+    else:
+        print_pairs(
+            [
+                ("ledger", found.path),
+                ("applied to", f"entry {found.applied_index} of term {found.applied_term}"),
+                ("checksum", found.checksum),
+                ("content", found.content),
+                ("rows", ", ".join(f"{count} {table}" for table, count in found.rows.items())),
+                ("log", _log_text(log.base.index, log.last_index) if log else found.log_unread),
+                ("verdict", "sound" if not found.faults else f"{len(found.faults)} faults"),
+            ]
+        )
+    for fault in found.faults:
+        todo = "keep the home for an analysis; mesh-cli ledger restore, or let the node join anew"
+        print_error(error_from("damaged", fault, todo))
+    return EXIT_JOB_FAILED if found.faults else 0
+
+
+def _log_text(base: int, last: int) -> str:
+    return f"entries {base + 1} to {last}" if last > base else f"empty behind entry {base}"
+
+
+@ledger.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@common_options
+@click.pass_context
+def ledger_backup(ctx: click.Context, *, file: Path, as_json: bool) -> int:
+    """Write a checked copy of the local replica to a new file; the node may run."""
+    from ledger.backup import back_up  # noqa: PLC0415 - SQLite is needed here alone
+
+    made = back_up(str(_ledger_of(ctx)), str(file.absolute()))
+    document: Json = {
+        "path": str(made.path),
+        "applied_index": made.applied_index,
+        "applied_term": made.applied_term,
+        "checksum": made.checksum.hex(),
+        "bytes": made.size,
+        "digest": made.digest,
+    }
+    if as_json:
+        print_json(document)
+    else:
+        checksum = document["checksum"][:_CHECKSUM_SHOWN]
+        print(
+            safe(
+                f"{file}: {size(made.size)}, up to entry {made.applied_index}, checksum {checksum}"
+            )
+        )
+    return 0
