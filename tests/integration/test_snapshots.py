@@ -320,6 +320,14 @@ def test_who_was_away_and_who_comes_late_get_a_snapshot(tmp_path: Path) -> None:
         cleo.start(*configured(cleo)).ready()
         many_commands(cleo, 20)
         equal(nodes)
+        # A wiped data directory under the same key: another incarnation, which gets all anew.
+        cleo.kill()
+        for name in ("raft.db", "ledger.db"):
+            for left in cleo.home.glob(f"{name}*"):
+                left.unlink()
+        cleo.start("--join", anna.token(), *configured(cleo)).ready()
+        equal(nodes)
+        assert metric(cleo, "snapshots_installed_total") == 1
         for node in nodes:
             assert node.cli("jobs", "--consistent") == {"jobs": [], "next": None}
             assert len(list((node.home / "snapshots").iterdir())) <= SNAPSHOTS_MAX
