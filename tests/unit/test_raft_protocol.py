@@ -524,6 +524,21 @@ def test_a_change_waits_for_the_leaders_own_term() -> None:
         cluster.change("a", configuration_of("abcd"))
 
 
+def test_a_change_waits_for_it_although_no_other_change_is_open() -> None:
+    cluster = Cluster()
+    for name in "abc":
+        cluster.node(name, [1, 1], configuration_of("abc"), commit=2)
+    cluster.campaign("a")
+    cluster.deliver(rounds=4)
+    raft = cluster.nodes["a"]
+    assert raft.role is Role.LEADER
+    assert raft.pending_configuration is None
+    with pytest.raises(ConflictError):
+        cluster.change("a", configuration_of("abcd"))
+    cluster.deliver()
+    cluster.change("a", configuration_of("abcd"))
+
+
 def test_silence_shows_in_progress() -> None:
     cluster = three()
     assert [(p.raft_id, p.match, p.active) for p in cluster.nodes["a"].progress()] == [

@@ -15,6 +15,7 @@ from mesh.messages import (
     Heartbeat,
     HeartbeatAck,
     SnapshotOffer,
+    TimeoutNow,
 )
 from mesh.protocol import Limits, Raft, Role
 from tests.scenarios.cluster import Cluster, Shortest, Timing, configuration_of
@@ -142,6 +143,8 @@ def test_nothing_moves_while_it_is_installed() -> None:
     assert answer == Send(HeartbeatAck(sender=A, to=B, term=2, round=7))
     assert (raft.last_index, raft.commit_index) == (4, 1)
     assert not [e for e in raft.applied(1, 0) if isinstance(e, Commit)]
+    raft.receive(TimeoutNow(sender=B, to=A, term=2), 0)
+    assert raft.role is Role.FOLLOWER
     cluster.now_ms = 60_000
     raft.tick(cluster.now_ms)
     assert (raft.role, raft.term) == (Role.FOLLOWER, 2), "no campaign either"
@@ -291,6 +294,17 @@ def test_a_lost_offer_is_repeated_and_a_lost_success_shows_in_the_next_answer() 
     cluster.now_ms += 1_000
     beat(cluster)
     assert cluster.nodes["a"].progress()[1].state == "replicate"
+
+
+def test_a_stale_success_does_not_end_the_wait() -> None:
+    cluster = behind()
+    beat(cluster)
+    cluster.offer("a", "c")
+    cluster.take("a", "c")
+    needed(cluster)
+    cluster.receive(AppendAck(sender=C, to=A, term=2, ok=True, index=2))
+    assert cluster.nodes["a"].progress()[1].snapshot_index == 3
+    assert needed(cluster) == 0
 
 
 def test_a_stale_refusal_does_not_end_the_wait() -> None:

@@ -1,7 +1,7 @@
 """The two-node rule: a sole voter waits for a learner that lives, and only for such a one."""
 
 from mesh.ids import RaftId
-from mesh.messages import AppendAck
+from mesh.messages import AppendAck, HeartbeatAck
 from mesh.protocol import Role
 from tests.scenarios.cluster import Cluster, configuration_of
 
@@ -160,6 +160,58 @@ def test_one_that_needs_a_snapshot_is_not_waited_for() -> None:
     assert commits(cluster) == (5, 5)
     cluster.deliver()
     assert commits(cluster) == (6, 6)
+
+
+def heard(cluster: Cluster, name: str) -> None:
+    """Time goes on; only this one answers heartbeats, and gets nothing else."""
+    for _ in range(13):
+        beat(cluster)
+        cluster.receive(HeartbeatAck(sender=RaftId(name), to=RaftId("a"), term=2))
+
+
+def test_a_guard_that_fell_behind_another_and_needs_a_snapshot_is_not_waited_for() -> None:
+    cluster = two("bc")
+    cluster.isolated = {"b"}
+    cluster.propose("a", "x")
+    cluster.deliver()
+    cluster.propose("a", "y")
+    cluster.deliver()
+    cluster.compact("a", 6)
+    cluster.receive(
+        AppendAck(
+            sender=RaftId("b"),
+            to=RaftId("a"),
+            term=2,
+            ok=False,
+            index=5,
+            hint_index=4,
+            hint_term=2,
+        )
+    )
+    assert cluster.nodes["a"].progress()[0].state == "snapshot"
+    cluster.isolated = {"b", "c"}
+    heard(cluster, "b")
+    cluster.propose("a", "z")
+    assert commits(cluster) == (7, 6)
+
+
+def test_a_learner_that_was_silent_while_others_voted_is_not_waited_for() -> None:
+    cluster = two("bc")
+    cluster.change("a", configuration_of("ab", "c"))
+    cluster.deliver()
+    cluster.isolated = {"c"}
+    for _ in range(25):
+        beat(cluster)
+    cluster.propose("a", "x")
+    cluster.deliver()
+    heard(cluster, "c")
+    cluster.change("a", configuration_of("a", "bc"))
+    cluster.deliver()
+    assert commits(cluster)[0] == 7
+    cluster.isolated = {"b", "c"}
+    heard(cluster, "c")
+    cluster.propose("a", "y")
+    assert commits(cluster) == (8, 7)
 
 
 def test_two_voters_need_each_other_and_no_learner() -> None:
