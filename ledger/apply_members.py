@@ -5,10 +5,12 @@ from dataclasses import replace
 from ledger.apply_jobs import end_attempts_of
 from ledger.change import Change, RefusedError
 from ledger.commands import (
+    EPOCH_MAX,
     AddMember,
     CreateInvitation,
     FormMesh,
     MemberSpec,
+    RecoverMesh,
     ReportNode,
     RevokeMember,
 )
@@ -34,6 +36,24 @@ def form_mesh(change: Change, command: FormMesh) -> None:
     change.tell("mesh.formed", node=founder.node)
 
 
+def recover_mesh(change: Change, command: RecoverMesh) -> None:
+    """Goes on in a new epoch with one node, which may be new to this ledger."""
+    mesh, spec = change.mesh(), command.member
+    if not mesh.epoch < command.epoch <= EPOCH_MAX:
+        raise RefusedError("conflict", f"the mesh is in epoch {mesh.epoch} already")
+    known = change.rows.get(Member, spec.node)
+    if known is not None and known.state == "revoked":
+        raise RefusedError(
+            "revoked", f"node {spec.node} was revoked", "recover the mesh on another node"
+        )
+    name = _free_name(change, spec)
+    change.rows.put(_member(change, spec, name))
+    change.rows.put(replace(mesh, epoch=command.epoch, members_epoch=mesh.members_epoch + 1))
+    for invitation in change.rows.where(Invitation):
+        change.rows.delete(Invitation, invitation.id)
+    change.tell("mesh.recovered", node=spec.node, what=command.reason)
+
+
 def add_member(change: Change, command: AddMember) -> None:
     """Admits a node; uses up an invitation where one was shown."""
     mesh, spec = change.mesh(), command.member
@@ -45,10 +65,7 @@ def add_member(change: Change, command: AddMember) -> None:
     # A member that lost its grant or its data directory is trusted already.
     if command.invitation is not None and known is None:
         _use(change, command.invitation)
-    taken = {m.name for m in change.rows.where(Member) if m.node != spec.node}
-    name, number = spec.name, 2
-    while name in taken:
-        name, number = f"{spec.name}-{number}", number + 1
+    name = _free_name(change, spec)
     change.rows.put(_member(change, spec, name))
     change.rows.put(replace(mesh, members_epoch=mesh.members_epoch + 1))
     change.tell("member.active", node=spec.node, what=name)
@@ -111,6 +128,14 @@ def report_node(change: Change, command: ReportNode) -> None:
             reported_at_ms=change.at_ms,
         )
     )
+
+
+def _free_name(change: Change, spec: MemberSpec) -> str:
+    taken = {m.name for m in change.rows.where(Member) if m.node != spec.node}
+    name, number = spec.name, 2
+    while name in taken:
+        name, number = f"{spec.name}-{number}", number + 1
+    return name
 
 
 def _use(change: Change, invitation_id: str) -> None:

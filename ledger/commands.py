@@ -27,6 +27,8 @@ LEASES_PER_COMMAND_MAX = 256
 ATTEMPTS_MAX = 4
 """Attempts of one task before its job fails: enough for a node or two that die, few enough to end."""
 _EPOCH_SHIFT = 40
+EPOCH_MAX = (1 << 22) - 1
+"""A token must fit SQLite's 63 bits."""
 
 
 def fencing_token(epoch: int, index: int) -> int:
@@ -73,6 +75,21 @@ class FormMesh:
 
     mesh: str
     founder: MemberSpec
+
+
+@COMMANDS.kind("mesh.recover")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverMesh:
+    """The mesh goes on from this ledger with one node alone: after a restore, or when its voters are lost for good.
+
+    The epoch grows, so that every fencing token of what was lost is worthless; open invitations are
+    void.  Other members stay trusted and come back as learners.
+    """
+
+    epoch: int
+    member: MemberSpec
+    """The node that goes on, with the data directory that it goes on in."""
+    reason: str
 
 
 @COMMANDS.kind("member.add")
@@ -333,6 +350,7 @@ class FinishJob:
 
 Command = (
     FormMesh
+    | RecoverMesh
     | AddMember
     | RevokeMember
     | CreateInvitation

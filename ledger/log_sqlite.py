@@ -51,6 +51,8 @@ FORGOTTEN_A_WRITE: Final = 1_024
 PAGES_FREED_A_WRITE: Final = 64
 """Pages (4 KiB) given back to the file system with one write: under a millisecond of copying."""
 _VIEW_BUSY_MS: Final = 2_000
+RESTORING: Final = ".restoring"
+"""A folder beside the log while a restore puts other files in place: no node may start between them."""
 PAGES_KEPT: Final = 4_096
 """Free pages kept in the file (16 MiB), because new entries fill them again at once."""
 
@@ -71,6 +73,11 @@ class LogStore:
         Raises `InUseError` when another process holds it, `StorageError` when it is damaged.
         """
         self.path = path
+        if path != ":memory:" and Path(path).with_name(RESTORING).exists():
+            raise StorageError(
+                f"a restore of {Path(path).parent} was interrupted",
+                "run mesh-cli ledger restore or import once more; nothing was lost",
+            )
         self._lock = _hold(path)
         self._reading = threading.Lock()
         opened: list[apsw.Connection] = []
@@ -340,8 +347,8 @@ def view_log(path: str, index: int) -> LogView:
         raise _storage_error(error, path) from None
     try:
         connection.set_busy_timeout(_VIEW_BUSY_MS)
-        with connection:
-            return _view(connection, index)
+        connection.execute("BEGIN")
+        return _view(connection, index)
     except (apsw.Error, TypeError) as error:  # TypeError: a row that must be there is not
         raise StorageError(f"{path} is no readable log: {error}", "check the file") from None
     finally:

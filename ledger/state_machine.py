@@ -25,6 +25,7 @@ from ledger.commands import (
     GrantLeases,
     Outcome,
     PlanJob,
+    RecoverMesh,
     RefuseResult,
     ReleaseLeases,
     ReportNode,
@@ -57,6 +58,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
     match command:
         case FormMesh():
             members.form_mesh(change, command)
+        case RecoverMesh():
+            members.recover_mesh(change, command)
         case AddMember():
             members.add_member(change, command)
         case RevokeMember():

@@ -1,6 +1,7 @@
 """`mesh-cli ledger`: the replica of this machine, read, checked, backed up; no node needs to run."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from node.cli.faults import Commands, Json, error_from, print_error, print_json,
 from node.cli.options import Common, common_options
 from node.cli.show import print_pairs, size
 from node.home_paths import LEDGER_FILE, RAFT_FILE
+
+if TYPE_CHECKING:
+    from ledger.restore import Restored
 
 QUERY_ROWS_MAX = 10_000
 """Rows of one `ledger query`; a query for more is refused."""
@@ -124,4 +128,43 @@ def ledger_backup(ctx: click.Context, *, file: Path, as_json: bool) -> int:
                 f"{file}: {size(made.size)}, up to entry {made.applied_index}, checksum {checksum}"
             )
         )
+    return 0
+
+
+@ledger.command("restore")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", metavar="N", help="Name of this node where the backup does not know it.")
+@common_options
+@click.pass_context
+def ledger_restore(ctx: click.Context, *, file: Path, name: str | None, as_json: bool) -> int:
+    """Put a backup in the place of the local replica; the node must be stopped.
+
+    The node then is the mesh: it alone votes, in a new epoch, and the other members come back as
+    learners.  What was in the home before is kept in its folder replaced-DATE.
+    """
+    from node.cli.ledger_restore import restore_home  # noqa: PLC0415 - SQLite is needed here alone
+
+    home = home_of(ctx.ensure_object(Common))
+    return _print_restored(restore_home(home, file, name), as_json=as_json)
+
+
+def _print_restored(restored: "Restored", *, as_json: bool) -> int:
+    if as_json:
+        print_json(
+            {
+                "mesh": restored.mesh,
+                "epoch": restored.epoch,
+                "applied_index": restored.applied_index,
+                "jobs": restored.jobs,
+                "kept": str(restored.aside) if restored.aside else None,
+            }
+        )
+        return 0
+    print(
+        f"mesh {restored.mesh} in epoch {restored.epoch}: {restored.jobs} jobs,"
+        f" up to entry {restored.applied_index}"
+    )
+    if restored.aside is not None:
+        print(safe(f"what was there before is kept in {restored.aside}"))
+    print("start this node first; members that were revoked since the backup are trusted again")
     return 0

@@ -55,6 +55,7 @@ NOBODY: list[Callable[[Ledger], c.Command]] = [
     lambda _: grant(("j1-t", "../../films", "anna")),
     lambda _: c.ExpireLeases(attempts=("a1",), what=""),
     lambda _: c.FormMesh(mesh="m", founder=spec("anna")),
+    lambda _: c.RecoverMesh(epoch=2, member=spec("anna"), reason=""),
     lambda _: c.SubmitJobs(jobs=(job_spec("../j9"),)),
     lambda _: newcomer(public_key=b"o" * 32),
     lambda _: newcomer(public_key=b"short"),

@@ -103,6 +103,35 @@ def test_the_last_member_stays() -> None:
     assert ledger.refused(c.RevokeMember(node="bert", by="anna")) == "conflict"
 
 
+def test_a_mesh_goes_on_with_one_node_in_a_new_epoch() -> None:
+    ledger = Ledger().formed("bert").planned("j", "k")
+    ledger.must(invitation("i", uses=9))
+    before = ledger.leased("j", "a", "bert")
+    again = spec("bert", raft_id="bert.00000002")
+    for epoch in (0, 1, c.EPOCH_MAX + 1):
+        assert ledger.refused(c.RecoverMesh(epoch=epoch, member=again, reason="")) == "conflict"
+    ledger.must(c.RecoverMesh(epoch=2, member=again, reason="restored"))
+    mesh = ledger.reader.mesh()
+    assert mesh is not None
+    assert (mesh.epoch, mesh.members_epoch) == (2, 3)
+    found = ledger.reader.member("bert")
+    assert found is not None
+    assert (found.raft_id, found.state) == ("bert.00000002", "active")
+    assert ledger.reader.invitation("i") is None
+    assert ledger.leased("k", "b", "anna") > before + (1 << 39), (
+        "above every token of the old epoch"
+    )
+    # A node that is new to the ledger, with a name that is taken.
+    ledger.must(c.RecoverMesh(epoch=7, member=spec("new", name="anna"), reason=""))
+    assert [m.name for m in ledger.reader.members()] == ["anna", "anna-2", "bert"]
+    ledger.must(c.RevokeMember(node="bert", by="anna"))
+    assert ledger.refused(c.RecoverMesh(epoch=8, member=again, reason="")) == "revoked"
+
+
+def test_a_ledger_without_a_mesh_cannot_be_recovered() -> None:
+    assert Ledger().refused(c.RecoverMesh(epoch=2, member=spec("anna"), reason="")) == "no_mesh"
+
+
 def test_reports_are_replaced() -> None:
     ledger = Ledger().formed()
     ledger.must(node_report("anna", slots=5, encoders=("hevc_nvenc",)))

@@ -1,0 +1,43 @@
+"""A home whose node goes on from a file: identity, settings and clock of this machine for `ledger.restore`."""
+
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ledger.restore import Carrier, Place, Restored, restore
+from mesh import clock
+from mesh.ids import INCARNATION_CHARS
+from mesh.recovery import carried_on_alone
+from mesh.trust_files import load_or_create_identity
+from node.config_files import load_config
+from node.home_files import default_home, prepare_home
+from node.home_paths import LEDGER_FILE, RAFT_FILE
+
+
+def restore_home(home: Path, snapshot: Path, name: str | None) -> Restored:
+    """Restores a snapshot into a home, which is made where there is none."""
+    place = place_of(home)
+    flags = {"home": str(home), **({"name": name} if name else {})}
+    settings = load_config(flags, os.environ, default_home=default_home(os.environ))
+    identity = load_or_create_identity(prepare_home(str(home)))
+    now_ms = clock.wall_ms()
+    return restore(
+        snapshot.absolute(),
+        place,
+        carrier=Carrier(
+            node=identity.node_id,
+            public_key=identity.public_key,
+            name=settings.name,
+            role=settings.role,
+            incarnation=secrets.token_hex(INCARNATION_CHARS // 2),
+        ),
+        begin=carried_on_alone,
+        at_ms=now_ms,
+        stamp=datetime.fromtimestamp(now_ms / 1_000, UTC).strftime("%Y%m%d-%H%M%S"),
+    )
+
+
+def place_of(home: Path) -> Place:
+    """Where a home keeps ledger and log."""
+    return Place(ledger=home / LEDGER_FILE, log=home / RAFT_FILE)
