@@ -14,8 +14,9 @@ from typing import Final, Protocol
 import apsw
 
 from ledger.commands import MemberRole, MemberSpec, RecoverMesh, seal
+from ledger.export_sqlite import holds_nothing, read_rows
 from ledger.jobs import Member, Mesh
-from ledger.log_sqlite import RESTORING, LogStore, holding
+from ledger.log_sqlite import RESTORING, LogStore, holding, view_log
 from ledger.snapshot_sqlite import install_snapshot, os_error, sync_folder, verify_snapshot
 from ledger.store_sqlite import LedgerStore, SqliteRows, storage_error
 from mesh.errors import ConflictError, NotAllowedError, StorageError
@@ -25,6 +26,7 @@ from mesh.log import Base, Entry, HardState
 MESH_VALUE: Final = "mesh"
 """Under this name the log remembers the mesh that its node belongs to."""
 _BUILDING: Final = ".restore"
+_IMPORTING: Final = ".import"
 _SIDE_FILES: Final = ("", "-wal", "-shm")
 _ASIDE_MAX: Final = 100
 """Restores within one second; more are somebody's loop."""
@@ -149,6 +151,39 @@ def restore(
         jobs=built.jobs,
         aside=aside,
     )
+
+
+def import_rows(
+    export: Path, place: Place, *, carrier: Carrier, begin: Begin, at_ms: int, stamp: str
+) -> Restored:
+    """The same from an export, into a home that never held a mesh.
+
+    An export is no copy: what it leaves out and what a person changed in it is not what members
+    know, so it founds a home and replaces none.  Raises as `restore` does, `ConflictError` for a
+    home that holds a mesh.
+    """
+    building = place.home / _IMPORTING
+    with holding(str(place.log)):
+        if not holds_nothing(place.ledger) or (place.log.exists() and _has_entries(place.log)):
+            raise ConflictError(
+                f"{place.home} holds a mesh already",
+                "name another home with --home, or use mesh-cli ledger restore with a backup",
+            )
+        try:
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(mode=0o700)
+        except OSError as error:
+            raise os_error(error, building) from None
+    try:
+        read_rows(export, building / place.ledger.name)
+        snapshot = building / place.ledger.name
+        return restore(snapshot, place, carrier=carrier, begin=begin, at_ms=at_ms, stamp=stamp)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _has_entries(log_path: Path) -> bool:
+    return view_log(str(log_path), 0).last_index > 0
 
 
 def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: int) -> Restored:

@@ -148,6 +148,42 @@ def ledger_restore(ctx: click.Context, *, file: Path, name: str | None, as_json:
     return _print_restored(restore_home(home, file, name), as_json=as_json)
 
 
+@ledger.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@common_options
+@click.pass_context
+def ledger_export(ctx: click.Context, *, file: Path, as_json: bool) -> int:
+    """Write every row as a line of JSON to a new file; the node may run.
+
+    Without open tokens.  For people and other programs; to come back to this state, make a backup.
+    """
+    from ledger.backup import export_to  # noqa: PLC0415 - SQLite is needed here alone
+
+    made = export_to(str(_ledger_of(ctx)), str(file.absolute()))
+    if as_json:
+        told = {"path": str(file.absolute()), "rows": made.rows}
+        print_json({**told, "mesh": made.mesh, "applied_index": made.applied_index})
+    else:
+        print(safe(f"{file}: {made.rows} rows, up to entry {made.applied_index}"))
+    return 0
+
+
+@ledger.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", metavar="N", help="Name of this node where the export does not know it.")
+@common_options
+@click.pass_context
+def ledger_import(ctx: click.Context, *, file: Path, name: str | None, as_json: bool) -> int:
+    """Make a home of an export; only where no mesh was before, and no node runs.
+
+    The node then is the mesh, as after a restore.
+    """
+    from node.cli.ledger_restore import import_home  # noqa: PLC0415 - SQLite is needed here alone
+
+    home = home_of(ctx.ensure_object(Common))
+    return _print_restored(import_home(home, file, name), as_json=as_json)
+
+
 def _print_restored(restored: "Restored", *, as_json: bool) -> int:
     if as_json:
         print_json(
