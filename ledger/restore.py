@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import apsw
 
-from ledger.commands import MemberRole, MemberSpec, RecoverMesh, seal
+from ledger.commands import AddMember, Command, MemberRole, MemberSpec, RecoverMesh, seal
 from ledger.export_sqlite import holds_nothing, read_rows
 from ledger.jobs import Member, Mesh
 from ledger.log_sqlite import RESTORING, LogStore, holding, view_log
@@ -63,13 +63,18 @@ class Begin(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
-    """The node that carries the mesh on, in a data directory of this incarnation, which is new."""
+    """The node that carries the mesh on, and what was drawn for that.
+
+    `incarnation` is of a data directory that never was; the mesh's epoch grows by `epoch_step`.
+    """
 
     node: NodeId
     public_key: bytes
     name: str
     role: MemberRole
     incarnation: str
+    epoch_step: int
+    at_ms: int
 
     @property
     def raft_id(self) -> RaftId:
@@ -116,13 +121,12 @@ def restore(
     *,
     carrier: Carrier,
     begin: Begin,
-    at_ms: int,
     stamp: str,
 ) -> Restored:
     """Makes a snapshot the ledger of a home whose node is stopped, and that node the whole mesh.
 
-    The mesh keeps its id and its members, in a new epoch; the other members come back as learners.
-    `stamp` names the folder `replaced-<stamp>` in which the files of before are kept.  A kill leaves
+    The mesh keeps its id and its members, in a later epoch; the other members come
+    back as learners.  `stamp` names the folder `replaced-<stamp>` in which the files of before are kept.  A kill leaves
     the old files, or a home in which no node starts until this was run again.  Raises `InUseError` when the node runs, `DamagedError`, `ConflictError` when
     the snapshot holds no mesh, `NotAllowedError` when it knows this node as revoked, `StorageError`.
     """
@@ -135,7 +139,7 @@ def restore(
         try:
             shutil.rmtree(new.home, ignore_errors=True)
             new.home.mkdir(mode=0o700)
-            built = _build(snapshot, new, carrier, begin, at_ms)
+            built = _build(snapshot, new, carrier, begin)
             sync_folder(new.home)
             aside = _exchange(place, new, stamp)
         except apsw.Error as error:
@@ -154,7 +158,12 @@ def restore(
 
 
 def import_rows(
-    export: Path, place: Place, *, carrier: Carrier, begin: Begin, at_ms: int, stamp: str
+    export: Path,
+    place: Place,
+    *,
+    carrier: Carrier,
+    begin: Begin,
+    stamp: str,
 ) -> Restored:
     """The same from an export, into a home that never held a mesh.
 
@@ -177,7 +186,7 @@ def import_rows(
     try:
         read_rows(export, building / place.ledger.name)
         snapshot = building / place.ledger.name
-        return restore(snapshot, place, carrier=carrier, begin=begin, at_ms=at_ms, stamp=stamp)
+        return restore(snapshot, place, carrier=carrier, begin=begin, stamp=stamp)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -186,7 +195,7 @@ def _has_entries(log_path: Path) -> bool:
     return view_log(str(log_path), 0).last_index > 0
 
 
-def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: int) -> Restored:
+def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin) -> Restored:
     """Ledger and log as the node will find them, whole and synced."""
     install_snapshot(snapshot, str(new.ledger))
     with closing(LedgerStore(str(new.ledger))) as ledger:
@@ -194,12 +203,12 @@ def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: in
         meshes = rows.where(Mesh)
         if not meshes:
             raise ConflictError(f"{snapshot} holds no mesh", "name the backup of a node of a mesh")
-        command = _recover(meshes[0], rows.get(Member, carrier.node), carrier, at_ms)
+        known = rows.get(Member, carrier.node)
         beginning = begin(
             carrier.raft_id,
             index=ledger.applied_index,
             term=ledger.applied_term,
-            commands=[command],
+            commands=_commands(meshes[0].epoch + carrier.epoch_step, known, carrier),
         )
         with closing(LogStore(str(new.log), incarnation=carrier.incarnation)) as log:
             base, state = beginning.base, beginning.hard_state
@@ -222,25 +231,29 @@ def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: in
         )
 
 
-def _recover(mesh: Mesh, known: Member | None, carrier: Carrier, at_ms: int) -> bytes:
-    command = RecoverMesh(
-        epoch=mesh.epoch + 1,
-        member=MemberSpec(
-            node=carrier.node,
-            raft_id=carrier.raft_id,
-            public_key=carrier.public_key,
-            name=known.name if known is not None else carrier.name,
-            role=known.role if known is not None else carrier.role,
-        ),
-        reason="restored from a file",
+def _commands(epoch: int, known: Member | None, carrier: Carrier) -> list[bytes]:
+    """A new epoch, then this node's place in it: its data directory is new, its key may be."""
+    member = MemberSpec(
+        node=carrier.node,
+        raft_id=carrier.raft_id,
+        public_key=carrier.public_key,
+        name=known.name if known is not None else carrier.name,
+        role=known.role if known is not None else carrier.role,
     )
-    return seal(
-        command,
-        command_id=f"restore-{carrier.incarnation}",
-        proposer=carrier.node,
-        proposed_at_ms=at_ms,
-        cause="restore",
+    commands: tuple[Command, ...] = (
+        RecoverMesh(node=carrier.node, epoch=epoch),
+        AddMember(member=member, invitation=None),
     )
+    return [
+        seal(
+            command,
+            command_id=f"restore-{carrier.incarnation}-{number}",
+            proposer=carrier.node,
+            proposed_at_ms=carrier.at_ms,
+            cause="restore",
+        )
+        for number, command in enumerate(commands)
+    ]
 
 
 def _exchange(place: Place, new: Place, stamp: str) -> Path | None:

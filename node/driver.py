@@ -34,6 +34,8 @@ APPLY_BATCH_MAX: Final = 512
 _log = structlog.get_logger("consensus")
 
 Applied = tuple[Entry, str | None, Outcome | None]
+Change = Callable[[int], list[Effect]]
+"""A request to the core about who votes or leads, given the present time."""
 
 
 class Ledger(Protocol):
@@ -63,7 +65,7 @@ class Driver:
         self._send = send
         self._inbox: asyncio.Queue[ConsensusMessage] = asyncio.Queue(INBOX_MAX)
         self._proposals: asyncio.Queue[tuple[CommandId, bytes]] = asyncio.Queue(PROPOSALS_MAX)
-        self._changes: asyncio.Queue[tuple[Configuration, asyncio.Future[None]]] = asyncio.Queue(16)
+        self._changes: asyncio.Queue[tuple[Change, asyncio.Future[None]]] = asyncio.Queue(16)
         self._to_apply: list[Entry] = []
         self._newly_applied = raft.applied_index
         self._wake = asyncio.Event()
@@ -120,9 +122,29 @@ class Driver:
 
     async def change_configuration(self, configuration: Configuration) -> None:
         """Starts a membership change.  Raises `NotLeaderError`, `ConflictError`, `BusyError`."""
+        await self._ask(lambda now_ms: self.raft.change_configuration(configuration, now_ms))
+
+    async def transfer_leadership(self, to: NodeId | None, timeout_s: float) -> NodeId:
+        """Hands the lead to the voter `to`, or to the one that fits best; returns who leads then.
+
+        Raises `NotLeaderError`, `ConflictError` when nobody fits, `BusyError`, and TimeoutError when
+        nobody took over in time: then this node goes on leading, or an election runs.
+        """
+        configuration = self.raft.configuration
+        voters = configuration.voters if configuration is not None else ()
+        target = next((voter for voter in voters if node_of(voter) == to), None)
+        if to is not None and target is None:
+            raise ConflictError(f"node {to} does not vote", "choose a voter: `mesh-cli nodes`")
+        async with asyncio.timeout(timeout_s):
+            await self._ask(lambda now_ms: self.raft.transfer_leadership(target, now_ms))
+            while self.leader is None or self.is_leader:
+                await self.leader_changed.wait(self.leader_changed.count)
+            return node_of(self.leader)
+
+    async def _ask(self, change: Change) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            self._changes.put_nowait((configuration, future))
+            self._changes.put_nowait((change, future))
         except asyncio.QueueFull:
             raise BusyError("too many membership changes wait", "retry in a moment") from None
         self._wake.set()
@@ -189,9 +211,9 @@ class Driver:
     def _take_changes(self, now_ms: int) -> list[Effect]:
         effects: list[Effect] = []
         while not self._changes.empty():
-            configuration, future = self._changes.get_nowait()
+            change, future = self._changes.get_nowait()
             try:
-                effects += self.raft.change_configuration(configuration, now_ms)
+                effects += change(now_ms)
             except (NotLeaderError, ConflictError, BusyError) as error:
                 if not future.done():
                     future.set_exception(error)

@@ -18,6 +18,7 @@ from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, Submit
 from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
+from node.quorum import VoterSeen, why_undecided
 from node.replica import Replica
 from node.requests import Requests
 from node.submission import Submission
@@ -137,13 +138,11 @@ class MeshView:
     ) -> list[str]:
         notes: list[str] = []
         if leader is None:
-            silent = ", ".join(
-                sorted(_name(names, v) or v for v in voters if node_of(v) not in alive)
-            )
-            notes.append(
-                "no coordinator: nothing new is decided"
-                + (f"; start the missing voters: {silent}" if silent else "; an election runs")
-            )
+            seen = [
+                VoterSeen(name=_name(names, voter) or voter, alive=node_of(voter) in alive)
+                for voter in voters
+            ]
+            notes.append("; ".join(why_undecided(seen)))
         if self._open:
             notes.append("this node admits everyone on its network without asking (--open)")
         if self._other_meshes:
@@ -217,7 +216,7 @@ class MeshView:
             id=node,
             name=member.name,
             role=member.role,
-            state="member" if active else "revoked",
+            state="member" if member.state == "active" else member.state,
             alive=active and parts.neighbours.peers.is_alive(node, now_ms),
             coordinator=parts.driver.leader == raft_id,
             vote=vote,  # type: ignore[arg-type]  # one of the three by the lines above

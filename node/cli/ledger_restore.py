@@ -14,6 +14,7 @@ from mesh.trust_files import load_or_create_identity
 from node.config_files import load_config
 from node.home_files import default_home, prepare_home
 from node.home_paths import LEDGER_FILE, RAFT_FILE
+from node.recovery import EPOCH_STEP_MAX
 
 
 def restore_home(home: Path, snapshot: Path, name: str | None) -> Restored:
@@ -28,7 +29,14 @@ def import_home(home: Path, export: Path, name: str | None) -> Restored:
 
 class _Way(Protocol):
     def __call__(
-        self, file: Path, place: Place, /, *, carrier: Carrier, begin: Begin, at_ms: int, stamp: str
+        self,
+        file: Path,
+        place: Place,
+        /,
+        *,
+        carrier: Carrier,
+        begin: Begin,
+        stamp: str,
     ) -> Restored: ...
 
 
@@ -46,9 +54,10 @@ def _into(home: Path, file: Path, name: str | None, way: _Way) -> Restored:
             name=settings.name,
             role=settings.role,
             incarnation=secrets.token_hex(INCARNATION_CHARS // 2),
+            epoch_step=1 + secrets.randbelow(EPOCH_STEP_MAX),
+            at_ms=now_ms,
         ),
         begin=carried_on_alone,
-        at_ms=now_ms,
         stamp=datetime.fromtimestamp(now_ms / 1_000, UTC).strftime("%Y%m%d-%H%M%S"),
     )
 
