@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import apsw
 
+from ledger.export_sqlite import Exported, write_rows
 from ledger.log_sqlite import LogView, view_log
 from ledger.queries import open_replica
 from ledger.snapshot_sqlite import (
@@ -124,6 +125,30 @@ def back_up(ledger_path: str, file: str) -> SnapshotFile:
         found = verify_snapshot(new.partial, thorough=True)
         new.publish()
     return replace(found, path=Path(file))
+
+
+def export_to(ledger_path: str, file: str) -> Exported:
+    """Writes every row as a line of JSON to a file that does not exist yet.
+
+    Works while the node runs and when none does; tokens are not in it.  Raises as `back_up` does.
+    """
+    with closing(open_replica(ledger_path)) as connection, _NewFile(Path(file)) as new:
+        try:
+            connection.execute("BEGIN")
+            if faults := faults_of(connection):
+                raise DamagedError(f"{ledger_path} is no sound ledger: {faults[0]}", "restore it")
+            with new.partial.open("w", encoding="utf-8", newline="\n") as out:
+                exported = write_rows(connection, out)
+                out.flush()
+                os.fsync(out.fileno())
+        except apsw.Error as error:
+            raise DamagedError(f"{ledger_path} is damaged: {error}", "restore it") from None
+        except OSError as error:
+            raise os_error(error, new.path) from None
+        if not exported.mesh:
+            raise ConflictError(f"{ledger_path} holds no mesh yet", "export it later")
+        new.publish()
+    return exported
 
 
 class _NewFile:

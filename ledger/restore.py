@@ -13,9 +13,10 @@ from typing import Final, Protocol
 
 import apsw
 
-from ledger.commands import MemberRole, MemberSpec, RecoverMesh, seal
+from ledger.commands import AddMember, Command, MemberRole, MemberSpec, RecoverMesh, seal
+from ledger.export_sqlite import holds_nothing, read_rows
 from ledger.jobs import Member, Mesh
-from ledger.log_sqlite import RESTORING, LogStore, holding
+from ledger.log_sqlite import RESTORING, LogStore, holding, view_log
 from ledger.snapshot_sqlite import install_snapshot, os_error, sync_folder, verify_snapshot
 from ledger.store_sqlite import LedgerStore, SqliteRows, storage_error
 from mesh.errors import ConflictError, NotAllowedError, StorageError
@@ -25,6 +26,7 @@ from mesh.log import Base, Entry, HardState
 MESH_VALUE: Final = "mesh"
 """Under this name the log remembers the mesh that its node belongs to."""
 _BUILDING: Final = ".restore"
+_IMPORTING: Final = ".import"
 _SIDE_FILES: Final = ("", "-wal", "-shm")
 _ASIDE_MAX: Final = 100
 """Restores within one second; more are somebody's loop."""
@@ -61,13 +63,18 @@ class Begin(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
-    """The node that carries the mesh on, in a data directory of this incarnation, which is new."""
+    """The node that carries the mesh on, and what was drawn for that.
+
+    `incarnation` is of a data directory that never was; the mesh's epoch grows by `epoch_step`.
+    """
 
     node: NodeId
     public_key: bytes
     name: str
     role: MemberRole
     incarnation: str
+    epoch_step: int
+    at_ms: int
 
     @property
     def raft_id(self) -> RaftId:
@@ -114,13 +121,12 @@ def restore(
     *,
     carrier: Carrier,
     begin: Begin,
-    at_ms: int,
     stamp: str,
 ) -> Restored:
     """Makes a snapshot the ledger of a home whose node is stopped, and that node the whole mesh.
 
-    The mesh keeps its id and its members, in a new epoch; the other members come back as learners.
-    `stamp` names the folder `replaced-<stamp>` in which the files of before are kept.  A kill leaves
+    The mesh keeps its id and its members, in a later epoch; the other members come
+    back as learners.  `stamp` names the folder `replaced-<stamp>` in which the files of before are kept.  A kill leaves
     the old files, or a home in which no node starts until this was run again.  Raises `InUseError` when the node runs, `DamagedError`, `ConflictError` when
     the snapshot holds no mesh, `NotAllowedError` when it knows this node as revoked, `StorageError`.
     """
@@ -133,7 +139,7 @@ def restore(
         try:
             shutil.rmtree(new.home, ignore_errors=True)
             new.home.mkdir(mode=0o700)
-            built = _build(snapshot, new, carrier, begin, at_ms)
+            built = _build(snapshot, new, carrier, begin)
             sync_folder(new.home)
             aside = _exchange(place, new, stamp)
         except apsw.Error as error:
@@ -151,7 +157,45 @@ def restore(
     )
 
 
-def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: int) -> Restored:
+def import_rows(
+    export: Path,
+    place: Place,
+    *,
+    carrier: Carrier,
+    begin: Begin,
+    stamp: str,
+) -> Restored:
+    """The same from an export, into a home that never held a mesh.
+
+    An export is no copy: what it leaves out and what a person changed in it is not what members
+    know, so it founds a home and replaces none.  Raises as `restore` does, `ConflictError` for a
+    home that holds a mesh.
+    """
+    building = place.home / _IMPORTING
+    with holding(str(place.log)):
+        if not holds_nothing(place.ledger) or (place.log.exists() and _has_entries(place.log)):
+            raise ConflictError(
+                f"{place.home} holds a mesh already",
+                "name another home with --home, or use mesh-cli ledger restore with a backup",
+            )
+        try:
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir(mode=0o700)
+        except OSError as error:
+            raise os_error(error, building) from None
+    try:
+        read_rows(export, building / place.ledger.name)
+        snapshot = building / place.ledger.name
+        return restore(snapshot, place, carrier=carrier, begin=begin, stamp=stamp)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _has_entries(log_path: Path) -> bool:
+    return view_log(str(log_path), 0).last_index > 0
+
+
+def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin) -> Restored:
     """Ledger and log as the node will find them, whole and synced."""
     install_snapshot(snapshot, str(new.ledger))
     with closing(LedgerStore(str(new.ledger))) as ledger:
@@ -159,12 +203,12 @@ def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: in
         meshes = rows.where(Mesh)
         if not meshes:
             raise ConflictError(f"{snapshot} holds no mesh", "name the backup of a node of a mesh")
-        command = _recover(meshes[0], rows.get(Member, carrier.node), carrier, at_ms)
+        known = rows.get(Member, carrier.node)
         beginning = begin(
             carrier.raft_id,
             index=ledger.applied_index,
             term=ledger.applied_term,
-            commands=[command],
+            commands=_commands(meshes[0].epoch + carrier.epoch_step, known, carrier),
         )
         with closing(LogStore(str(new.log), incarnation=carrier.incarnation)) as log:
             base, state = beginning.base, beginning.hard_state
@@ -187,25 +231,29 @@ def _build(snapshot: Path, new: Place, carrier: Carrier, begin: Begin, at_ms: in
         )
 
 
-def _recover(mesh: Mesh, known: Member | None, carrier: Carrier, at_ms: int) -> bytes:
-    command = RecoverMesh(
-        epoch=mesh.epoch + 1,
-        member=MemberSpec(
-            node=carrier.node,
-            raft_id=carrier.raft_id,
-            public_key=carrier.public_key,
-            name=known.name if known is not None else carrier.name,
-            role=known.role if known is not None else carrier.role,
-        ),
-        reason="restored from a file",
+def _commands(epoch: int, known: Member | None, carrier: Carrier) -> list[bytes]:
+    """A new epoch, then this node's place in it: its data directory is new, its key may be."""
+    member = MemberSpec(
+        node=carrier.node,
+        raft_id=carrier.raft_id,
+        public_key=carrier.public_key,
+        name=known.name if known is not None else carrier.name,
+        role=known.role if known is not None else carrier.role,
     )
-    return seal(
-        command,
-        command_id=f"restore-{carrier.incarnation}",
-        proposer=carrier.node,
-        proposed_at_ms=at_ms,
-        cause="restore",
+    commands: tuple[Command, ...] = (
+        RecoverMesh(node=carrier.node, epoch=epoch),
+        AddMember(member=member, invitation=None),
     )
+    return [
+        seal(
+            command,
+            command_id=f"restore-{carrier.incarnation}-{number}",
+            proposer=carrier.node,
+            proposed_at_ms=carrier.at_ms,
+            cause="restore",
+        )
+        for number, command in enumerate(commands)
+    ]
 
 
 def _exchange(place: Place, new: Place, stamp: str) -> Path | None:

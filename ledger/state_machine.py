@@ -28,6 +28,7 @@ from ledger.commands import (
     RecoverMesh,
     RefuseResult,
     ReleaseLeases,
+    RemoveMember,
     ReportNode,
     RevokeMember,
     StartPlanning,
@@ -58,12 +59,14 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
     match command:
         case FormMesh():
             members.form_mesh(change, command)
-        case RecoverMesh():
-            members.recover_mesh(change, command)
         case AddMember():
             members.add_member(change, command)
         case RevokeMember():
             members.revoke_member(change, command)
+        case RemoveMember():
+            members.remove_member(change, command)
+        case RecoverMesh():
+            members.recover_mesh(change, command)
         case CreateInvitation():
             members.create_invitation(change, command)
         case ReportNode():

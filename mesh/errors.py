@@ -61,6 +61,12 @@ class NotAllowedError(DarkStreamError):
     http_status = 403
 
 
+class RemovedError(NotAllowedError):
+    """This node was removed from its mesh by a person. To join again, or another mesh, start it with a new token: `mesh-node start --join TOKEN`."""
+
+    code = "removed"
+
+
 class UsageError(DarkStreamError):
     """The request itself is wrong: an unknown option, profile, id or value. Correct it and call again."""
 

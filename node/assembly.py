@@ -145,7 +145,7 @@ class Assembly:
             token=_token(config),
             seeds=config.seeds,
             new_mesh=config.new_mesh,
-            belonged=self._log.get_value("mesh") is not None,
+            belonged=any(self._log.get_value(name) is not None for name in ("mesh", "belonged")),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
         )
@@ -312,9 +312,16 @@ class Assembly:
     # --- ending -----------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Finishes or gives back what this node works on."""
-        if self._worker is not None:
-            await self._worker.drain(self._config.timings.shutdown_ms / 1000)
+        """Hands over lead and vote, then finishes or gives back what this node works on.
+
+        The lead goes first, so that others decide while this node still works, and once more at the
+        end, should it have come back.
+        """
+        if self._member is None or self._worker is None:
+            return
+        await self._member.leave()
+        await self._worker.drain(self._config.timings.shutdown_ms / 1000)
+        await self._member.leave()
 
     async def close(self) -> None:
         """Closes ports and threads; every task is over."""

@@ -10,11 +10,15 @@ from pathlib import Path
 import structlog
 
 from ledger.log_sqlite import LogStore
+from ledger.queries import Reader
 from ledger.store_sqlite import LedgerStore
+from mesh import clock
 from mesh.errors import DarkStreamError
+from mesh.ids import NodeId, raft_id
 from mesh.trust_files import load_or_create_identity
 from node.assembly import Assembly
 from node.config import Config
+from node.former_files import set_aside
 from node.home_paths import LEDGER_FILE, RAFT_FILE
 
 _log = structlog.get_logger("node")
@@ -82,16 +86,13 @@ class Daemon:
 
     async def _run(self) -> None:
         home = Path(self._config.home)
-        log = LogStore(str(home / RAFT_FILE), incarnation=secrets.token_hex(4))
-        try:
+        with _Stores(home) as stores:
             identity = load_or_create_identity(home)
-            ledger = LedgerStore(str(home / LEDGER_FILE))
-            try:
-                await self._live(Assembly(self._config, identity=identity, log=log, ledger=ledger))
-            finally:
-                ledger.close()
-        finally:
-            log.close()
+            if self._config.join and stores.was_removed(identity.node_id):
+                stores.begin_anew()
+            await self._live(
+                Assembly(self._config, identity=identity, log=stores.log, ledger=stores.ledger)
+            )
 
     async def _live(self, node: Assembly) -> None:
         try:
@@ -104,6 +105,43 @@ class Daemon:
                 raise _StoppedByPerson
         finally:
             await node.close()
+
+
+class _Stores:
+    """Log and ledger of a home, open together; the log first, for its lock holds the home."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._open()
+
+    def _open(self) -> None:
+        self.log = LogStore(str(self._home / RAFT_FILE), incarnation=secrets.token_hex(4))
+        try:
+            self.ledger = LedgerStore(str(self._home / LEDGER_FILE))
+        except BaseException:
+            self.log.close()
+            raise
+
+    def __enter__(self) -> "_Stores":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+        self.log.close()
+
+    def was_removed(self, node: NodeId) -> bool:
+        """Whether the ledger says that this node, with this data directory, left its mesh for good."""
+        member = Reader(self.ledger.connection).member(node)
+        own = raft_id(node, self.log.incarnation)
+        return member is not None and member.state == "removed" and member.raft_id == own
+
+    def begin_anew(self) -> None:
+        """Sets aside both files; the next ones are empty, and their node never forms a mesh."""
+        self.__exit__()
+        folder = set_aside(self._home, clock.wall_ms())
+        _log.warning("what this node held of its former mesh is set aside", folder=str(folder))
+        self._open()
+        self.log.set_value("belonged", value=True)
 
 
 def _first(group: BaseExceptionGroup[DarkStreamError]) -> DarkStreamError:

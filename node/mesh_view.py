@@ -20,6 +20,7 @@ from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
 from node.quarantine import Quarantine
+from node.quorum import VoterSeen, why_undecided
 from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
@@ -144,13 +145,11 @@ class MeshView:
         if parts.quarantine.fault:
             notes.append(DivergenceError(parts.quarantine.fault).line())
         if parts.driver.leader is None:
-            silent = ", ".join(
-                sorted(_name(names, v) or v for v in voters if node_of(v) not in alive)
-            )
-            notes.append(
-                "no coordinator: nothing new is decided"
-                + (f"; start the missing voters: {silent}" if silent else "; an election runs")
-            )
+            seen = [
+                VoterSeen(name=_name(names, voter) or voter, alive=node_of(voter) in alive)
+                for voter in voters
+            ]
+            notes.append("; ".join(why_undecided(seen)))
         if self._open:
             notes.append("this node admits everyone on its network without asking (--open)")
         if self._other_meshes:
@@ -224,7 +223,7 @@ class MeshView:
             id=node,
             name=member.name,
             role=member.role,
-            state="member" if active else "revoked",
+            state="member" if member.state == "active" else member.state,
             alive=active and parts.neighbours.peers.is_alive(node, now_ms),
             coordinator=parts.driver.leader == raft_id,
             vote=vote,  # type: ignore[arg-type]  # one of the three by the lines above

@@ -11,8 +11,8 @@ from typing import Final
 
 import structlog
 
-from ledger.commands import RevokeMember, SubmitJobs
-from ledger.jobs import Job
+from ledger.commands import RemoveMember, RevokeMember, SubmitJobs
+from ledger.jobs import Job, Member
 from ledger.queries import Reader
 from ledger.scheduler import explain, find
 from mesh import clock
@@ -40,6 +40,7 @@ from node.gateway.models import (
     JobsPage,
     Metric,
     NodesPage,
+    Removed,
     Revoked,
     Status,
     SubmitRequest,
@@ -338,13 +339,26 @@ class Service:
     async def revoke(self, name: str) -> Revoked:
         """Distrusts a member for good."""
         parts = self._member()
-        member = await parts.replica.read(lambda reader: reader.member_by_name(name))
-        if member is None:
-            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        member = await self._named(parts, name)
         await parts.proposer.commit(
             RevokeMember(node=member.node, by=self._name), cause=f"revoke {name}"
         )
         return Revoked(id=member.node, name=member.name)
+
+    async def remove(self, name: str) -> Removed:
+        """Lets a member go for good; it hands over what it has and stops by itself."""
+        parts = self._member()
+        member = await self._named(parts, name)
+        await parts.proposer.commit(
+            RemoveMember(node=member.node, by=self._name), cause=f"remove {name}"
+        )
+        return Removed(id=member.node, name=member.name)
+
+    async def _named(self, parts: Parts, name: str) -> Member:
+        member = await parts.replica.read(lambda reader: reader.member_by_name(name))
+        if member is None:
+            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        return member
 
 
 def new_job_id() -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mesh.errors import EXIT_JOB_FAILED, NotFoundError
+from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError
 from node.cli import views
 from node.cli.client import home_of
 from node.cli.faults import Commands, Json, error_from, print_error, print_json, safe
@@ -146,6 +146,67 @@ def ledger_restore(ctx: click.Context, *, file: Path, name: str | None, as_json:
 
     home = home_of(ctx.ensure_object(Common))
     return _print_restored(restore_home(home, file, name), as_json=as_json)
+
+
+@ledger.command("recover")
+@click.option("--force", is_flag=True, help="Do it: what only the other nodes knew is lost.")
+@common_options
+@click.pass_context
+def ledger_recover(ctx: click.Context, *, force: bool, as_json: bool) -> int:
+    """Go on alone with this machine's stopped node, when the other voters are lost for good."""
+    from node.recovery import recover  # noqa: PLC0415 - the stores are needed here alone
+
+    home = home_of(ctx.ensure_object(Common))
+    done = recover(home, really=force)
+    others = ", ".join(done.lost) or "none"
+    if not force:
+        raise ConflictError(
+            f"this node would go on alone from entry {done.last_index} of its log, without {others}: "
+            "what only they knew would be lost",
+            "start them instead; if that is impossible for good, repeat with --force",
+        )
+    if as_json:
+        print_json({"mesh": done.mesh, "epoch": done.epoch, "last_index": done.last_index})
+    else:
+        print(f"this node alone is the mesh now (epoch {done.epoch}); start it: mesh-node start")
+        print(safe(f"others come back by themselves as learners: {others}"))
+    return 0
+
+
+@ledger.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@common_options
+@click.pass_context
+def ledger_export(ctx: click.Context, *, file: Path, as_json: bool) -> int:
+    """Write every row as a line of JSON to a new file; the node may run.
+
+    Without open tokens.  For people and other programs; to come back to this state, make a backup.
+    """
+    from ledger.backup import export_to  # noqa: PLC0415 - SQLite is needed here alone
+
+    made = export_to(str(_ledger_of(ctx)), str(file.absolute()))
+    if as_json:
+        told = {"path": str(file.absolute()), "rows": made.rows}
+        print_json({**told, "mesh": made.mesh, "applied_index": made.applied_index})
+    else:
+        print(safe(f"{file}: {made.rows} rows, up to entry {made.applied_index}"))
+    return 0
+
+
+@ledger.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", metavar="N", help="Name of this node where the export does not know it.")
+@common_options
+@click.pass_context
+def ledger_import(ctx: click.Context, *, file: Path, name: str | None, as_json: bool) -> int:
+    """Make a home of an export; only where no mesh was before, and no node runs.
+
+    The node then is the mesh, as after a restore.
+    """
+    from node.cli.ledger_restore import import_home  # noqa: PLC0415 - SQLite is needed here alone
+
+    home = home_of(ctx.ensure_object(Common))
+    return _print_restored(import_home(home, file, name), as_json=as_json)
 
 
 def _print_restored(restored: "Restored", *, as_json: bool) -> int:

@@ -295,6 +295,17 @@ def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
     return 0
 
 
+@nodes.command()
+@click.argument("name")
+@common_options
+@click.pass_context
+def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """Let a node go for good: it hands over its vote and its work, and stops; it may join anew."""
+    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/remove")
+    print_json(answer) if as_json else print(safe_text(f"{answer['name']} is removed"))
+    return 0
+
+
 @cli.group(cls=Commands)
 def token() -> None:
     """Invitations for new nodes."""
@@ -323,6 +334,7 @@ def detect(ctx: click.Context, *, as_json: bool) -> int:
 
 
 cli.add_command(ledger)
+
 
 main = main_of(cli)
 
