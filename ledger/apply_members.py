@@ -71,7 +71,10 @@ def remove_member(change: Change, command: RemoveMember) -> None:
 
 
 def recover_mesh(change: Change, command: RecoverMesh) -> None:
-    """The survivor goes on alone: a later epoch, and no other data directory has a place in it."""
+    """The survivor goes on alone: a later epoch, and no other data directory has a place in it.
+
+    Open invitations are void: what is lost may have used them up.
+    """
     mesh = change.mesh()
     if not mesh.epoch < command.epoch <= EPOCH_MAX:
         raise RefusedError("conflict", f"the epoch is {mesh.epoch} already")
@@ -79,6 +82,8 @@ def recover_mesh(change: Change, command: RecoverMesh) -> None:
     for member in change.rows.where(Member, state="active"):
         if member.node != command.node:
             change.rows.put(replace(member, raft_id=""))
+    for invitation in change.rows.where(Invitation):
+        change.rows.delete(Invitation, invitation.id)
     change.tell("mesh.recovered", node=command.node, what=f"epoch {command.epoch}")
 
 

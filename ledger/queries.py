@@ -369,7 +369,7 @@ def run_query(
     the views, `UsageError` for faulty SQL and for more than `max_rows` rows or 10 s,
     `StorageError` when there is no ledger.
     """
-    connection = _open_for_people(path)
+    connection = open_replica(path)
     try:
         connection.authorizer = _authorize
         connection.limit(apsw.SQLITE_LIMIT_LENGTH, QUERY_VALUE_BYTES_MAX)
@@ -427,7 +427,8 @@ def _run(
     return columns[0], rows
 
 
-def _open_for_people(path: str) -> apsw.Connection:
+def open_replica(path: str) -> apsw.Connection:
+    """A reading connection to a node's ledger, whether the node runs or not.  Raises `StorageError`."""
     try:
         found = Path(path).is_file()
     except OSError as error:

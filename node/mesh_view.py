@@ -9,7 +9,7 @@ import structlog
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
-from mesh.errors import TwinIdentityError
+from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
 from node.admission import Admission
 from node.coordinator import Coordinator
@@ -19,7 +19,9 @@ from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, Submit
 from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
+from node.quarantine import Quarantine
 from node.quorum import VoterSeen, why_undecided
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.submission import Submission
@@ -41,6 +43,8 @@ class Parts:
     proposer: Proposer
     requests: Requests
     replica: Replica
+    read_index: ReadIndex
+    quarantine: Quarantine
     neighbours: Neighbours
     coordinator: Coordinator
     board: ProgressBoard
@@ -128,20 +132,22 @@ class MeshView:
             jobs=jobs,
             running=running,
             notes=[
-                *self._notes(leader, voters, ids, names),
+                *self._notes(parts, voters, ids, names),
                 *(_twin_note(names.get(twin, twin)) for twin in parts.neighbours.twins()),
             ],
         )
 
     def _notes(
         self,
-        leader: RaftId | None,
+        parts: Parts,
         voters: Sequence[RaftId],
         alive: set[str],
         names: Names,
     ) -> list[str]:
         notes: list[str] = []
-        if leader is None:
+        if parts.quarantine.fault:
+            notes.append(DivergenceError(parts.quarantine.fault).line())
+        if parts.driver.leader is None:
             seen = [
                 VoterSeen(name=_name(names, voter) or voter, alive=node_of(voter) in alive)
                 for voter in voters

@@ -140,9 +140,11 @@ def test_a_recovery_raises_the_epoch_and_leaves_one_data_directory() -> None:
     assert ledger.refused(c.RecoverMesh(node="anna", epoch=2)) == "no_mesh"
     ledger.formed("bert").planned("j", "k")
     before = ledger.leased("j", "a", "anna")
+    ledger.must(invitation("i", uses=9))
     assert ledger.refused(c.RecoverMesh(node="anna", epoch=1)) == "conflict"
     assert ledger.refused(c.RecoverMesh(node="anna", epoch=c.EPOCH_MAX + 1)) == "conflict"
     ledger.must(c.RecoverMesh(node="anna", epoch=700))
+    assert ledger.reader.invitation("i") is None
     mesh = ledger.reader.mesh()
     assert mesh is not None
     assert mesh.epoch == 700
