@@ -11,8 +11,8 @@ from typing import Final
 
 import structlog
 
-from ledger.commands import RevokeMember, SubmitJobs
-from ledger.jobs import Job
+from ledger.commands import RemoveMember, RevokeMember, SubmitJobs
+from ledger.jobs import Job, Member
 from ledger.queries import Reader
 from ledger.scheduler import explain, find
 from mesh import clock
@@ -40,6 +40,7 @@ from node.gateway.models import (
     JobsPage,
     Metric,
     NodesPage,
+    Removed,
     Revoked,
     Status,
     SubmitRequest,
@@ -112,6 +113,10 @@ class Service:
     async def status(self) -> Status:
         """The mesh in one look."""
         return await self._view.status(self.parts)
+
+    async def catch_up(self) -> None:
+        """Returns once this replica holds everything acknowledged anywhere before the call."""
+        await self._member().read_index.catch_up()
 
     async def nodes(self) -> NodesPage:
         """All members and all that ask to become one."""
@@ -220,8 +225,8 @@ class Service:
         checks = [
             Check(
                 name="ledger",
-                ok=behind < 10_000,
-                reason=f"{behind} decided entries not applied yet",
+                ok=behind < 10_000 and not parts.quarantine.fault,
+                reason=parts.quarantine.fault or f"{behind} decided entries not applied yet",
             ),
             Check(
                 name="quorum",
@@ -257,7 +262,7 @@ class Service:
                 value=float(parts.driver.applied_index),
             )
         )
-        return metrics
+        return metrics + _consensus_metrics(parts)
 
     # --- acting -----------------------------------------------------------------------------------
 
@@ -334,18 +339,66 @@ class Service:
     async def revoke(self, name: str) -> Revoked:
         """Distrusts a member for good."""
         parts = self._member()
-        member = await parts.replica.read(lambda reader: reader.member_by_name(name))
-        if member is None:
-            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        member = await self._named(parts, name)
         await parts.proposer.commit(
             RevokeMember(node=member.node, by=self._name), cause=f"revoke {name}"
         )
         return Revoked(id=member.node, name=member.name)
 
+    async def remove(self, name: str) -> Removed:
+        """Lets a member go for good; it hands over what it has and stops by itself."""
+        parts = self._member()
+        member = await self._named(parts, name)
+        await parts.proposer.commit(
+            RemoveMember(node=member.node, by=self._name), cause=f"remove {name}"
+        )
+        return Removed(id=member.node, name=member.name)
+
+    async def _named(self, parts: Parts, name: str) -> Member:
+        member = await parts.replica.read(lambda reader: reader.member_by_name(name))
+        if member is None:
+            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        return member
+
 
 def new_job_id() -> str:
     """A job id that sorts by time of submission."""
     return sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
+
+
+def _consensus_metrics(parts: Parts) -> list[Metric]:
+    driver = parts.driver
+    gauges = {
+        "log_base_index": (
+            "Log index up to which entries were compacted.",
+            driver.log_base().index,
+        ),
+        "loop_lag_seconds": (
+            "Worst lateness of this node's loop lately, fading with time.",
+            driver.upkeep.lag.worst_ms(clock.monotonic_ms()) / 1000,
+        ),
+        "election_stretch_ratio": (
+            "How much longer elections wait because the loop is late; 1: not at all.",
+            driver.upkeep.stretch_percent / 100,
+        ),
+    }
+    counters = {
+        "snapshots_installed_total": (
+            "Snapshots of other nodes that became this ledger.",
+            driver.snapshots.installed,
+        ),
+        "divergences_total": (
+            "Times that this replica was found to differ from the others.",
+            parts.quarantine.divergences,
+        ),
+    }
+    return [
+        Metric(name=name, kind="gauge", help=text, value=float(value))
+        for name, (text, value) in gauges.items()
+    ] + [
+        Metric(name=name, kind="counter", help=text, value=float(value))
+        for name, (text, value) in counters.items()
+    ]
 
 
 def _refused(socket: str, reason: str, count: int) -> Metric:

@@ -82,7 +82,8 @@ def print_nodes(answer: Json) -> None:
         marks = [node["vote"] if node["vote"] != "none" else ""]
         marks += ["coordinator"] if node["coordinator"] else []
         marks += ["this node"] if node["this"] else []
-        state = "revoked" if node["state"] == "revoked" else "alive" if node["alive"] else "silent"
+        state = "alive" if node["alive"] else "silent"
+        state = state if node["state"] == "member" else node["state"]
         rows.append(
             [
                 node["name"],

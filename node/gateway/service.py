@@ -18,6 +18,7 @@ from node.gateway.models import (
     JobsPage,
     Metric,
     NodesPage,
+    Removed,
     Revoked,
     Status,
     SubmitRequest,
@@ -31,6 +32,13 @@ class NodeService(Protocol):
 
     async def status(self) -> Status:
         """The mesh in one look; answers in every state of the node, also without a mesh."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Returns once this node knows everything that was acknowledged anywhere before the call.
+
+        Raises `NoCoordinatorError`, `BusyError`.
+        """
         ...
 
     async def nodes(self) -> NodesPage:
@@ -67,6 +75,10 @@ class NodeService(Protocol):
 
     async def revoke(self, name: str) -> Revoked:
         """Distrusts the member of that name or id for good.  Raises `NotFoundError`."""
+        ...
+
+    async def remove(self, name: str) -> Removed:
+        """Lets the member of that name or id go for good.  Raises `NotFoundError`, `ConflictError`."""
         ...
 
     async def detect(self) -> Detection:

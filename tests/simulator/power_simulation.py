@@ -10,7 +10,7 @@ from ledger.log_sqlite import LogStore
 from mesh.errors import StorageError
 from mesh.ids import RaftId, node_of
 from mesh.log import LogStorage
-from tests.power_loss import PowerGrid, PowerLossDisk
+from tests.lossy_disk import PowerGrid, PowerLossDisk
 from tests.simulator.ledger_machine import LedgerMachine
 from tests.simulator.machine import Machine
 from tests.simulator.mesh_simulation import Result

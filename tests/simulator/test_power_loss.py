@@ -6,7 +6,7 @@ from random import Random
 from ledger.log_sqlite import LogStore
 from mesh.errors import StorageError
 from mesh.log import Entry, HardState
-from tests.power_loss import PowerGrid, PowerLossDisk, power_grid
+from tests.lossy_disk import PowerGrid, PowerLossDisk, power_grid
 from tests.simulator.mesh_simulation import Result
 from tests.simulator.power_simulation import PowerSimulation
 
