@@ -211,6 +211,24 @@ class Faults:
         if not voters or len(mesh.members()) <= MEMBERS_MIN or not able:
             return
         node = self._random.choice(able)
+        if self._random.random() < 0.5:
+            self._take_out(node)
+            return
+        # It goes politely: its lead and its vote are handed over first, as far as there is time.
+        mesh.world.leaving.add(node.raft_id)
+        wait_ms = self._random.randrange(RETURN_MS_MAX)
+        mesh.time.after(wait_ms, lambda: self._let_go(node))
+
+    def _let_go(self, node: Node) -> None:
+        self._mesh.world.leaving.discard(node.raft_id)
+        voters = self._voters_when_steady()
+        bearable = len(voters) >= BEARABLE_VOTERS_MIN or node.raft_id not in voters
+        # Whoever is needed to decide, or was wiped meanwhile, stays.
+        if voters and bearable and node in self._mesh.members() and not self._mesh.network.healed:
+            self._take_out(node)
+
+    def _take_out(self, node: Node) -> None:
+        mesh = self._mesh
         node.retired = True
         mesh.request("leave", node.raft_id)
         if mesh.members_return and self._random.random() < 0.5:

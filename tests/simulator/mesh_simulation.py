@@ -200,6 +200,7 @@ class MeshSimulation:
 
     def _heal(self) -> None:
         self.network.heal()
+        self.world.leaving.clear()
         for node in self.nodes.values():
             node.heal()
             if not node.is_up:

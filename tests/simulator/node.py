@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from random import Random
 from typing import Any
@@ -21,7 +21,13 @@ from mesh.election import Role
 from mesh.errors import BusyError, ConflictError, NotLeaderError
 from mesh.ids import RaftId, node_of
 from mesh.log import Base, Entry, HardState, LogStorage
-from mesh.membership import AutopilotView, Configuration, PeerView, next_change
+from mesh.membership import (
+    AutopilotView,
+    Configuration,
+    MemberView,
+    PeerWatch,
+    next_change,
+)
 from mesh.messages import ConsensusMessage, Vote
 from mesh.protocol import Limits, Raft, Timing
 from tests.simulator.checks import Checks
@@ -31,6 +37,8 @@ from tests.simulator.parameters import Parameters
 from tests.simulator.snapshots import Snapshots
 
 AUTOPILOT_MS = 100
+AUTOPILOT_SPEED = 20
+"""Its clock runs so much faster than the mesh's: it waits a minute before it replaces a voter."""
 INBOX_MAX = 4_096
 HEALTHY_DISK_MS_MAX = 2
 
@@ -48,6 +56,8 @@ class World:
     open_machine: Callable[[RaftId, Any], Machine]
     crash: Callable[["Node", int], None]
     split_change: Callable[["Node", frozenset[RaftId]], None]
+    leaving: set[RaftId] = field(default_factory=set)
+    """Who said that it goes."""
     trace: list[str] = field(default_factory=list)
     snapshots: list[tuple[Base, Any]] = field(default_factory=list)
     """Every snapshot that was offered; its handle is its place."""
@@ -104,6 +114,8 @@ class Node:
         self._calls: list[Callable[[Raft], list[Effect]]] = []
         self._reads: dict[int, int] = {}
         self._inherits = False
+        self._watch = PeerWatch()
+        self._watched_term = 0
         self._snapshots = Snapshots(self)
 
     # --- life ---------------------------------------------------------------------------------
@@ -312,23 +324,10 @@ class Node:
         self._autopilot_ms = now_ms + AUTOPILOT_MS
         if self.act_as_leader is not None and raft.term_committed:
             self.act_as_leader()
-        assert raft.configuration is not None
-        change = next_change(
-            AutopilotView(
-                leader=raft.raft_id,
-                configuration=raft.configuration,
-                members=self.machine.members(),
-                peers=tuple(
-                    PeerView(raft_id=peer.raft_id, match=peer.match, active=peer.active)
-                    for peer in raft.progress()
-                ),
-                last_index=raft.last_index,
-                change_pending=raft.pending_configuration is not None,
-                term_committed=raft.term_committed,
-            )
-        )
+        view = self._autopilot_view(raft, self.machine.members())
+        change = next_change(view)
         if change is None:
-            return []
+            return self._hand_over(raft, view)
         try:
             return self._step(raft.change_configuration(change, self.now_ms))
         except BusyError:
@@ -337,6 +336,34 @@ class Node:
             raise AssertionError(
                 f"the autopilot asked for what the core refuses: {error}"
             ) from None
+
+    def _autopilot_view(self, raft: Raft, members: Sequence[MemberView]) -> AutopilotView:
+        if self._watched_term != raft.term:
+            self._watch, self._watched_term = PeerWatch(), raft.term
+        assert raft.configuration is not None
+        return AutopilotView(
+            leader=raft.raft_id,
+            configuration=raft.configuration,
+            members=tuple(
+                replace(member, leaving=member.raft_id in self.world.leaving) for member in members
+            ),
+            peers=self._watch.look(raft.progress(), self.now_ms * AUTOPILOT_SPEED),
+            last_index=raft.last_index,
+            change_pending=raft.pending_configuration is not None,
+            term_committed=raft.term_committed,
+        )
+
+    def _hand_over(self, raft: Raft, view: AutopilotView) -> list[Effect]:
+        """A leader that goes, or is taken out, leads until somebody else can."""
+        own = view.member(raft.raft_id)
+        stays = own is not None and not own.leaving
+        if stays or not view.members or view.change_pending or not view.term_committed:
+            return []
+        if raft.transfer_to is not None:
+            return []
+        with suppress(ConflictError):
+            return self._step(raft.transfer_leadership(None, self.now_ms))
+        return []
 
     def _step(self, effects: list[Effect]) -> list[Effect]:
         assert self.raft is not None
