@@ -113,11 +113,11 @@ class Hunt:
     seconds: float
 
 
-def hunt(bug: str, seeds: int, jobs: int) -> Hunt:
-    """The first seed that finds the bug and is sound without it."""
+def hunt(bug: str, seeds: Sequence[int], jobs: int) -> Hunt:
+    """The first of these seeds that finds the bug and is sound without it."""
     started_ms = clock.monotonic_ms()
     work = BUGS[bug].kind == "work"
-    tasks = [Task(seed, work, bug) for seed in range(seeds)]
+    tasks = [Task(seed, work, bug) for seed in seeds]
     for verdict in verdicts(tasks, jobs):
         if verdict.violation is None:
             continue
@@ -133,7 +133,7 @@ def hunt_all(bugs: Sequence[str], seeds: int, jobs: int, say: Say) -> bool:
     found = 0
     started_ms = clock.monotonic_ms()
     for bug in bugs:
-        done = hunt(bug, seeds, jobs)
+        done = hunt(bug, range(seeds), jobs)
         found += done.seed is not None
         where = "NOT FOUND" if done.seed is None else f"seed {done.seed:4}"
         say(f"{bug:28} {where:10} {done.seconds:6.1f} s  {BUGS[bug].what}")

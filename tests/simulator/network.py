@@ -9,7 +9,8 @@ from mesh.ids import NodeId, node_of
 from mesh.messages import WIRE, AppendAck, ConsensusMessage
 from tests.simulator.parameters import Parameters
 
-HINT_BACK_MAX = 6
+HINT_BACK_MAX = (6, 60)
+"""A little, or past a tail that a leader collected while it was cut off."""
 
 
 class Time:
@@ -99,7 +100,8 @@ class Network:
         """A hint is only a hint: a version that steps back further than it must is as safe."""
         if self._random.random() >= self._parameters.poor_hints:
             return refusal
-        lower = max(0, refusal.hint_index - self._random.randrange(1, HINT_BACK_MAX + 1))
+        back = self._random.randrange(1, self._random.choice(HINT_BACK_MAX) + 1)
+        lower = max(0, refusal.hint_index - back)
         return replace(refusal, hint_index=lower)
 
     def cut(self, cuts: Sequence[tuple[NodeId, NodeId]], length_ms: int) -> None:
