@@ -7,7 +7,7 @@ and any part of the writes behind it: each may be missing while a later one is t
 torn at the borders of sectors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +200,7 @@ class PowerGrid:
 
 
 @contextmanager
-def power_grid() -> Iterator[PowerGrid]:
+def power_grid() -> Generator[PowerGrid]:
     """While it is open, SQLite uses the disks that are plugged in; other files are as ever."""
     vfs = _LossyVfs()
     try:

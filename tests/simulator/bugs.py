@@ -3,7 +3,7 @@
 Each replaces a few methods while `planted` is open; nothing in the product knows of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -252,7 +252,7 @@ BUGS: dict[str, Bug] = {
 
 
 @contextmanager
-def planted(name: str | None) -> Iterator[type[Node]]:
+def planted(name: str | None) -> Generator[type[Node]]:
     """The bug of this name is in force inside; gives the class of nodes to use."""
     bug = BUGS[name] if name is not None else Bug(what="none")
     with ExitStack() as undo:

@@ -18,7 +18,7 @@ from tests.simulator.node import Node, World
 from tests.simulator.parameters import Parameters
 from tests.simulator.storage import MemoryLog
 
-STEPS_MAX = 1_000_000
+STEPS_MAX = 300_000
 """Ten times what the busiest honest run takes: more is a storm of messages."""
 OPEN_REQUESTS_MAX = 64
 LIVENESS_MS = 30_000

@@ -23,7 +23,7 @@ BUG_SEEDS = {
     "commit-of-old-term": 24,
     "commit-past-new": 38,
     "expired-twice": 3,
-    "heartbeat-commit": 13,
+    "heartbeat-commit": 26,
     "learner-counted": 0,
     "old-token": 4,
     "read-without-quorum": 125,
@@ -32,7 +32,7 @@ BUG_SEEDS = {
     "snapshot-over-newer": 113,
     "term-not-persisted": 8,
     "truncation-without-conflict": 5,
-    "vote-by-index": 80,
+    "vote-by-index": 105,
     "vote-for-a-shorter-log": 3,
     "vote-not-persisted": 21,
 }
