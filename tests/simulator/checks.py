@@ -52,6 +52,11 @@ class Checks:
                 f"and has spoken in {self._terms[sender]}"
             )
         self._terms[sender] = message.term
+        if message.term > disk.hard_state().term:
+            raise Violation(
+                f"durability: {sender} speaks in term {message.term}, "
+                f"its disk knows {disk.hard_state().term}"
+            )
         match message:
             case Vote(granted=True):
                 known = self._votes.setdefault((sender, message.term), message.to)
@@ -60,7 +65,8 @@ class Checks:
                         f"one vote a term: {sender} votes for {message.to} in term "
                         f"{message.term}, and has voted for {known}"
                     )
-            case AppendAck(ok=True):
+            # In one batch with what a later leader put in its place it says nothing any more.
+            case AppendAck(ok=True) if message.term == disk.hard_state().term:
                 if disk.last_index() < message.index:
                     raise Violation(
                         f"durability: {sender} acknowledges {message.index}, "

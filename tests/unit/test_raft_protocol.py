@@ -8,7 +8,7 @@ import pytest
 from mesh.effects import Effect, Persist, Send
 from mesh.errors import BusyError, ConflictError, DivergenceError, NotLeaderError, UsageError
 from mesh.ids import RaftId
-from mesh.log import ENTRY_BYTES_MAX, Entry
+from mesh.log import ENTRY_BYTES_MAX, Entry, HardState
 from mesh.membership import Configuration
 from mesh.messages import (
     Append,
@@ -565,3 +565,33 @@ def test_the_quorum_is_checked_by_what_was_heard_since_the_last_check() -> None:
         cluster.tick("a")
         cluster.deliver()
     assert cluster.now_ms - start_ms <= 2_000
+
+
+# --- who may campaign --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_decided", [False, True])
+def test_a_demoted_voter_leads_its_demotion_to_the_end(*, is_decided: bool) -> None:
+    """4.2.2: it may be the only one that holds the change, and votes for no shorter log."""
+    log = MemoryLog()
+    both, alone = Configuration.of([A, B]), Configuration.of([A], [B])
+    entries = [
+        Entry(index, 1, "configuration", configuration.encode())
+        for index, configuration in enumerate([both, alone], 1)
+    ]
+    log.persist(HardState(term=1, commit=2 if is_decided else 1), entries)
+    demoted = Raft(
+        raft_id=B, storage=log, timing=Timing(), random=Random(1), applied_index=1, now_ms=0
+    )
+    asked = [m.to for m in sent(demoted.tick(5_000)) if isinstance(m, VoteRequest)]
+    assert asked == ([] if is_decided else [A])
+    if is_decided:
+        return
+    granted = Vote(sender=A, to=B, term=2, granted=True, pre=True)
+    demoted.receive(granted, 5_001)
+    demoted.receive(replace(granted, pre=False), 5_002)
+    assert role(demoted) == "leader"
+    demoted.persisted(3, 2, 5_003)
+    demoted.receive(AppendAck(sender=A, to=B, term=2, ok=True, index=3), 5_004)
+    assert demoted.commit_index == 3
+    assert role(demoted) == "follower"
