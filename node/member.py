@@ -14,6 +14,7 @@ from mesh.errors import (
     DarkStreamError,
     NoCoordinatorError,
     NotAllowedError,
+    OvertakenError,
     RemovedError,
     WireError,
 )
@@ -55,6 +56,8 @@ class Membership:
     public_key: bytes
     mesh: MeshId
     founder: bool
+    epoch: int = 0
+    """Of the mesh when this node was admitted or recovered; the ledger may know a later one."""
     granted: tuple[Member, ...] = ()
     places: tuple[PeerAddress, ...] = ()
 
@@ -220,6 +223,11 @@ class MemberNode:
         match message:
             case Hello():
                 self.neighbours.receive(sender, message)
+                if message.epoch > self.neighbours.mesh_epoch > 0:
+                    raise OvertakenError(
+                        f"node {sender} and others went on without this node (epoch {message.epoch}, "
+                        f"here {self.neighbours.mesh_epoch})"
+                    )
             case Request() | Response():
                 self.requests.receive(sender, message)
             case Notice(topic=topic):
@@ -265,6 +273,8 @@ class MemberNode:
             # Another member had the name first; the ledger's is the one that people see.
             self.neighbours.facts = replace(self.neighbours.facts, name=mine.name)
         members = self._with_farewells(members)
+        ledger_epoch = mesh.epoch if mesh is not None else 0
+        self.neighbours.mesh_epoch = max(ledger_epoch, self.membership.epoch)
         if members == self._trusted:
             return
         self._trusted = members
@@ -314,6 +324,15 @@ class MemberNode:
                 await self.proposer.propose(command, cause="form")
             except NoCoordinatorError:
                 _log.info("the mesh waits for its first coordinator")
+
+    async def returned(self) -> None:
+        """Waits until this node's own ledger holds its admission with this data directory."""
+        while True:
+            seen = self.driver.ledger_changed.count
+            mine = await self.replica.read(lambda reader: reader.member(self.own))
+            if mine is not None and mine.raft_id == self.membership.raft_id:
+                return
+            await self.driver.ledger_changed.wait(seen)
 
     async def report(self, report: ReportNode) -> None:
         """Tells the mesh what this node can do, unless it knows already."""

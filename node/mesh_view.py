@@ -9,7 +9,7 @@ import structlog
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
-from mesh.errors import DivergenceError
+from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
 from node.admission import Admission
 from node.coordinator import Coordinator
@@ -131,7 +131,10 @@ class MeshView:
             nodes_total=len(members),
             jobs=jobs,
             running=running,
-            notes=self._notes(parts, voters, ids, names),
+            notes=[
+                *self._notes(parts, voters, ids, names),
+                *(_twin_note(names.get(twin, twin)) for twin in parts.neighbours.twins()),
+            ],
         )
 
     def _notes(
@@ -281,6 +284,13 @@ def told_pending(neighbours: Neighbours, node: NodeId, wall_ms: int) -> list[Pen
             case _:
                 _log.debug("pending join that cannot be read", node=node)
     return found[:PENDING_TOLD_MAX]
+
+
+def _twin_note(name: str) -> str:
+    return TwinIdentityError(
+        f"two running processes speak for node {name}: its data directory was copied",
+        "stop one of them and remove its home",
+    ).line()
 
 
 def _name(names: Names, raft: RaftId | None) -> str | None:
