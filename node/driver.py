@@ -301,8 +301,11 @@ class Driver:
         effects += self._take_reads(now_ms)
         overdue_ms = now_ms - self.raft.next_deadline_ms()
         if overdue_ms >= 0:
-            effects += self.raft.tick(now_ms)
+            # Told first: a loop that stood still has not read yet what its leader said meanwhile,
+            # and the stretch gives it the time to.
             self.upkeep.late(overdue_ms, now_ms)
+        if now_ms >= self.raft.next_deadline_ms():
+            effects += self.raft.tick(now_ms)
         if not (self._inbox.empty() and self._proposals.empty()):
             self._wake.set()
         return effects
