@@ -27,6 +27,8 @@ from node.worker import HEARTBEAT
 
 ROUND_S: Final = 0.5
 """Looks at least this often, also when nothing was applied: leases expire by time."""
+IDLE_ROUND_S: Final = 2.0
+"""While nothing is leased and nothing waits: no clock runs out, and what is new wakes the round."""
 ORPHANS_A_ROUND: Final = 16
 """Jobs of revoked or removed owners that one round ends: leases come in between."""
 
@@ -96,22 +98,25 @@ class Coordinator:
     async def _schedule(self) -> None:
         while self._driver.is_leader:
             ledger_seen, heard_seen = self._driver.ledger_changed.count, self._heard.count
+            pause_s = ROUND_S
             try:
-                await self._round()
+                if not await self._round():
+                    pause_s = IDLE_ROUND_S
             except StorageError:
                 raise
             except DarkStreamError as error:
                 # Whatever one round meets, the next looks anew: a coordinator never stops deciding.
                 _log.warning("a round of leases failed", reason=error.what)
-            ledger = asyncio.ensure_future(self._driver.ledger_changed.wait(ledger_seen, ROUND_S))
-            heard = asyncio.ensure_future(self._heard.wait(heard_seen, ROUND_S))
+            ledger = asyncio.ensure_future(self._driver.ledger_changed.wait(ledger_seen, pause_s))
+            heard = asyncio.ensure_future(self._heard.wait(heard_seen, pause_s))
             try:
                 await asyncio.wait((ledger, heard), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ledger.cancel()
                 heard.cancel()
 
-    async def _round(self) -> None:
+    async def _round(self) -> bool:
+        """Expires and grants; whether a lease runs or a task waits, whose clocks want another look soon."""
         now_ms = clock.monotonic_ms()
         active = await self._replica.read(lambda reader: reader.active_attempts())
         ids = {attempt.id for attempt in active}
@@ -130,6 +135,7 @@ class Coordinator:
         view = await self.view(now_ms)
         for command in plan(view, now_ms):
             await self._proposer.commit(command, cause="coordinator")
+        return bool(active or view.tasks)
 
     async def _fail_jobs_without_owner(self) -> None:
         lost, members = await self._replica.read(
