@@ -67,6 +67,19 @@ class RemovedError(NotAllowedError):
     code = "removed"
 
 
+class TwinIdentityError(DarkStreamError):
+    """Two running processes speak with the key of one node: its data directory was copied. Stop one of them and remove its home (or at least `identity/`, `raft.db` and `ledger.db`); the other goes on."""
+
+    code = "twin_identity"
+    blame = "user"
+
+
+class OvertakenError(DarkStreamError):
+    """Others went on without this node after a recovery by force (`mesh-cli ledger recover`). It sets aside what it holds, comes back as a learner, and lists the jobs that only it knew in `left-behind-*.json` in its home."""
+
+    code = "overtaken"
+
+
 class UsageError(DarkStreamError):
     """The request itself is wrong: an unknown option, profile, id or value. Correct it and call again."""
 

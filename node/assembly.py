@@ -23,9 +23,10 @@ from mesh.errors import UnreachableError
 from mesh.forming import FormingTimes
 from mesh.ids import MeshId, NodeId, raft_id
 from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
-from mesh.joining import JOIN, Facts, JoinGrant
+from mesh.joining import JOIN, Facts, JoinGrant, Place
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
+from mesh.transfer import Source
 from mesh.transfer_files import free_bytes
 from mesh.transport import Counters
 from mesh.trust import JOIN_KEY, Identity, Token, mesh_fingerprint, mesh_tag, parse_token
@@ -37,12 +38,14 @@ from node.config import Config
 from node.conversion import MediaConverter
 from node.feed import Feed
 from node.films import Allowed, Contact, Films, default_folders
+from node.former_files import has_former
 from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.home_files import write_api_files
-from node.home_paths import CACHE_FOLDER
+from node.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.leases import LeaseTiming
+from node.left_behind_files import write_left_behind
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
 from node.member import MemberNode, Membership, granted_members
@@ -52,6 +55,7 @@ from node.neighbours import OwnFacts
 from node.owner import Owner
 from node.replica import Replica
 from node.service import Service, new_job_id
+from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.submission import Submission
 from node.submission_files import prepare
 from node.worker import Worker
@@ -96,7 +100,14 @@ class Assembly:
             contacts=self._contact,
             media=self._machine.media,
         )
-        self._bulk = ZmqBulkServer(identity.keys, self._films.source_for, host=host, port=bulk_port)
+        self._shelf = SnapshotShelf(
+            folder=home / SNAPSHOTS_FOLDER,
+            log=log,
+            ledger=ledger,
+            client=self._client,
+            contacts=self._contact,
+        )
+        self._bulk = ZmqBulkServer(identity.keys, self._source_for, host=host, port=bulk_port)
         self._mesh = LedgerMesh(reader, identity.node_id)
         self._discovery = MdnsDiscovery(
             on_heard=self._heard,
@@ -134,9 +145,10 @@ class Assembly:
         config = self._config
         return AdmissionSettings(
             token=_token(config),
+            mesh=_fingerprint(self._log.get_value("return_to")),
             seeds=config.seeds,
             new_mesh=config.new_mesh,
-            belonged=any(self._log.get_value(name) is not None for name in ("mesh", "belonged")),
+            belonged=self._log.get_value("mesh") is not None or has_former(self._home),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
         )
@@ -168,6 +180,8 @@ class Assembly:
 
     async def _belong(self, group: asyncio.TaskGroup) -> None:
         if self._log.get_value("mesh") is None:
+            for place in AddressFile(self._home / PEERS_FILE).load():
+                self._admission.hint(Place(hosts=place.hosts, join_port=place.join_port))
             outcome = await self._admission.find_mesh()
             if isinstance(outcome, Formed):
                 self._log.set_value("founder", value=True)
@@ -193,11 +207,16 @@ class Assembly:
             public_key=self._identity.public_key,
             mesh=MeshId(str(self._log.get_value("mesh"))),
             founder=founder,
+            epoch=max(
+                _grant(str(grant)).epoch if grant is not None else 0,
+                int(str(self._log.get_value("epoch") or 0)),
+            ),
             granted=members,
             places=places,
         )
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
+        recover_installation(self._log, self._ledger)
         membership, timings = self._membership(), self._config.timings
         leases = LeaseTiming(
             heartbeat_ms=timings.worker_heartbeat_ms,
@@ -222,6 +241,8 @@ class Assembly:
             ledger=self._ledger,
             applied_index=self._ledger.applied_index,
             replica=self._replica,
+            shelf=self._shelf,
+            keep=self._config.ledger.keep,
             control=self._control,
             trust_users=(self._bulk.set_trust, self._members_changed),
             book=AddressFile(self._home / PEERS_FILE),
@@ -239,6 +260,16 @@ class Assembly:
         group.create_task(member.run(), name="member")
         group.create_task(self._machine.report(member, VERSION), name="report")
         self._work(group, member, leases)
+        if (former := self._log.get_value("former")) is not None:
+            group.create_task(self._tell_left_behind(member, Path(str(former))), name="left behind")
+
+    async def _tell_left_behind(self, member: MemberNode, former: Path) -> None:
+        """Once the replica holds this node's own return, it holds all that happened before it."""
+        await member.returned()
+        path, count = await asyncio.to_thread(write_left_behind, self._home, former, self._reader)
+        self._log.set_value("former", value=None)
+        if count:
+            _log.warning("jobs that only this node knew", jobs=count, file=str(path))
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
         name = self._config.name
@@ -255,6 +286,7 @@ class Assembly:
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",
             timing=leases,
+            fit=lambda: not member.quarantine.fault,
         )
         owner = Owner(
             own=member.own,
@@ -280,6 +312,8 @@ class Assembly:
                 proposer=member.proposer,
                 requests=member.requests,
                 replica=self._replica,
+                read_index=member.read_index,
+                quarantine=member.quarantine,
                 neighbours=member.neighbours,
                 coordinator=member.coordinator,
                 board=member.board,
@@ -316,6 +350,7 @@ class Assembly:
         await self._control.stop()
         await asyncio.to_thread(self._bulk.stop)
         await asyncio.to_thread(self._films.close)
+        await asyncio.to_thread(self._shelf.close)
         await asyncio.to_thread(self._replica.close)
 
     # --- what the parts ask of each other -----------------------------------------------------------
@@ -362,6 +397,11 @@ class Assembly:
         return Contact(
             public_key=known.public_key, hosts=peer.address.hosts, port=peer.address.bulk_port
         )
+
+    def _source_for(self, peer: NodeId, handle: str) -> Source:
+        """What the bulk server hands out: ledgers to members, films to those who hold a lease."""
+        serving = self._shelf if handle.startswith(HANDLE_PREFIX) else self._films
+        return serving.source_for(peer, handle)
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
         return await asyncio.to_thread(
@@ -418,6 +458,10 @@ def _grant(text: str) -> JoinGrant:
     grant = JOIN.decode(bytes.fromhex(text))
     assert isinstance(grant, JoinGrant), "what was kept of the admission"
     return grant
+
+
+def _fingerprint(kept: object) -> bytes | None:
+    return bytes.fromhex(kept) if isinstance(kept, str) else None
 
 
 async def _resolve(host: str) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from ledger.log_sqlite import LogStore
 from ledger.queries import Reader
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
-from mesh.errors import DarkStreamError
-from mesh.ids import NodeId, raft_id
+from mesh.errors import DarkStreamError, OvertakenError
+from mesh.ids import MeshId, NodeId, raft_id
+from mesh.trust import Identity, mesh_fingerprint
 from mesh.trust_files import load_or_create_identity
 from node.assembly import Assembly
 from node.config import Config
@@ -88,11 +89,21 @@ class Daemon:
         home = Path(self._config.home)
         with _Stores(home) as stores:
             identity = load_or_create_identity(home)
-            if self._config.join and stores.was_removed(identity.node_id):
+            invited = self._config.join or self._config.join_file
+            if invited and stores.was_removed(identity.node_id):
                 stores.begin_anew()
+            while await self._is_overtaken(stores, identity):
+                stores.return_anew()
+
+    async def _is_overtaken(self, stores: "_Stores", identity: Identity) -> bool:
+        """Lives until it ends with an error; True when others went on without this node."""
+        try:
             await self._live(
                 Assembly(self._config, identity=identity, log=stores.log, ledger=stores.ledger)
             )
+        except* OvertakenError as group:
+            _log.warning("overtaken", why=_first(group).what)
+        return True
 
     async def _live(self, node: Assembly) -> None:
         try:
@@ -137,11 +148,23 @@ class _Stores:
 
     def begin_anew(self) -> None:
         """Sets aside both files; the next ones are empty, and their node never forms a mesh."""
+        self._set_aside()
+
+    def return_anew(self) -> None:
+        """The same, to come back to the same mesh and to tell there what only this node knew."""
+        mesh = Reader(self.ledger.connection).mesh()
+        folder = self._set_aside()
+        if mesh is not None:
+            fingerprint = mesh_fingerprint(MeshId(mesh.id), mesh.founder_key)
+            self.log.set_value("return_to", fingerprint.hex())
+            self.log.set_value("former", str(folder))
+
+    def _set_aside(self) -> Path:
         self.__exit__()
         folder = set_aside(self._home, clock.wall_ms())
-        _log.warning("what this node held of its former mesh is set aside", folder=str(folder))
+        _log.warning("what this node held of its mesh is set aside", folder=str(folder))
         self._open()
-        self.log.set_value("belonged", value=True)
+        return folder
 
 
 def _first(group: BaseExceptionGroup[DarkStreamError]) -> DarkStreamError:

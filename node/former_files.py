@@ -38,6 +38,11 @@ def set_aside(home: Path, wall_ms: int) -> Path:
     return folder
 
 
+def has_former(home: Path) -> bool:
+    """Whether this node belonged to a mesh before its present files, also after a crash on the way."""
+    return (home / FORMER_FOLDER).is_dir()
+
+
 def _new_folder(parent: Path, name: str) -> Path:
     parent.mkdir(mode=0o700, exist_ok=True)
     for number in range(_TRIES_MAX):

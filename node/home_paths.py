@@ -8,6 +8,8 @@ API_TOKEN_FILE = "api.token"  # noqa: S105 - the name of a file, no secret
 API_ADDRESS_FILE = "api.address"
 """`host:port` of the running node's API: port 0 and several nodes on a machine stay reachable."""
 CACHE_FOLDER = "cache"
+SNAPSHOTS_FOLDER = "snapshots"
+"""Whole ledgers that other nodes fetch, and one that is being fetched."""
 FORMER_FOLDER = "former"
 """Logs and ledgers of meshes that this node left, or of a past that others went on without."""
 TRASH_FOLDER = "trash"

@@ -14,6 +14,7 @@ from mesh.errors import (
     DarkStreamError,
     NoCoordinatorError,
     NotAllowedError,
+    OvertakenError,
     RemovedError,
     WireError,
 )
@@ -23,14 +24,19 @@ from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
 from mesh.transport import ControlTransport, Received
+from node.compaction import Keep
 from node.coordinator import Coordinator
-from node.driver import Driver, Ledger
+from node.driver import Driver
 from node.leases import LeaseTiming
+from node.ledger_port import Ledger
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
+from node.quarantine import Quarantine
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
+from node.snapshot_duty import Shelf
 from node.voters import Voters
 
 REPORT_RETRY_S: Final = 5.0
@@ -50,6 +56,8 @@ class Membership:
     public_key: bytes
     mesh: MeshId
     founder: bool
+    epoch: int = 0
+    """Of the mesh when this node was admitted or recovered; the ledger may know a later one."""
     granted: tuple[Member, ...] = ()
     places: tuple[PeerAddress, ...] = ()
 
@@ -102,6 +110,8 @@ class MemberNode:
         ledger: Ledger,
         applied_index: int,
         replica: Replica,
+        shelf: Shelf,
+        keep: Keep,
         control: ControlTransport,
         trust_users: Sequence[TrustUser],
         book: AddressBook,
@@ -122,11 +132,22 @@ class MemberNode:
             applied_index=applied_index,
             now_ms=clock.monotonic_ms(),
         )
-        self.driver = Driver(raft, log, ledger, self.send)
+        self.driver = Driver(raft, log, ledger, self.send, shelf=shelf, keep=keep, timing=timing)
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
-        self.neighbours = Neighbours(facts, control, book, status)
+        self.read_index = ReadIndex(self.driver, self.requests)
+        self.neighbours = Neighbours(
+            facts, control, book, lambda: {**status(), **self.quarantine.told()}
+        )
         for place in membership.places:
             self.neighbours.hint(place)
+        self.quarantine = Quarantine(
+            own=self.own,
+            driver=self.driver,
+            requests=self.requests,
+            neighbours=self.neighbours,
+            shelf=shelf,
+            name_of=self._name_of,
+        )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
         self.coordinator = Coordinator(
             driver=self.driver,
@@ -154,6 +175,9 @@ class MemberNode:
         leader = self.driver.leader
         return None if leader is None else node_of(leader)
 
+    def _name_of(self, node: NodeId) -> str:
+        return next((member.name for member in self._trusted if member.node == node), node)
+
     def send(self, node: NodeId, message: Message) -> bool:
         """To another node, or to this one itself."""
         if node == self.own:
@@ -179,6 +203,7 @@ class MemberNode:
                 group.create_task(self._follow_members(), name="members")
                 group.create_task(self.neighbours.run(), name="neighbours")
                 group.create_task(self.coordinator.run(), name="coordinator")
+                group.create_task(self.quarantine.run(), name="quarantine")
                 if self.membership.founder:
                     group.create_task(self._found(), name="found")
         finally:
@@ -198,6 +223,11 @@ class MemberNode:
         match message:
             case Hello():
                 self.neighbours.receive(sender, message)
+                if message.epoch > self.neighbours.mesh_epoch > 0:
+                    raise OvertakenError(
+                        f"node {sender} and others went on without this node (epoch {message.epoch}, "
+                        f"here {self.neighbours.mesh_epoch})"
+                    )
             case Request() | Response():
                 self.requests.receive(sender, message)
             case Notice(topic=topic):
@@ -243,6 +273,8 @@ class MemberNode:
             # Another member had the name first; the ledger's is the one that people see.
             self.neighbours.facts = replace(self.neighbours.facts, name=mine.name)
         members = self._with_farewells(members)
+        ledger_epoch = mesh.epoch if mesh is not None else 0
+        self.neighbours.mesh_epoch = max(ledger_epoch, self.membership.epoch)
         if members == self._trusted:
             return
         self._trusted = members
@@ -292,6 +324,15 @@ class MemberNode:
                 await self.proposer.propose(command, cause="form")
             except NoCoordinatorError:
                 _log.info("the mesh waits for its first coordinator")
+
+    async def returned(self) -> None:
+        """Waits until this node's own ledger holds its admission with this data directory."""
+        while True:
+            seen = self.driver.ledger_changed.count
+            mine = await self.replica.read(lambda reader: reader.member(self.own))
+            if mine is not None and mine.raft_id == self.membership.raft_id:
+                return
+            await self.driver.ledger_changed.wait(seen)
 
     async def report(self, report: ReportNode) -> None:
         """Tells the mesh what this node can do, unless it knows already."""

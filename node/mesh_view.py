@@ -9,6 +9,7 @@ import structlog
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
+from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
 from node.admission import Admission
 from node.coordinator import Coordinator
@@ -18,7 +19,9 @@ from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, Submit
 from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
+from node.quarantine import Quarantine
 from node.quorum import VoterSeen, why_undecided
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.submission import Submission
@@ -40,6 +43,8 @@ class Parts:
     proposer: Proposer
     requests: Requests
     replica: Replica
+    read_index: ReadIndex
+    quarantine: Quarantine
     neighbours: Neighbours
     coordinator: Coordinator
     board: ProgressBoard
@@ -126,18 +131,23 @@ class MeshView:
             nodes_total=len(members),
             jobs=jobs,
             running=running,
-            notes=self._notes(leader, voters, ids, names),
+            notes=[
+                *self._notes(parts, voters, ids, names),
+                *(_twin_note(names.get(twin, twin)) for twin in parts.neighbours.twins()),
+            ],
         )
 
     def _notes(
         self,
-        leader: RaftId | None,
+        parts: Parts,
         voters: Sequence[RaftId],
         alive: set[str],
         names: Names,
     ) -> list[str]:
         notes: list[str] = []
-        if leader is None:
+        if parts.quarantine.fault:
+            notes.append(DivergenceError(parts.quarantine.fault).line())
+        if parts.driver.leader is None:
             seen = [
                 VoterSeen(name=_name(names, voter) or voter, alive=node_of(voter) in alive)
                 for voter in voters
@@ -274,6 +284,13 @@ def told_pending(neighbours: Neighbours, node: NodeId, wall_ms: int) -> list[Pen
             case _:
                 _log.debug("pending join that cannot be read", node=node)
     return found[:PENDING_TOLD_MAX]
+
+
+def _twin_note(name: str) -> str:
+    return TwinIdentityError(
+        f"two running processes speak for node {name}: its data directory was copied",
+        "stop one of them and remove its home",
+    ).line()
 
 
 def _name(names: Names, raft: RaftId | None) -> str | None:

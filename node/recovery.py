@@ -58,6 +58,8 @@ def recover(home: Path, *, really: bool) -> Recovery:
             plan = _plan(reader, own, log)
         if really:
             _write(log, own, plan)
+            # Known before the ledger has applied it: others that say it must not overtake this node.
+            log.set_value("epoch", plan.epoch)
     return plan
 
 
