@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -69,7 +70,7 @@ def test_the_coordinator_is_killed_twice_while_clients_submit_and_read(tmp_path:
             dead = kill_coordinator(nodes)
             progressed(history)
             dead.start("--slots", "0")
-            wait_for(f"{dead.name} answers", lambda dead=dead: _answers(dead), 15)
+            wait_for(f"{dead.name} answers", partial(_answers, dead), 15)
             progressed(history)
         end(clients, stop)
         wait_for("all are as far as each other", lambda: len({applied(n) for n in nodes}) == 1, 20)
