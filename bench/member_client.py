@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ledger.commands import ENVELOPES, JobSpec, Outcome, SubmitJobs, seal
+from ledger.commands import JobSpec, SubmitJobs, seal
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
@@ -27,8 +27,8 @@ from mesh.ids import NodeId, RaftId
 from mesh.messages import PROTOCOL_VERSION, Hello, Request, Response
 from mesh.trust_files import load_or_create_identity
 from node.address_book_files import AddressFile
+from node.batches import Batches
 from node.media.profiles import BUILT_IN
-from node.proposer import METHOD
 from node.requests import Requests
 
 TRY_S: Final = 5.0
@@ -53,6 +53,7 @@ class MemberClient:
         self.node = identity.node_id
         self._control = ZmqControl(identity.keys, host="127.0.0.1")
         self._requests = Requests(self._control.send)
+        self._batches = Batches(self._requests, TRY_S)
         reader = Reader(str(ledger))
         self._members = reader.members(active_only=True)
         mesh = reader.mesh()
@@ -111,8 +112,7 @@ class MemberClient:
 
     async def propose(self, leader: NodeId, data: bytes) -> None:
         """Until the coordinator says that it is committed and applied.  Raises what it meets."""
-        body = await self._requests.call(leader, METHOD, data, timeout_s=TRY_S)
-        outcome: Outcome = ENVELOPES.decode(body)
+        outcome = await self._batches.propose(leader, data)
         if not outcome.ok:
             raise DarkStreamError(f"{outcome.code}: {outcome.what}")
 

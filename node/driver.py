@@ -5,6 +5,7 @@ Applying runs beside the loop, so that a large batch of commands delays no heart
 """
 
 import asyncio
+import heapq
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
@@ -20,7 +21,7 @@ from mesh.log import ENTRY_BYTES_MAX, Entry, HardState, LogStorage
 from mesh.membership import Configuration
 from mesh.messages import ConsensusMessage, Message
 from mesh.protocol import Raft
-from node.signals import Signal
+from node.signals import PacedSignal, Signal
 
 INBOX_MAX: Final = 4_096
 """Consensus messages waiting; more are dropped, which Raft repairs by repeating."""
@@ -30,6 +31,8 @@ BATCH_MAX: Final = 512
 """Inputs handled before effects are performed: bounds the time between two syncs."""
 APPLY_BATCH_MAX: Final = 512
 """Entries applied in one ledger transaction."""
+LOOKS_S: Final = 0.05
+"""Those who follow the ledger look at most so often: each look is some ten queries."""
 
 _log = structlog.get_logger("consensus")
 
@@ -56,7 +59,7 @@ class Driver:
     ) -> None:
         self.raft = raft
         self.leader_changed = Signal()
-        self.ledger_changed = Signal()
+        self.ledger_changed = PacedSignal(LOOKS_S)
         self.applied_index = raft.applied_index
         self._log = log
         self._ledger = ledger
@@ -69,6 +72,9 @@ class Driver:
         self._wake = asyncio.Event()
         self._apply_wake = asyncio.Event()
         self._waiting: dict[CommandId, asyncio.Future[Outcome]] = {}
+        self._waiting_applied: list[tuple[int, int, asyncio.Future[None]]] = []
+        """A heap of (index, number, who waits for it)."""
+        self._waits = 0
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self.dropped = 0
@@ -99,14 +105,33 @@ class Driver:
         Raises `NotLeaderError`, `BusyError`, `UsageError` (too large), or TimeoutError when it is not known whether the
         command was committed: repeat it with the same id.
         """
+        # A time-out leaves the future for a repetition of the same id; losing the lead ends it.
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(self._enqueue(command_id, data))
+
+    async def propose_all(
+        self, commands: Sequence[tuple[CommandId, bytes]], timeout_s: float
+    ) -> list[Outcome | DarkStreamError]:
+        """Like `propose` for several commands: each one's outcome, or why it has none (yet)."""
+        asked: list[asyncio.Future[Outcome] | DarkStreamError] = []
+        for command_id, data in commands:
+            try:
+                asked.append(self._enqueue(command_id, data))
+            except DarkStreamError as error:
+                asked.append(error)
+        futures = [one for one in asked if isinstance(one, asyncio.Future)]
+        if futures:
+            await asyncio.wait(futures, timeout=timeout_s)
+        return [one if isinstance(one, DarkStreamError) else _found(one) for one in asked]
+
+    def _enqueue(self, command_id: CommandId, data: bytes) -> "asyncio.Future[Outcome]":
         if not self.is_leader:
             raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
         if len(data) > ENTRY_BYTES_MAX:
             raise UsageError(f"a command has more than {ENTRY_BYTES_MAX} bytes", "split it")
-        loop = asyncio.get_running_loop()
         future = self._waiting.get(command_id)
         if future is None:
-            future = self._waiting[command_id] = loop.create_future()
+            future = self._waiting[command_id] = asyncio.get_running_loop().create_future()
             future.add_done_callback(_retrieve)
             try:
                 self._proposals.put_nowait((command_id, data))
@@ -114,9 +139,7 @@ class Driver:
                 del self._waiting[command_id]
                 raise BusyError("too many commands wait", "retry in a moment") from None
             self._wake.set()
-        # A time-out leaves the future for a repetition of the same id; losing the lead ends it.
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(future)
+        return future
 
     async def change_configuration(self, configuration: Configuration) -> None:
         """Starts a membership change.  Raises `NotLeaderError`, `ConflictError`, `BusyError`."""
@@ -130,10 +153,14 @@ class Driver:
 
     async def wait_applied(self, index: int, timeout_s: float) -> bool:
         """Whether this node's ledger holds the entry of this index before the time is over."""
+        if self.applied_index >= index:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits += 1
+        heapq.heappush(self._waiting_applied, (index, self._waits, future))
         try:
             async with asyncio.timeout(timeout_s):
-                while self.applied_index < index:
-                    await self.ledger_changed.wait(self.ledger_changed.count)
+                await future
         except TimeoutError:
             return False
         return True
@@ -271,13 +298,32 @@ class Driver:
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:
                         self._resolve(CommandId(command_id), outcome)
+                self._tell_applied()
                 self.ledger_changed.set()
                 self._wake.set()
+
+    def _tell_applied(self) -> None:
+        waiting = self._waiting_applied
+        while waiting and waiting[0][0] <= self.applied_index:
+            _, _, future = heapq.heappop(waiting)
+            if not future.done():  # whose time was over stays here until its index comes
+                future.set_result(None)
 
     def _resolve(self, command_id: CommandId, outcome: Outcome) -> None:
         future = self._waiting.pop(command_id, None)
         if future is not None and not future.done():
             future.set_result(outcome)
+
+
+def _found(future: asyncio.Future[Outcome]) -> Outcome | DarkStreamError:
+    if not future.done():
+        return BusyError("not committed yet", "ask again with the same id")
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, DarkStreamError):
+        return error
+    raise error
 
 
 def _retrieve(future: asyncio.Future[Outcome]) -> None:
