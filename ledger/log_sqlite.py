@@ -9,15 +9,15 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
 from mesh.errors import DiskFullError, InUseError, StorageError
 from mesh.ids import RaftId
-from mesh.log import Entry, HardState
+from mesh.log import Base, Entry, HardState
 
-_SCHEMA: Final = """
+_VERSION_1: Final = """
 CREATE TABLE entry (
     log_index INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
@@ -33,7 +33,31 @@ CREATE TABLE hard_state (
 INSERT INTO hard_state VALUES (1, 0, NULL, 0);
 CREATE TABLE value (name TEXT PRIMARY KEY, json TEXT NOT NULL) STRICT;
 """
-_VERSION: Final = 1
+_VERSION_2: Final = """
+CREATE TABLE base (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    log_index INTEGER NOT NULL,
+    term INTEGER NOT NULL,
+    configuration BLOB NOT NULL
+) STRICT;
+INSERT INTO base VALUES (1, 0, 0, x'');
+"""
+_MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
+_VERSION: Final = len(_MIGRATIONS)
+
+FORGOTTEN_A_WRITE: Final = 1_024
+"""Compacted entries removed with one write of new ones: more than a write brings (512), so they run out."""
+PAGES_FREED_A_WRITE: Final = 64
+"""Pages (4 KiB) given back to the file system with one write: under a millisecond of copying."""
+PAGES_KEPT: Final = 4_096
+"""Free pages kept in the file (16 MiB), because new entries fill them again at once."""
+
+
+class _Extent(NamedTuple):
+    """What the log holds; one value, so that a reading thread never sees half of a change."""
+
+    base: Base
+    last: int
 
 
 class LogStore:
@@ -51,6 +75,8 @@ class LogStore:
         try:
             self._connection = apsw.Connection(path)
             opened.append(self._connection)
+            # Before the first page is written, else it means nothing.
+            self._connection.pragma("auto_vacuum", 2)
             self._connection.pragma("journal_mode", "WAL")
             self._connection.pragma("synchronous", 2)
             # macOS: fsync alone leaves data in the drive's cache; elsewhere these do nothing.
@@ -77,10 +103,15 @@ class LogStore:
             raise StorageError(
                 f"{self.path} was written by a newer version", "update DarkStream on this node"
             )
-        if version == 0:
+        if version < _VERSION:
+            # The log is this node's own, so its file is brought up to date when it is opened.
             with self._connection:
-                self._connection.execute(_SCHEMA)
+                for sql in _MIGRATIONS[version:]:
+                    self._connection.execute(sql)
                 self._connection.pragma("user_version", _VERSION)
+        if version == 1:
+            # What version 1 made gives no page back before it was written anew once.
+            self._connection.execute("VACUUM")
 
     def _load(self) -> None:
         row: Any = self._connection.execute(
@@ -92,15 +123,23 @@ class LogStore:
         self._hard_state = HardState(
             term=term, vote=None if vote is None else RaftId(vote), commit=commit
         )
+        kept: Any = self._connection.execute(
+            "SELECT log_index, term, configuration FROM base"
+        ).fetchone()
+        if kept is None:
+            raise StorageError(f"{self.path} has lost its base", "let the node join anew")
+        base = Base(index=kept[0], term=kept[1], configuration=kept[2])
         first, last, count = self._connection.execute(
-            "SELECT min(log_index), max(log_index), count(*) FROM entry"
+            "SELECT min(log_index), max(log_index), count(*) FROM entry WHERE log_index > ?",
+            (base.index,),
         ).get
-        if count and last - first + 1 != count:
+        if count and (first != base.index + 1 or last - base.index != count):
             raise StorageError(
                 f"{self.path}: the log has gaps", "restore this node from a backup, or join anew"
             )
-        self._first = first if count else 1
-        self._last = last if count else 0
+        self._extent = _Extent(base, last if count else base.index)
+        oldest = self._connection.execute("SELECT min(log_index) FROM entry").get
+        self._oldest = base.index + 1 if oldest is None else int(oldest)
 
     @contextmanager
     def _read(self) -> Generator[None, None, None]:
@@ -121,17 +160,22 @@ class LogStore:
 
     def first_index(self) -> int:
         """Index of the first entry that is kept."""
-        return self._first
+        return self._extent.base.index + 1
 
     def last_index(self) -> int:
         """Index of the last persisted entry."""
-        return self._last
+        return self._extent.last
+
+    def base(self) -> Base:
+        """What stands before the first kept entry."""
+        return self._extent.base
 
     def term(self, index: int) -> int | None:
-        """Term of a persisted entry, 0 for index 0, None when it is not there."""
-        if index == 0:
-            return 0
-        if not self._first <= index <= self._last:
+        """Term of a persisted entry or of the base (0 for index 0), None when it is not there."""
+        base, last = self._extent
+        if index == base.index:
+            return base.term
+        if not base.index < index <= last:
             return None
         with self._read():
             found = self._reader.execute("SELECT term FROM entry WHERE log_index = ?", (index,)).get
@@ -145,7 +189,7 @@ class LogStore:
             cursor = self._reader.execute(
                 "SELECT log_index, term, kind, data FROM entry"
                 " WHERE log_index >= ? AND log_index < ? ORDER BY log_index",
-                (low, high),
+                (max(low, self._extent.base.index + 1), high),
             )
             for index, term, kind, data in cursor:
                 size += len(data)
@@ -157,35 +201,91 @@ class LogStore:
 
     def persist(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
         """Durably replaces everything from the first entry's index on, and the hard state: one sync."""
-        try:
-            with self._connection:
-                if entries:
-                    self._replace(entries)
-                if hard_state is not None:
-                    self._connection.execute(
-                        "UPDATE hard_state SET term = ?, vote = ?, commit_index = ?",
-                        (hard_state.term, hard_state.vote, hard_state.commit),
-                    )
-        except apsw.Error as error:
-            raise _storage_error(error, self.path) from None
+        with self._write():
+            if entries:
+                self._replace(entries)
+                self._sweep(self._extent.base)
+            if hard_state is not None:
+                self._put(hard_state)
         if entries:
-            self._last = entries[-1].index
+            self._extent = _Extent(self._extent.base, entries[-1].index)
         if hard_state is not None:
             self._hard_state = hard_state
 
     def _replace(self, entries: Sequence[Entry]) -> None:
-        first = entries[0].index
-        if not self._first <= first <= self._last + 1:
+        (base, last), first = self._extent, entries[0].index
+        if not base.index < first <= last + 1:
             raise StorageError(
-                f"{self.path}: entry {first} does not follow {self._last}",
-                "this is a fault: report it",
+                f"{self.path}: entry {first} does not follow {last}", "this is a fault: report it"
             )
-        if first <= self._last:
+        if first <= last:
             self._connection.execute("DELETE FROM entry WHERE log_index >= ?", (first,))
         self._connection.executemany(
             "INSERT INTO entry VALUES (?, ?, ?, ?)",
             [(entry.index, entry.term, entry.kind, entry.data) for entry in entries],
         )
+
+    def compact(self, base: Base) -> None:
+        """Durably forgets the entries up to the base; nothing when they are forgotten already.
+
+        One row says so: the cost does not grow with the log.  The entries themselves go a few at a
+        time with the writes that follow.
+        """
+        if base.index <= self._extent.base.index:
+            return
+        if self.term(base.index) != base.term:
+            raise StorageError(
+                f"{self.path} has no entry {base.index} of term {base.term} to begin behind",
+                "this is a fault: report it",
+            )
+        with self._write():
+            self._put_base(base)
+            self._sweep(base)
+        self._extent = _Extent(base, self._extent.last)
+
+    def restart_from(self, base: Base, hard_state: HardState) -> None:
+        """Durably forgets every entry: the ledger was replaced by a snapshot at the base."""
+        if hard_state.commit > base.index:
+            raise StorageError(
+                f"{self.path}: {hard_state.commit} was committed, and the log would end at {base.index}",
+                "this is a fault: report it",
+            )
+        with self._write():
+            self._connection.execute("DELETE FROM entry")
+            self._put_base(base)
+            self._put(hard_state)
+        self._extent = _Extent(base, base.index)
+        self._hard_state = hard_state
+        self._oldest = base.index + 1
+
+    @contextmanager
+    def _write(self) -> Generator[None, None, None]:
+        try:
+            with self._connection:
+                yield
+        except apsw.Error as error:
+            raise _storage_error(error, self.path) from None
+
+    def _put(self, hard_state: HardState) -> None:
+        self._connection.execute(
+            "UPDATE hard_state SET term = ?, vote = ?, commit_index = ?",
+            (hard_state.term, hard_state.vote, hard_state.commit),
+        )
+
+    def _put_base(self, base: Base) -> None:
+        self._connection.execute(
+            "UPDATE base SET log_index = ?, term = ?, configuration = ?",
+            (base.index, base.term, base.configuration),
+        )
+
+    def _sweep(self, base: Base) -> None:
+        """Removes some of what was compacted, then gives pages that nothing needs back."""
+        end = min(base.index + 1, self._oldest + FORGOTTEN_A_WRITE)
+        if self._oldest < end:
+            self._connection.execute("DELETE FROM entry WHERE log_index < ?", (end,))
+            self._oldest = end
+        elif self._connection.pragma("freelist_count") > PAGES_KEPT:
+            self._connection.execute(f"PRAGMA incremental_vacuum({PAGES_FREED_A_WRITE})").fetchall()
 
     def get_value(self, name: str) -> object:
         """A remembered value (JSON), or None."""

@@ -1,12 +1,14 @@
 """The ledger on SQLite (apsw alone): one writer, one transaction a batch of committed entries.
 
 NORMAL durability is enough: the log, which is synced, is never compacted past what is applied here
-durably, so a power loss costs a replay and nothing else.
+durably (`make_durable`), so a power loss costs a replay and nothing else.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -28,6 +30,8 @@ REMEMBERED_MAX: Final = 100_000
 """Entries for which a repeated command id is answered from memory: hours of a busy mesh; a proposer gives up within seconds."""
 BUSY_MS: Final = 5_000
 CHECKSUM_BYTES: Final = 32
+CHECKSUMS_KEPT: Final = 1_024
+"""Latest entries whose checksums are known: two batches, so that replicas a round trip apart can be compared."""
 
 
 class LedgerStore:
@@ -39,18 +43,29 @@ class LedgerStore:
         try:
             self.connection = apsw.Connection(path)
         except apsw.Error as error:
-            raise _storage_error(error, path) from None
+            raise storage_error(error, path) from None
         try:
             index, term, checksum = _prepare(self.connection, path)
         except apsw.Error as error:
             self.connection.close()
-            raise _storage_error(error, path) from None
+            raise storage_error(error, path) from None
         except StorageError:
             self.connection.close()
             raise
+        self._stand(index, term, checksum)
+
+    def _stand(self, index: int, term: int, checksum: bytes) -> None:
         self.applied_index = index
         self.applied_term = term
         self.checksum = checksum
+        self._checksums = {index: checksum}
+
+    def checksum_at(self, index: int) -> bytes | None:
+        """The rolling checksum behind this entry; None for one not applied yet or too long ago.
+
+        May be called from any thread.
+        """
+        return self._checksums.get(index)
 
     def apply(self, entries: Sequence[Entry]) -> list[Applied]:
         """Applies committed entries that follow each other; those applied already are skipped.
@@ -68,22 +83,30 @@ class LedgerStore:
                     "restore this node from a backup, or let it join anew",
                 )
         done: list[Applied] = []
-        checksum = self.checksum
+        checksums: list[bytes] = []
         try:
             with self.connection:
-                done, checksum = self._apply_all(fresh)
+                done, checksums = self._apply_all(fresh)
         except apsw.Error as error:
-            raise _storage_error(error, self.path) from None
+            raise storage_error(error, self.path) from None
         self.applied_index, self.applied_term = fresh[-1].index, fresh[-1].term
-        self.checksum = checksum
+        self.checksum = checksums[-1]
+        self._remember(fresh[0].index, checksums)
         return done
 
-    def _apply_all(self, entries: Sequence[Entry]) -> tuple[list[Applied], bytes]:
+    def _remember(self, first: int, checksums: Sequence[bytes]) -> None:
+        self._checksums.update(enumerate(checksums, first))
+        for old in list(self._checksums)[:-CHECKSUMS_KEPT]:
+            del self._checksums[old]
+
+    def _apply_all(self, entries: Sequence[Entry]) -> tuple[list[Applied], list[bytes]]:
         checksum = self.checksum
+        checksums: list[bytes] = []
         done: list[Applied] = []
         for entry in entries:
             if entry.kind != "command":
                 done.append((entry, None, None))
+                checksums.append(checksum)
                 continue
             envelope, command = unseal(entry.data)
             outcome = self._remembered(envelope.id, entry.index)
@@ -99,6 +122,7 @@ class LedgerStore:
                     (envelope.id, entry.index, ENVELOPES.encode(outcome)),
                 )
             done.append((entry, envelope.id, outcome))
+            checksums.append(checksum)
         last = entries[-1]
         self.connection.execute(
             "DELETE FROM command WHERE log_index <= ?", (last.index - REMEMBERED_MAX,)
@@ -107,7 +131,49 @@ class LedgerStore:
             "UPDATE state SET applied_index = ?, applied_term = ?, checksum = ?",
             (last.index, last.term, checksum),
         )
-        return done, checksum
+        return done, checksums
+
+    def make_durable(self) -> int:
+        """Makes everything applied survive a loss of power; its index: the log may be compacted so far.
+
+        One write with a sync of the write-ahead log, which holds all commits before it as well; it
+        waits for no reader, as a full checkpoint would.  From the thread that applies.
+        """
+        try:
+            with self._synced(), self.connection:
+                # Written and written back: a page that does not change is never part of a commit.
+                self.connection.execute("UPDATE state SET applied_index = applied_index + 1")
+                self.connection.execute("UPDATE state SET applied_index = applied_index - 1")
+        except apsw.Error as error:
+            raise storage_error(error, self.path) from None
+        return self.applied_index
+
+    @contextmanager
+    def _synced(self) -> Generator[None, None, None]:
+        self.connection.pragma("synchronous", 2)
+        try:
+            yield
+        finally:
+            self.connection.pragma("synchronous", 1)
+
+    def replace_by(self, snapshot: str) -> None:
+        """Becomes the verified snapshot at this path, durably, in one transaction.
+
+        Readers see the old ledger until then and need not reopen; a kill leaves the old or the new
+        one.  From the thread that applies.  Raises `StorageError`; then it is the old one.
+        """
+        try:
+            source = open_immutable(snapshot)
+            try:
+                with self._synced(), self.connection.backup("main", source, "main") as backup:
+                    backup.step(-1)
+            finally:
+                source.close()
+            # The write-ahead log is as big as the snapshot now; later writes shall not pay for that.
+            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._stand(*_state(self.connection, self.path))
+        except apsw.Error as error:
+            raise storage_error(error, self.path) from None
 
     def _remembered(self, command_id: str, index: int) -> Outcome | None:
         # What is forgotten must depend on the entry alone, never on how entries came in batches.
@@ -206,13 +272,26 @@ def _prepare(connection: apsw.Connection, path: str) -> tuple[int, int, bytes]:
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("journal_mode", "WAL")
     connection.pragma("synchronous", 1)
+    # macOS: fsync alone leaves data in the drive's cache; elsewhere these do nothing.
+    connection.pragma("fullfsync", 1)
+    connection.pragma("checkpoint_fullfsync", 1)
     _migrate(connection, path)
+    return _state(connection, path)
+
+
+def _state(connection: apsw.Connection, path: str) -> tuple[int, int, bytes]:
     row: Any = connection.execute(
         "SELECT applied_index, applied_term, checksum FROM state"
     ).fetchone()
     if row is None:
         raise StorageError(f"{path} has lost its state", "let the node join anew")
     return row[0], row[1], row[2]
+
+
+def open_immutable(path: str) -> apsw.Connection:
+    """Opens a finished file for reading: nothing is written beside it.  Raises `apsw.Error`."""
+    uri = Path(path).absolute().as_uri() + "?immutable=1"
+    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
 
 
 def _migrate(connection: apsw.Connection, path: str) -> None:
@@ -235,7 +314,8 @@ def _migrate(connection: apsw.Connection, path: str) -> None:
             connection.execute("INSERT INTO state VALUES (1, 0, 0, ?)", (b"\x00" * CHECKSUM_BYTES,))
 
 
-def _storage_error(error: apsw.Error, path: str) -> StorageError:
+def storage_error(error: apsw.Error, path: str) -> StorageError:
+    """What an error of SQLite means for a person."""
     if isinstance(error, apsw.FullError):
         return DiskFullError(f"the disk of {path} is full", "free some space, then start again")
     return StorageError(f"{path}: {error}", "check the disk, or let the node join anew")

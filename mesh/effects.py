@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mesh.ids import RaftId
 from mesh.log import Entry, HardState
-from mesh.messages import ConsensusMessage
+from mesh.messages import ConsensusMessage, SnapshotOffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +49,32 @@ class LeaderChanged:
     leader: RaftId | None
 
 
-Effect = Persist | Send | Commit | LeaderChanged
+@dataclass(frozen=True, slots=True)
+class SnapshotNeeded:
+    """Leader: what `to` lacks is compacted.
+
+    Make or reuse a snapshot and call `offer_snapshot`, or else `snapshot_unavailable`.
+    """
+
+    to: RaftId
+
+
+@dataclass(frozen=True, slots=True)
+class InstallSnapshot:
+    """Follower: fetch and verify this snapshot, replace the ledger by it, `restart_from` the log.
+
+    Then call `installed(base)`, or else `install_failed`; until then nothing is appended here.
+    """
+
+    offer: SnapshotOffer
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReady:
+    """These reads may be served from a ledger that has applied `index`."""
+
+    read_ids: tuple[int, ...]
+    index: int
+
+
+Effect = Persist | Send | Commit | LeaderChanged | SnapshotNeeded | InstallSnapshot | ReadReady

@@ -30,6 +30,11 @@ class RandomSource(Protocol):
 _BROADCASTS_MIN: Final = 3
 """Heartbeats that must fit the shortest election time-out: two may be lost without an election."""
 
+STRETCH_PERCENT_MIN: Final = 100
+"""Time-outs are widened, never narrowed: the configured ones are the ones that were thought about."""
+STRETCH_PERCENT_MAX: Final = 400
+"""A machine that is late by more than this holds up everybody who waits for it to notice a dead leader."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -59,38 +64,60 @@ class Timing:
                 f"at least one and a half times election_min_ms ({self.election_min_ms})"
             )
 
+    def stretched(self, percent: int) -> "Timing":
+        """The same with election time-outs of so many percent; heartbeats stay as they are."""
+        # Rounded apart, so that the relations above hold for every percentage from 100 on.
+        return Timing(
+            heartbeat_ms=self.heartbeat_ms,
+            election_min_ms=self.election_min_ms * percent // 100,
+            election_max_ms=-(-self.election_max_ms * percent // 100),
+        )
+
 
 class ElectionTimer:
     """When to campaign, and how long a leader that was heard keeps this node from voting."""
 
     def __init__(self, timing: Timing, random: RandomSource, now_ms: int) -> None:
-        self._timing = timing
+        self.timing = timing
+        """The times in force: as configured, or stretched."""
+        self._configured = timing
         self._random = random
         self._heard_ms = now_ms
+        self._since_ms = now_ms
         self._timeout_ms = 0
-        self.deadline_ms = now_ms
+        self._percent = STRETCH_PERCENT_MIN
         self.restart(now_ms)
+
+    @property
+    def deadline_ms(self) -> int:
+        """When the time-out is over."""
+        return self._since_ms + self._timeout_ms * self._percent // 100
 
     def restart(self, now_ms: int) -> None:
         """Draws a new time-out: after every change of role or term, so that split votes dissolve."""
-        timing = self._timing
+        configured = self._configured
         self._timeout_ms = self._random.randrange(
-            timing.election_min_ms, timing.election_max_ms + 1
+            configured.election_min_ms, configured.election_max_ms + 1
         )
-        self.deadline_ms = now_ms + self._timeout_ms
+        self._since_ms = now_ms
 
     def expire(self, now_ms: int) -> None:
         """The time-out is over at once: nobody else could be waited for."""
-        self.deadline_ms = now_ms
+        self._timeout_ms = 0
+        self._since_ms = now_ms
 
     def heard_leader(self, now_ms: int) -> None:
         """The leader lives: the same time-out again."""
-        self._heard_ms = now_ms
-        self.deadline_ms = now_ms + self._timeout_ms
+        self._heard_ms = self._since_ms = now_ms
 
     def is_leader_fresh(self, now_ms: int) -> bool:
         """Whether a leader was heard within the shortest election time-out (dissertation, 4.2.3)."""
-        return now_ms - self._heard_ms < self._timing.election_min_ms
+        return now_ms - self._heard_ms < self.timing.election_min_ms
+
+    def stretch(self, percent: int) -> None:
+        """From now on, also for the time-out that runs, time-outs are so many percent long."""
+        self._percent = min(max(percent, STRETCH_PERCENT_MIN), STRETCH_PERCENT_MAX)
+        self.timing = self._configured.stretched(self._percent)
 
 
 class Ballot:

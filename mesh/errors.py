@@ -193,6 +193,13 @@ class SourceChangedError(TransferError):
     retry = "never"
 
 
+class DamagedError(StorageError):
+    """A ledger, snapshot, backup or export is not sound: damaged, cut off, or not made by DarkStream. Use another one; a replica that is damaged is replaced by `mesh-cli ledger restore`, or by joining anew."""
+
+    code = "damaged"
+    http_status = 409
+
+
 class DiskFullError(StorageError):
     """Not enough space is free on the disk that this step needs. Free some, or move the data directory."""
 

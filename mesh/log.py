@@ -36,15 +36,32 @@ class HardState:
     commit: int = 0
 
 
+@value
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What stands before the first kept entry: all up to `index` is only in a snapshot.
+
+    `configuration` is the encoded configuration in force at `index`; empty before the first.
+    """
+
+    index: int = 0
+    term: int = 0
+    configuration: bytes = b""
+
+
 class LogStorage(Protocol):
-    """Durable log and hard state.  Reads are cheap and may run while `persist` runs in a thread."""
+    """Durable log and hard state.  Reads are cheap and may run while a write runs in a thread."""
 
     def hard_state(self) -> HardState:
         """The last persisted hard state."""
         ...
 
+    def base(self) -> Base:
+        """What stands before the first kept entry; `Base()` as long as nothing was compacted."""
+        ...
+
     def first_index(self) -> int:
-        """Index of the first entry that is kept; 1 as long as nothing was compacted."""
+        """Index of the first entry that is kept: `base().index + 1`."""
         ...
 
     def last_index(self) -> int:
@@ -52,7 +69,7 @@ class LogStorage(Protocol):
         ...
 
     def term(self, index: int) -> int | None:
-        """Term of a persisted entry (0 for index 0), or None when it is not there."""
+        """Term of a persisted entry or of the base, or None when it is not there."""
         ...
 
     def entries(self, low: int, high: int, bytes_max: int) -> tuple[Entry, ...]:
@@ -64,5 +81,21 @@ class LogStorage(Protocol):
 
         Returns only after the sync.  Raises `StorageError`; then nothing may be assumed and the
         node stops.
+        """
+        ...
+
+    def compact(self, base: Base) -> None:
+        """Durably forgets the entries up to `base.index`, which the ledger holds durably.
+
+        Entries behind it stay.  A base that is not ahead of the present one changes nothing.
+        Raises `StorageError`.
+        """
+        ...
+
+    def restart_from(self, base: Base, hard_state: HardState) -> None:
+        """Durably forgets all entries: the ledger was replaced by a snapshot at `base`.
+
+        Afterwards `last_index() == base.index`.  In one step with the hard state, whose term and
+        vote are those that were promised before.  Raises `StorageError`.
         """
         ...

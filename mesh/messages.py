@@ -26,6 +26,8 @@ class VoteRequest:
     last_index: int
     last_term: int
     pre: bool
+    transfer: bool = False
+    """The leader itself asked for this election: voters need not wait until it is silent."""
 
 
 @WIRE.kind("raft.vote")
@@ -75,25 +77,62 @@ class AppendAck:
 @WIRE.kind("raft.heartbeat")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """The leader lives; `commit` never exceeds what the receiver is known to hold."""
+    """The leader lives; `commit` never exceeds what the receiver is known to hold.
+
+    `round` counts the leader's rounds of confirmation for reads; 0 asks for none.
+    """
 
     sender: RaftId
     to: RaftId
     term: int
     commit: int
+    round: int = 0
 
 
 @WIRE.kind("raft.heartbeat_ack")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatAck:
-    """A follower lives and follows."""
+    """A follower lives and follows, as of the heartbeat of this `round`."""
+
+    sender: RaftId
+    to: RaftId
+    term: int
+    round: int = 0
+
+
+@WIRE.kind("raft.snapshot")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotOffer:
+    """What the receiver lacks is compacted: it may fetch the snapshot `handle` over the bulk port.
+
+    The snapshot holds everything up to (`base_index`, `base_term`) with the configuration in force
+    there; `size` (bytes) and `digest` (hexadecimal) are those of the file.
+    """
+
+    sender: RaftId
+    to: RaftId
+    term: int
+    base_index: int
+    base_term: int
+    configuration: bytes
+    size: int
+    digest: str
+    handle: str
+
+
+@WIRE.kind("raft.timeout_now")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutNow:
+    """The leader hands over: the receiver starts an election at once (dissertation, 3.10)."""
 
     sender: RaftId
     to: RaftId
     term: int
 
 
-ConsensusMessage = VoteRequest | Vote | Append | AppendAck | Heartbeat | HeartbeatAck
+ConsensusMessage = (
+    VoteRequest | Vote | Append | AppendAck | Heartbeat | HeartbeatAck | SnapshotOffer | TimeoutNow
+)
 
 
 @value

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterable
 
-from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.effects import (
+    Commit,
+    Effect,
+    InstallSnapshot,
+    LeaderChanged,
+    Persist,
+    ReadReady,
+    Send,
+    SnapshotNeeded,
+)
 from mesh.ids import RaftId
 from mesh.log import HardState
 from mesh.messages import Append, AppendAck, ConsensusMessage, Vote, VoteRequest
@@ -23,10 +32,25 @@ class Outbox:
         self._told = LeaderChanged(term=hard_state.term, leader=None)
         self._early: list[Send] = []
         self._late: list[Send] = []
+        self._asked: list[SnapshotNeeded | InstallSnapshot | ReadReady] = []
 
     def send(self, message: ConsensusMessage) -> None:
         """Queues a message that leaves when everything before it is durable."""
         self._late.append(Send(message))
+
+    def request_vote(self, voter: RaftId, term: int, *, pre: bool, transfer: bool) -> None:
+        """Asks for a vote or a pre-vote for a log that ends like this node's."""
+        self.send(
+            VoteRequest(
+                sender=self._raft_id,
+                to=voter,
+                term=term,
+                last_index=self._log.last_index,
+                last_term=self._log.last_term,
+                pre=pre,
+                transfer=transfer,
+            )
+        )
 
     def vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:
         """Answers a request for a vote or a pre-vote."""
@@ -64,10 +88,17 @@ class Outbox:
         for append in appends:
             self._early.append(Send(append, before_sync=True))
 
+    def ask(self, effect: SnapshotNeeded | InstallSnapshot | ReadReady) -> None:
+        """Queues what the driver has to do, behind what was committed before."""
+        self._asked.append(effect)
+
     def flush(
-        self, *, term: int, vote: RaftId | None, leader: RaftId | None, applied_index: int
+        self, *, term: int, vote: RaftId | None, leader: RaftId | None, applied_index: int | None
     ) -> list[Effect]:
-        """Early messages, what to persist, the other messages, what to apply, who leads."""
+        """Early messages, what to persist, the other messages, what to apply, what to do, who leads.
+
+        `applied_index` is None while a snapshot replaces the ledger: nothing is applied meanwhile.
+        """
         log = self._log
         effects: list[Effect] = [*self._early]
         saved = self._saved
@@ -78,8 +109,11 @@ class Outbox:
         if effects:
             self._early.clear()
             self._late.clear()
-        if log.handed_index < log.commit_index:
+        if applied_index is not None and log.handed_index < log.commit_index:
             self._commit(effects, applied_index)
+        if self._asked:
+            effects += self._asked
+            self._asked.clear()
         told = self._told
         if leader != told.leader or (leader is not None and term != told.term):
             self._told = LeaderChanged(term=term, leader=leader)

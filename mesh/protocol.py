@@ -1,31 +1,34 @@
 """The consensus core: Raft as in Ongaro's dissertation, values in, effects out.
 
-No I/O, no clock, no threads.  `receive`, `tick`, `propose`, `change_configuration`, `persisted` and
-`applied` take `now_ms` and return an ordered list of effects; `next_deadline_ms` says when to tick.
-`mesh.effects` says what the driver owes.
+No I/O, no clock, no threads.  Each input takes `now_ms` and returns an ordered list of effects;
+`next_deadline_ms` says when to tick.  `mesh.effects` says what the driver owes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import assert_never
 
 from mesh.effects import Effect
 from mesh.election import Ballot, ElectionTimer, RandomSource, Role, Timing, may_grant
-from mesh.errors import BusyError, ConflictError, DivergenceError, NotLeaderError, UsageError
+from mesh.errors import DivergenceError, NotLeaderError, UsageError
+from mesh.following import Following
 from mesh.ids import RaftId
-from mesh.log import ENTRY_BYTES_MAX, Entry, EntryKind, LogStorage
-from mesh.membership import Configuration, changed_voters, founding_entries
+from mesh.leadership import Leadership
+from mesh.log import ENTRY_BYTES_MAX, Base, LogStorage
+from mesh.membership import Configuration, founding_entries
 from mesh.messages import (
     Append,
     AppendAck,
     ConsensusMessage,
     Heartbeat,
     HeartbeatAck,
+    SnapshotOffer,
+    TimeoutNow,
     Vote,
     VoteRequest,
 )
 from mesh.outbox import Outbox
 from mesh.raftlog import RaftLog
-from mesh.replication import FollowerStatus, Limits, Replication
+from mesh.replication import FollowerStatus, Limits
 
 __all__ = [
     "FollowerStatus",
@@ -55,7 +58,6 @@ class Raft:
         """Goes on from what is durable.  Raises `DivergenceError` when log and ledger do not fit."""
         hard_state = storage.hard_state()
         self.raft_id = raft_id
-        self._timing = timing
         self._limits = limits or Limits()
         self._now_ms = now_ms
         self._log = RaftLog(storage, commit_index=hard_state.commit, applied_index=applied_index)
@@ -66,12 +68,11 @@ class Raft:
         self._leader: RaftId | None = None
         self._timer = ElectionTimer(timing, random, now_ms)
         self._ballot = Ballot(raft_id)
-        self._replication = Replication(raft_id, 0, self._log, self._limits)
-        self._heartbeat_deadline_ms = 0
-        self._quorum_deadline_ms = 0
-        self._term_first_index = 0
-        self._term_is_durable = False
         self._outbox = Outbox(raft_id, self._log, self._limits, hard_state)
+        self._following = Following(raft_id, self._log, self._outbox)
+        self._lead: Leadership | None = None
+        """There exactly while the role is LEADER."""
+        self._reads_made = 0
         # A restart with committed entries to apply wants its first tick at once.
         self._start_ms = now_ms if self._log.commit_index > applied_index else None
         if self._is_sole_voter():
@@ -117,31 +118,51 @@ class Raft:
     @property
     def pending_configuration(self) -> Configuration | None:
         """The configuration in force while it is not committed yet, else None."""
-        pending = self._log.configuration_index > self._log.commit_index
-        return self._log.configuration if pending else None
+        return self._log.configuration if self._log.is_configuration_pending else None
 
     @property
     def term_committed(self) -> bool:
         """Whether this node leads and an entry of its own term is committed."""
-        return self._role is Role.LEADER and self._log.commit_index >= self._term_first_index
+        return self._lead is not None and self._lead.term_committed
+
+    @property
+    def protected_index(self) -> int:
+        """Up to here another machine holds the log durably, as far as this node knows.
+
+        What a sole voter decided while no learner lived lies behind it (the two-node rule).
+        """
+        return self._log.commit_index if self._lead is None else self._lead.protected_index
+
+    @property
+    def transfer_to(self) -> RaftId | None:
+        """To whom this leader hands over at the moment; proposals are refused meanwhile."""
+        return None if self._lead is None else self._lead.transfer_to(self._now_ms)
+
+    @property
+    def is_installing(self) -> bool:
+        """Whether `InstallSnapshot` waits for its answer."""
+        return self._following.installing is not None
 
     def term_at(self, index: int) -> int | None:
         """Term of the entry at `index` of this node's log; None where it has none."""
         return self._log.term(index)
 
+    def base_at(self, index: int) -> Base | None:
+        """The base of a snapshot that has applied `index`, to compact behind it or to offer it.
+
+        None when the log here does not hold that entry, or not durably.
+        """
+        return self._log.base_at(index)
+
     def progress(self) -> tuple[FollowerStatus, ...]:
         """What a leader knows of each other id of the configuration; empty elsewhere."""
-        if self._role is not Role.LEADER:
-            return ()
-        return self._replication.status(heard_since_ms=self._now_ms - self._timing.election_max_ms)
+        return () if self._lead is None else self._lead.progress(self._now_ms)
 
     def next_deadline_ms(self) -> int:
         """When `tick` wants to be called; after a tick it always lies in that tick's future."""
         if self._start_ms is not None:
             return self._start_ms
-        if self._role is Role.LEADER:
-            return min(self._heartbeat_deadline_ms, self._quorum_deadline_ms)
-        return self._timer.deadline_ms
+        return self._timer.deadline_ms if self._lead is None else self._lead.next_deadline_ms
 
     # --- inputs -------------------------------------------------------------------------------
 
@@ -154,14 +175,12 @@ class Raft:
                     self._on_vote_request(message)
                 case Vote():
                     self._on_vote(message)
-                case Append():
-                    self._on_append(message)
-                case AppendAck():
-                    self._on_append_ack(message)
-                case Heartbeat():
-                    self._on_heartbeat(message)
-                case HeartbeatAck():
-                    self._on_heartbeat_ack(message)
+                case Append() | Heartbeat() | SnapshotOffer():
+                    self._on_leader(message)
+                case AppendAck() | HeartbeatAck():
+                    self._on_ack(message)
+                case TimeoutNow():
+                    self._on_timeout_now(message)
                 case _:
                     assert_never(message)
         return self._flush()
@@ -169,13 +188,9 @@ class Raft:
     def tick(self, now_ms: int) -> list[Effect]:
         """Time went on: heartbeats and the check of the quorum on a leader, elections elsewhere."""
         self._advance(now_ms)
-        if self._role is Role.LEADER:
-            if self._now_ms >= self._quorum_deadline_ms:
-                self._check_quorum()
-            if self._role is Role.LEADER and self._now_ms >= self._heartbeat_deadline_ms:
-                self._heartbeat_deadline_ms = self._now_ms + self._timing.heartbeat_ms
-                for raft in self._replication.followers():
-                    self._send(self._replication.heartbeat(raft))
+        if self._lead is not None:
+            self._lead.tick(self._now_ms)
+            self._settle()
         elif self._now_ms >= self._timer.deadline_ms:
             self._on_election_timeout()
         return self._flush()
@@ -184,56 +199,103 @@ class Raft:
         """Appends commands to the log, all or none; returns the range of their indexes.
 
         Whether they are decided shows when they come back in a `Commit`, at these indexes or not.
-        Raises `NotLeaderError`, `BusyError` when too much waits for a majority, and `UsageError`
-        for one above ENTRY_BYTES_MAX.
+        Raises `NotLeaderError`, `BusyError` when too much waits for a majority or the lead is being
+        handed over, and `UsageError` for one above ENTRY_BYTES_MAX.
         """
         self._advance(now_ms)
-        self._require_leader()
+        lead = self._require_leader()
         if any(len(data) > ENTRY_BYTES_MAX for data in datas):
             raise UsageError(f"a command has more than {ENTRY_BYTES_MAX} bytes", "split it")
-        waiting = self._log.last_index - self._log.commit_index
-        if (
-            waiting + len(datas) > self._limits.uncommitted_entries_max
-            or self._log.uncommitted_bytes + sum(map(len, datas))
-            > self._limits.uncommitted_bytes_max
-        ):
-            raise BusyError(f"{waiting} commands wait for a majority", "retry in a moment")
-        first = self._log.last_index + 1
-        self._append_own("command", datas)
-        return range(first, first + len(datas)), self._flush()
+        return lead.propose(datas, self._now_ms), self._flush()
 
     def change_configuration(self, configuration: Configuration, now_ms: int) -> list[Effect]:
         """Starts a change to `configuration`, in force at once, done when it is committed.
 
-        Raises `NotLeaderError`, and `ConflictError` when another change or this leader's first
-        entry is not committed yet, or when more than one node starts or stops to vote.
+        Raises `NotLeaderError`, `BusyError` while the lead is being handed over, and `ConflictError`
+        when another change or this leader's first entry is not committed yet, or when more than one
+        node starts or stops to vote.
         """
         self._advance(now_ms)
-        self._require_leader()
-        current = self._log.configuration
-        assert current is not None, "a leader without a configuration"
-        if self.pending_configuration is not None or not self.term_committed:
-            raise ConflictError("a change of the voters is not decided yet", "retry in a moment")
-        if len(changed_voters(current, configuration)) > 1:
-            raise ConflictError("two voters at once would change", "change one at a time")
-        # Followed from before the entry, so that newcomers are probed with it.
-        self._replication.follow(configuration)
-        self._append_own("configuration", [configuration.encode()])
+        self._require_leader().change_configuration(configuration, self._now_ms)
         return self._flush()
+
+    def transfer_leadership(self, to: RaftId | None, now_ms: int) -> list[Effect]:
+        """Hands the lead over to the voter `to`, None: to the one that holds most (3.10).
+
+        Proposals are refused until another leads or one election time-out is over.  Raises
+        `NotLeaderError`, and `ConflictError` when `to` is no other voter or nobody is there.
+        """
+        self._advance(now_ms)
+        self._require_leader().transfer(to, self._now_ms)
+        return self._flush()
+
+    def read_index(self, now_ms: int) -> tuple[int, list[Effect]]:
+        """Asks for a linearizable read: `ReadReady` with this id says from which index on.
+
+        A read that is not ready when this node stops to lead never will be: ask again elsewhere.
+        Raises `NotLeaderError`, `BusyError`.
+        """
+        self._advance(now_ms)
+        self._require_leader().read(self._reads_made + 1)
+        self._reads_made += 1
+        return self._reads_made, self._flush()
 
     def persisted(self, index: int, term: int, now_ms: int) -> list[Effect]:
         """The driver made everything up to the entry (`index`, `term`) durable."""
         self._advance(now_ms)
         self._log.persisted(index, term)
-        if self._role is Role.LEADER:
-            self._term_is_durable = self._term_is_durable or term == self._term
-            self._advance_commit()
+        if self._lead is not None:
+            self._lead.persisted(term, self._now_ms)
+            self._settle()
         return self._flush()
 
     def applied(self, index: int, now_ms: int) -> list[Effect]:
         """The driver applied everything up to `index`."""
         self._advance(now_ms)
         self._applied_index = max(self._applied_index, index)
+        return self._flush()
+
+    def stretch(self, factor_percent: int) -> None:
+        """Election time-outs are so many percent long from now on (100 to 400; others are clipped).
+
+        For a machine that notices that it is late: it must neither depose a leader that it was too
+        slow to hear, nor give up a lead because it was too slow to read the answers.
+        """
+        self._timer.stretch(factor_percent)
+
+    # --- snapshots ----------------------------------------------------------------------------
+
+    def compacted(self, base: Base) -> None:
+        """The driver compacts storage to `base`, which is durably applied: before or after it does."""
+        self._log.compacted(base)
+
+    def offer_snapshot(  # noqa: PLR0917 - the fields of the offer
+        self, to: RaftId, base: Base, size: int, digest: str, handle: str, now_ms: int
+    ) -> list[Effect]:
+        """Answers `SnapshotNeeded`: a snapshot at `base` (see `base_at`) lies ready as `handle`."""
+        self._advance(now_ms)
+        if self._lead is not None:
+            self._lead.offer_snapshot(to, base, size, digest, handle, self._now_ms)
+        return self._flush()
+
+    def snapshot_unavailable(self, to: RaftId, now_ms: int) -> list[Effect]:
+        """Answers `SnapshotNeeded`: not now; the core asks again later."""
+        self._advance(now_ms)
+        if self._lead is not None:
+            self._lead.snapshot_unavailable(to, self._now_ms)
+        return self._flush()
+
+    def installed(self, base: Base, now_ms: int) -> list[Effect]:
+        """Answers `InstallSnapshot`: ledger and log (`restart_from`) stand durably at `base`."""
+        self._advance(now_ms)
+        self._following.installed(base, self._leader, self._term)
+        self._applied_index = base.index
+        return self._flush()
+
+    def install_failed(self, now_ms: int) -> list[Effect]:
+        """Answers `InstallSnapshot`: ledger and log are what they were."""
+        self._advance(now_ms)
+        self._following.install_failed(self._leader, self._term)
         return self._flush()
 
     # --- terms and elections ------------------------------------------------------------------
@@ -250,14 +312,14 @@ class Raft:
     def _on_later_term(self, message: ConsensusMessage) -> bool:
         match message:
             case VoteRequest():
-                if self._has_fresh_leader():
+                if self._has_fresh_leader() and not message.transfer:
                     # Who cannot hear the leader (cut off, removed) must not unseat it: 4.2.3.
                     return False
                 if not message.pre:
                     self._become_follower(message.term, None)
             case Vote(pre=True, granted=True):
                 pass  # the term that we asked about, not one that anybody is in
-            case Append() | Heartbeat():
+            case Append() | Heartbeat() | SnapshotOffer() | TimeoutNow():
                 self._become_follower(message.term, message.sender)
             case _:
                 self._become_follower(message.term, None)
@@ -265,7 +327,7 @@ class Raft:
 
     def _on_earlier_term(self, message: ConsensusMessage) -> None:
         match message:
-            case Append() | Heartbeat():
+            case Append() | Heartbeat() | SnapshotOffer():
                 # A leader that is behind our term can never convince us, nor we it by campaigning
                 # while others hear it: it must learn the term to step down (etcd 5451, 8501).
                 self._outbox.refuse(message.sender, self._term, 0)
@@ -282,7 +344,9 @@ class Raft:
     def _on_election_timeout(self) -> None:
         configuration = self._log.configuration
         self._leader = None
-        if configuration is None or self.raft_id not in configuration.voters:
+        voters = () if configuration is None else configuration.voters
+        if configuration is None or self.raft_id not in voters or self.is_installing:
+            # While a snapshot is installed, what this node knows to be decided is not in its log.
             self._timer.restart(self._now_ms)
         elif self._is_sole_voter():
             self._campaign()
@@ -290,30 +354,36 @@ class Raft:
             self._become(Role.PRE_CANDIDATE)
             self._request_votes(configuration, self._term + 1, pre=True)
 
-    def _campaign(self) -> None:
+    def _on_timeout_now(self, message: TimeoutNow) -> None:
+        configuration = self._log.configuration
+        if (
+            configuration is not None
+            and self.raft_id in configuration.voters
+            and self._role is Role.FOLLOWER
+            and self._leader in {None, message.sender}
+            and not self.is_installing
+        ):
+            # No pre-vote: the leader itself says that its time is over.
+            self._leader = None
+            self._campaign(transfer=True)
+
+    def _campaign(self, *, transfer: bool = False) -> None:
         configuration = self._log.configuration
         assert configuration is not None, "a candidate without a configuration"
         self._term += 1
         self._vote = self.raft_id
         self._become(Role.CANDIDATE)
         if self._is_sole_voter():
-            self._become_leader(configuration)
+            self._become_leader()
         else:
-            self._request_votes(configuration, self._term, pre=False)
+            self._request_votes(configuration, self._term, pre=False, transfer=transfer)
 
-    def _request_votes(self, configuration: Configuration, term: int, *, pre: bool) -> None:
+    def _request_votes(
+        self, configuration: Configuration, term: int, *, pre: bool, transfer: bool = False
+    ) -> None:
         for voter in configuration.voters:
             if voter != self.raft_id:
-                self._send(
-                    VoteRequest(
-                        sender=self.raft_id,
-                        to=voter,
-                        term=term,
-                        last_index=self._log.last_index,
-                        last_term=self._log.last_term,
-                        pre=pre,
-                    )
-                )
+                self._outbox.request_vote(voter, term, pre=pre, transfer=transfer)
 
     def _on_vote_request(self, request: VoteRequest) -> None:
         granted = may_grant(
@@ -336,7 +406,7 @@ class Raft:
             case "won" if vote.pre:
                 self._campaign()
             case "won":
-                self._become_leader(configuration)
+                self._become_leader()
             case "lost":
                 self._become_follower(self._term, None)
             case "open":
@@ -344,6 +414,7 @@ class Raft:
 
     def _become(self, role: Role) -> None:
         self._role = role
+        self._lead = None
         self._ballot = Ballot(self.raft_id)
         self._timer.restart(self._now_ms)
 
@@ -352,33 +423,26 @@ class Raft:
             self._term = term
             self._vote = None
         self._leader = leader
-        self._term_is_durable = False
         self._become(Role.FOLLOWER)
 
-    def _become_leader(self, configuration: Configuration) -> None:
+    def _become_leader(self) -> None:
         self._become(Role.LEADER)
         self._leader = self.raft_id
-        self._term_is_durable = False
-        self._term_first_index = self._log.last_index + 1
-        self._heartbeat_deadline_ms = self._now_ms + self._timing.heartbeat_ms
-        self._quorum_deadline_ms = self._now_ms + self._timing.election_max_ms
-        self._replication = Replication(self.raft_id, self._term, self._log, self._limits)
-        self._replication.follow(configuration)
-        # Only an entry of its own term lets a leader commit what it inherited (Raft paper, 5.4.2).
-        self._append_own("empty", [b""])
+        self._lead = Leadership(
+            raft_id=self.raft_id,
+            term=self._term,
+            log=self._log,
+            limits=self._limits,
+            timer=self._timer,
+            outbox=self._outbox,
+            now_ms=self._now_ms,
+        )
 
-    def _check_quorum(self) -> None:
-        """A leader that a majority cannot hear makes room and answers nobody any more."""
-        self._quorum_deadline_ms = self._now_ms + self._timing.election_max_ms
-        configuration = self._log.configuration
-        assert configuration is not None, "a leader without a configuration"
-        if not self._replication.check_quorum(configuration):
-            self._become_follower(self._term, None)
+    # --- replication --------------------------------------------------------------------------
 
-    # --- replication: follower ----------------------------------------------------------------
-
-    def _follow(self, leader: RaftId) -> None:
+    def _on_leader(self, message: Append | Heartbeat | SnapshotOffer) -> None:
         """A leader of this term spoke."""
+        leader = message.sender
         if self._role is Role.LEADER or self._leader not in (None, leader):
             raise DivergenceError(
                 f"{leader} and {self._leader} both lead term {self._term}",
@@ -387,74 +451,15 @@ class Raft:
         if self._role is not Role.FOLLOWER or self._leader is None:
             self._become_follower(self._term, leader)
         self._timer.heard_leader(self._now_ms)
+        self._following.receive(message)
 
-    def _on_append(self, append: Append) -> None:
-        self._follow(append.sender)
-        if append.prev_index < self._log.commit_index:
-            # Old news; what is committed here cannot differ (Raft paper, 5.4.3).
-            self._outbox.acknowledge(append.sender, self._term, self._log.commit_index)
-            return
-        matched = self._log.match_and_append(append.prev_index, append.prev_term, append.entries)
-        if matched is None:
-            self._outbox.refuse(append.sender, self._term, append.prev_index, append.prev_term)
-            return
-        # Never past the last entry that came: what stands behind it here may differ (figure 2).
-        self._log.commit_to(min(append.commit, matched))
-        self._outbox.acknowledge(append.sender, self._term, matched)
+    def _on_ack(self, message: AppendAck | HeartbeatAck) -> None:
+        if self._lead is not None:
+            self._lead.receive(message, self._now_ms)
+            self._settle()
 
-    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
-        self._follow(heartbeat.sender)
-        self._log.commit_to(heartbeat.commit)
-        self._send(HeartbeatAck(sender=self.raft_id, to=heartbeat.sender, term=self._term))
-
-    # --- replication: leader ------------------------------------------------------------------
-
-    def _append_own(self, kind: EntryKind, datas: Iterable[bytes]) -> None:
-        first = self._log.last_index + 1
-        entries = [
-            Entry(index=index, term=self._term, kind=kind, data=data)
-            for index, data in enumerate(datas, first)
-        ]
-        self._log.append(entries)
-        self._broadcast()
-
-    def _broadcast(self) -> None:
-        for raft in self._replication.followers():
-            self._send_appends(self._replication.appends(raft))
-
-    def _on_append_ack(self, ack: AppendAck) -> None:
-        if self._role is not Role.LEADER:
-            return
-        progress = self._replication.heard(ack.sender, self._now_ms)
-        if progress is None:
-            return
-        if not ack.ok:
-            if self._replication.refused(progress, ack):
-                self._send_appends(self._replication.appends(ack.sender))
-        elif ack.index <= self._log.last_index:
-            if progress.matched(ack.index):
-                self._advance_commit()
-            if self._leader == self.raft_id:
-                self._send_appends(self._replication.appends(ack.sender))
-
-    def _on_heartbeat_ack(self, ack: HeartbeatAck) -> None:
-        if (
-            self._role is Role.LEADER
-            and self._replication.heard(ack.sender, self._now_ms) is not None
-        ):
-            self._send_appends(self._replication.nudge(ack.sender))
-
-    def _advance_commit(self) -> None:
-        """Commits what a majority holds, if it is of this leader's own term (figure 8)."""
-        configuration = self._log.configuration
-        assert configuration is not None, "a leader without a configuration"
-        index = self._replication.majority_index(configuration)
-        if index <= self._log.commit_index or self._log.term(index) != self._term:
-            return
-        self._log.commit_to(index)
-        self._broadcast()
-        if self.pending_configuration is None and self.raft_id not in configuration.voters:
-            # It has led its own removal to the end (dissertation, 4.2.2).
+    def _settle(self) -> None:
+        if self._lead is not None and self._lead.is_over:
             self._become_follower(self._term, None)
 
     # --- inside -------------------------------------------------------------------------------
@@ -466,21 +471,10 @@ class Raft:
         configuration = self._log.configuration
         return configuration is not None and configuration.voters == (self.raft_id,)
 
-    def _require_leader(self) -> None:
-        if self._role is not Role.LEADER:
+    def _require_leader(self) -> Leadership:
+        if self._lead is None:
             raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
-
-    def _send(self, message: ConsensusMessage) -> None:
-        self._outbox.send(message)
-
-    def _send_appends(self, appends: Sequence[Append]) -> None:
-        # A sole voter leads before its term is synced: nothing of a term that a crash could make
-        # it use twice may leave.  Later appends of the term promise nothing and need not wait.
-        if self._term_is_durable:
-            self._outbox.send_early(appends)
-        else:
-            for append in appends:
-                self._outbox.send(append)
+        return self._lead
 
     def _flush(self) -> list[Effect]:
         self._start_ms = None
@@ -488,5 +482,5 @@ class Raft:
             term=self._term,
             vote=self._vote,
             leader=self._leader,
-            applied_index=self._applied_index,
+            applied_index=None if self.is_installing else self._applied_index,
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mesh.errors import DivergenceError
-from mesh.log import Entry, LogStorage
+from mesh.log import Base, Entry, LogStorage
 from mesh.membership import Configuration
 
 CACHE_ENTRIES_MAX: Final = 4_096
@@ -33,18 +33,32 @@ class RaftLog:
         self._last_term = storage.term(self._last_index) or 0
         self._taken = self._last_index
         self._stable = self._last_index
-        self._commit = max(commit_index, applied_index)
+        self._base = storage.base()
+        self._commit = max(commit_index, applied_index, self._base.index)
         if self._commit > self._last_index:
             raise DivergenceError(
                 f"entries up to {self._commit} were committed or applied, "
                 f"but the log ends at {self._last_index}",
                 "raft.db is not the log of this ledger: restore both from the same moment",
             )
+        if applied_index < self._base.index:
+            raise DivergenceError(
+                f"the ledger has applied {applied_index} entries, "
+                f"but the log begins behind {self._base.index}",
+                "raft.db is not the log of this ledger: restore both from the same moment",
+            )
         self._handed = applied_index
         self._uncommitted_bytes = 0
-        self._configurations = self._scan_configurations()
+        self._configurations = self._scan_configurations(self._last_index, self._commit)
 
     # --- reading ------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> Base:
+        """What stands before the first entry that can be read."""
+        # The core is told before or after storage compacts, in a thread: whichever is further.
+        stored = self._storage.base()
+        return stored if stored.index > self._base.index else self._base
 
     @property
     def last_index(self) -> int:
@@ -86,25 +100,47 @@ class RaftLog:
         """Index of the entry that holds `configuration`, 0 when there is none."""
         return self._configurations[-1][0] if self._configurations else 0
 
+    @property
+    def is_configuration_pending(self) -> bool:
+        """Whether the configuration in force is not committed yet."""
+        return self.configuration_index > self._commit
+
+    def base_at(self, index: int) -> Base | None:
+        """The base of a log that begins behind this index; None unless it is committed and durable here."""
+        term = self.term(index)
+        if term is None or index > min(self._commit, self._stable):
+            return None
+        known = [configuration for first, configuration in self._configurations if first <= index]
+        if not known:
+            known = [found for _, found in self._scan_configurations(index, index)]
+        return Base(index, term, known[-1].encode() if known else b"")
+
     def term(self, index: int) -> int | None:
-        """Term of the entry at `index`; 0 for index 0; None when there is none."""
+        """Term of the entry at `index`, or of the base; None when there is none."""
         if index == self._last_index:
             return self._last_term
         if index > self._last_index:
             return None
         if index >= self._tail_first:
             return self._tail[index - self._tail_first].term
+        base = self.base
+        if index <= base.index:
+            return base.term if index == base.index else None
         return self._storage.term(index)
 
     def entries(
         self, low: int, high: int, *, bytes_max: int, entries_max: int
     ) -> tuple[Entry, ...]:
-        """Entries low <= index < high within both limits, at least one if there is any."""
+        """Entries low <= index < high within both limits, at least one if there is any.
+
+        Nothing when `low` is compacted.
+        """
         high = min(high, self._last_index + 1, low + entries_max)
         if low >= high:
             return ()
         if low < self._tail_first:
-            return self._storage.entries(low, min(high, self._tail_first), bytes_max)
+            stored = self._storage.entries(low, min(high, self._tail_first), bytes_max)
+            return stored if stored and stored[0].index == low else ()
         taken: list[Entry] = []
         size = 0
         first = self._tail_first
@@ -123,10 +159,15 @@ class RaftLog:
         """The highest (index', term') of this log with index' <= index and term' <= term.
 
         No entry above it can match a log whose entry at `index` has `term`: terms only grow with
-        the index, which also lets us find it by halving.
+        the index, which also lets us find it by halving.  Below the base, terms are not known:
+        there it is only an upper bound, with term 0.
         """
-        low = self._storage.first_index() - 1
+        low = self.base.index
         high = min(index, self._last_index)
+        if high < low:
+            return high, 0
+        if (self.term(low) or 0) > term:
+            return max(0, low - 1), 0
         while low < high:
             middle = (low + high + 1) // 2
             if (self.term(middle) or 0) <= term:
@@ -227,6 +268,34 @@ class RaftLog:
         self._handed = taken[-1].index
         return taken
 
+    # --- snapshots ----------------------------------------------------------------------------
+
+    def compacted(self, base: Base) -> None:
+        """Entries up to `base.index`, all applied, are gone or about to go."""
+        if base.index <= self._base.index:
+            return
+        assert base.index <= self._handed, "compacted past what was applied"
+        self._base = base
+        drop = min(base.index + 1 - self._tail_first, len(self._tail))
+        if drop > 0:
+            self._tail_bytes -= sum(len(entry.data) for entry in self._tail[:drop])
+            del self._tail[:drop]
+            self._tail_first += drop
+
+    def restart(self, base: Base) -> None:
+        """The ledger was replaced by a snapshot at `base`; the log holds nothing any more."""
+        assert self._storage.last_index() == base.index > self._commit, (
+            "restarted from another base"
+        )
+        self._base = base
+        self._tail.clear()
+        self._tail_bytes = 0
+        self._tail_first = base.index + 1
+        self._last_index = self._taken = self._stable = self._commit = self._handed = base.index
+        self._last_term = base.term
+        self._uncommitted_bytes = 0
+        self._configurations = self._scan_configurations(base.index, base.index)
+
     # --- inside -------------------------------------------------------------------------------
 
     def _truncate(self, first: int) -> None:
@@ -260,21 +329,25 @@ class RaftLog:
         del self._tail[:drop]
         self._tail_first += drop
 
-    def _scan_configurations(self) -> list[tuple[int, Configuration]]:
-        """The newest committed configuration and all behind it, oldest first."""
+    def _scan_configurations(self, last: int, until: int) -> list[tuple[int, Configuration]]:
+        """The configurations in force from `until` to `last`, oldest first."""
         found: list[tuple[int, Configuration]] = []
-        high = self._last_index + 1
-        first = self._storage.first_index()
+        base = self.base
+        high = last + 1
         step = 1_024
-        while high > first:
-            low = max(first, high - step)
+        while high > base.index + 1:
+            low = max(base.index + 1, high - step)
             block: list[Entry] = []
             while low + len(block) < high:
-                block.extend(self._storage.entries(low + len(block), high, SCAN_BYTES))
+                more = self._storage.entries(low + len(block), high, SCAN_BYTES)
+                assert more, f"entry {low + len(block)} is not stored"
+                block.extend(more)
             for entry in reversed(block):
                 if entry.kind == "configuration":
                     found.append((entry.index, Configuration.decode(entry.data)))
-                    if entry.index <= self._commit:
+                    if entry.index <= until:
                         return found[::-1]
             high = low
+        if base.configuration:
+            found.append((base.index, Configuration.decode(base.configuration)))
         return found[::-1]

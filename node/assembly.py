@@ -26,6 +26,7 @@ from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
 from mesh.joining import JOIN, Facts, JoinGrant
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
+from mesh.transfer import Source
 from mesh.transfer_files import free_bytes
 from mesh.transport import Counters
 from mesh.trust import JOIN_KEY, Identity, Token, mesh_fingerprint, mesh_tag, parse_token
@@ -41,7 +42,7 @@ from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.home_files import write_api_files
-from node.home_paths import CACHE_FOLDER
+from node.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.leases import LeaseTiming
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
@@ -52,6 +53,7 @@ from node.neighbours import OwnFacts
 from node.owner import Owner
 from node.replica import Replica
 from node.service import Service, new_job_id
+from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.submission import Submission
 from node.submission_files import prepare
 from node.worker import Worker
@@ -96,7 +98,14 @@ class Assembly:
             contacts=self._contact,
             media=self._machine.media,
         )
-        self._bulk = ZmqBulkServer(identity.keys, self._films.source_for, host=host, port=bulk_port)
+        self._shelf = SnapshotShelf(
+            folder=home / SNAPSHOTS_FOLDER,
+            log=log,
+            ledger=ledger,
+            client=self._client,
+            contacts=self._contact,
+        )
+        self._bulk = ZmqBulkServer(identity.keys, self._source_for, host=host, port=bulk_port)
         self._mesh = LedgerMesh(reader, identity.node_id)
         self._discovery = MdnsDiscovery(
             on_heard=self._heard,
@@ -198,6 +207,7 @@ class Assembly:
         )
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
+        recover_installation(self._log, self._ledger)
         membership, timings = self._membership(), self._config.timings
         leases = LeaseTiming(
             heartbeat_ms=timings.worker_heartbeat_ms,
@@ -222,6 +232,8 @@ class Assembly:
             ledger=self._ledger,
             applied_index=self._ledger.applied_index,
             replica=self._replica,
+            shelf=self._shelf,
+            keep=self._config.ledger.keep,
             control=self._control,
             trust_users=(self._bulk.set_trust, self._members_changed),
             book=AddressFile(self._home / PEERS_FILE),
@@ -255,6 +267,7 @@ class Assembly:
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",
             timing=leases,
+            fit=lambda: not member.quarantine.fault,
         )
         owner = Owner(
             own=member.own,
@@ -280,6 +293,8 @@ class Assembly:
                 proposer=member.proposer,
                 requests=member.requests,
                 replica=self._replica,
+                read_index=member.read_index,
+                quarantine=member.quarantine,
                 neighbours=member.neighbours,
                 coordinator=member.coordinator,
                 board=member.board,
@@ -309,6 +324,7 @@ class Assembly:
         await self._control.stop()
         await asyncio.to_thread(self._bulk.stop)
         await asyncio.to_thread(self._films.close)
+        await asyncio.to_thread(self._shelf.close)
         await asyncio.to_thread(self._replica.close)
 
     # --- what the parts ask of each other -----------------------------------------------------------
@@ -355,6 +371,11 @@ class Assembly:
         return Contact(
             public_key=known.public_key, hosts=peer.address.hosts, port=peer.address.bulk_port
         )
+
+    def _source_for(self, peer: NodeId, handle: str) -> Source:
+        """What the bulk server hands out: ledgers to members, films to those who hold a lease."""
+        serving = self._shelf if handle.startswith(HANDLE_PREFIX) else self._films
+        return serving.source_for(peer, handle)
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
         return await asyncio.to_thread(

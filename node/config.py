@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from node.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
+from node.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
 from node.config_text import ConfigFault, ConfigFaultsError, Place, nearest, parse_toml
 
 ENVIRONMENT = {
@@ -155,6 +156,23 @@ class Timings(_Section):
         return self
 
 
+class LedgerConfig(_Section):
+    """How much of the replicated log is kept behind the ledger.
+
+    A node that was away for longer gets the whole ledger as a snapshot, so more costs disk and less
+    costs transfers; whichever of the two is reached first counts.
+    """
+
+    keep_entries: int = Field(default=KEEP_ENTRIES, ge=16, le=10_000_000)
+    keep_mib: int = Field(default=KEEP_BYTES >> 20, ge=1, le=1 << 20)
+    """Bytes of commands in the kept entries, in MiB."""
+
+    @property
+    def keep(self) -> Keep:
+        """The two as the driver wants them."""
+        return Keep(entries=self.keep_entries, bytes=self.keep_mib << 20)
+
+
 class Config(_Section):
     """Everything a node can be told.  Paths are absolute texts; `None` means: decide by yourself."""
 
@@ -182,6 +200,7 @@ class Config(_Section):
     """A path, or a name that is looked up in PATH."""
     log: LogConfig = Field(default_factory=LogConfig)
     timings: Timings = Field(default_factory=Timings)
+    ledger: LedgerConfig = Field(default_factory=LedgerConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -268,7 +287,11 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_SECTIONS: dict[str, type[_Section]] = {"log": LogConfig, "timings": Timings}
+_SECTIONS: dict[str, type[_Section]] = {
+    "log": LogConfig,
+    "timings": Timings,
+    "ledger": LedgerConfig,
+}
 _HINTS = {
     "string_type": "write it as a text in quotes",
     "int_type": "write it as a whole number, without quotes",

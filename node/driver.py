@@ -1,27 +1,41 @@
 """The one loop that feeds the consensus core and performs its effects, in their order.
 
 Inputs that arrive while a sync runs wait and form the next batch: that is the group commit.
-Applying runs beside the loop, so that a large batch of commands delays no heartbeat.
+Applying runs beside the loop, so that a large batch of commands delays no heartbeat, and so do
+snapshots (`node.snapshot_duty`) and the care of the log (`node.upkeep`).
 """
 
 import asyncio
-import heapq
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol
+from typing import Final, TypeVar
 
 import structlog
 
 from ledger.commands import Outcome
 from mesh import clock
-from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.effects import (
+    Commit,
+    Effect,
+    InstallSnapshot,
+    LeaderChanged,
+    Persist,
+    ReadReady,
+    Send,
+    SnapshotNeeded,
+)
 from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderError, UsageError
 from mesh.ids import CommandId, NodeId, RaftId, node_of
-from mesh.log import ENTRY_BYTES_MAX, Entry, HardState, LogStorage
+from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState, LogStorage
 from mesh.membership import Configuration
-from mesh.messages import ConsensusMessage, Message
-from mesh.protocol import Raft
-from node.signals import PacedSignal, Signal
+from mesh.messages import ConsensusMessage, Message, VoteRequest
+from mesh.protocol import Raft, Timing
+from node.compaction import Keep
+from node.divergence import OwnMarks
+from node.ledger_port import Ledger
+from node.signals import IndexWaits, PacedSignal, Signal
+from node.snapshot_duty import Shelf, SnapshotDuty
+from node.upkeep import Upkeep
 
 INBOX_MAX: Final = 4_096
 """Consensus messages waiting; more are dropped, which Raft repairs by repeating."""
@@ -33,18 +47,14 @@ APPLY_BATCH_MAX: Final = 512
 """Entries applied in one ledger transaction."""
 LOOKS_S: Final = 0.05
 """Those who follow the ledger look at most so often: each look is some ten queries."""
+CALLS_MAX: Final = 64
+"""Membership changes, transfers and answers about snapshots that wait; more are answered `busy`."""
+READS_MAX: Final = 4_096
+"""Linearizable reads that wait for a majority's word; more are answered `busy`."""
 
 _log = structlog.get_logger("consensus")
 
-Applied = tuple[Entry, str | None, Outcome | None]
-
-
-class Ledger(Protocol):
-    """What the driver needs of the ledger: blocking, called on one thread of its own."""
-
-    def apply(self, entries: Sequence[Entry]) -> Sequence[Applied]:
-        """Applies committed entries in one transaction; raises when the node must stop."""
-        ...
+T = TypeVar("T")
 
 
 class Driver:
@@ -56,28 +66,45 @@ class Driver:
         log: LogStorage,
         ledger: Ledger,
         send: Callable[[NodeId, Message], bool],
+        *,
+        shelf: Shelf,
+        keep: Keep | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.raft = raft
         self.leader_changed = Signal()
-        self.ledger_changed = PacedSignal(LOOKS_S)
+        self.ledger_changed: Signal = PacedSignal(LOOKS_S)
         self.applied_index = raft.applied_index
         self._log = log
         self._ledger = ledger
         self._send = send
         self._inbox: asyncio.Queue[ConsensusMessage] = asyncio.Queue(INBOX_MAX)
         self._proposals: asyncio.Queue[tuple[CommandId, bytes]] = asyncio.Queue(PROPOSALS_MAX)
-        self._changes: asyncio.Queue[tuple[Configuration, asyncio.Future[None]]] = asyncio.Queue(16)
+        self._calls: asyncio.Queue[_Call] = asyncio.Queue(CALLS_MAX)
+        self._reads: list[asyncio.Future[int]] = []
+        self._reading: dict[int, list[asyncio.Future[int]]] = {}
+        self._restart: tuple[Base, asyncio.Future[None]] | None = None
         self._to_apply: list[Entry] = []
         self._newly_applied = raft.applied_index
         self._wake = asyncio.Event()
         self._apply_wake = asyncio.Event()
         self._waiting: dict[CommandId, asyncio.Future[Outcome]] = {}
-        self._waiting_applied: list[tuple[int, int, asyncio.Future[None]]] = []
-        """A heap of (index, number, who waits for it)."""
-        self._waits = 0
+        self._applied = IndexWaits()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self.dropped = 0
+        self.marks = OwnMarks(ledger.checksum_at)
+        self.marks.replaced(raft.applied_index)
+        self.abstains = False
+        """No vote is given: this replica is wrong, and none that trusts it should lead."""
+        self.snapshots = SnapshotDuty(self, log, ledger, shelf, keep or Keep())
+        self.upkeep = Upkeep(
+            self,
+            log,
+            keep=keep or Keep(),
+            election_min_ms=(timing or Timing()).election_min_ms,
+            held=self.snapshots.held,
+        )
 
     # --- what others ask --------------------------------------------------------------------
 
@@ -93,6 +120,8 @@ class Driver:
 
     def receive(self, message: ConsensusMessage) -> None:
         """Takes a consensus message; drops it when too many wait."""
+        if self.abstains and isinstance(message, VoteRequest):
+            return
         try:
             self._inbox.put_nowait(message)
         except asyncio.QueueFull:
@@ -143,27 +172,81 @@ class Driver:
 
     async def change_configuration(self, configuration: Configuration) -> None:
         """Starts a membership change.  Raises `NotLeaderError`, `ConflictError`, `BusyError`."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            self._changes.put_nowait((configuration, future))
-        except asyncio.QueueFull:
-            raise BusyError("too many membership changes wait", "retry in a moment") from None
+        await self.ask_core(lambda now_ms: self.raft.change_configuration(configuration, now_ms))
+
+    async def transfer_leadership(self, to: NodeId | None, timeout_s: float) -> NodeId:
+        """Hands the lead to the voter `to`, or to the one that fits best; returns who leads then.
+
+        Raises `NotLeaderError`, `ConflictError` when nobody fits, `BusyError`, and TimeoutError when
+        nobody took over in time: then this node goes on leading, or an election runs.
+        """
+        configuration = self.raft.configuration
+        voters = configuration.voters if configuration is not None else ()
+        target = next((voter for voter in voters if node_of(voter) == to), None)
+        if to is not None and target is None:
+            raise ConflictError(f"node {to} does not vote", "choose a voter: `mesh-cli nodes`")
+        async with asyncio.timeout(timeout_s):
+            await self.ask_core(lambda now_ms: self.raft.transfer_leadership(target, now_ms))
+            while self.leader is None or self.is_leader:
+                await self.leader_changed.wait(self.leader_changed.count)
+            return node_of(self.leader)
+
+    async def read_index(self, timeout_s: float) -> int:
+        """An index with everything that was acknowledged before this call; confirmed by a majority.
+
+        A ledger that has applied it may answer a linearizable read.  On the leader alone.  Raises
+        `NotLeaderError`, `BusyError`, TimeoutError.
+        """
+        if not self.is_leader:
+            raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
+        if len(self._reads) >= READS_MAX:
+            raise BusyError("too many reads wait", "retry in a moment")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._reads.append(future)
         self._wake.set()
-        await future
+        async with asyncio.timeout(timeout_s):
+            return await future
 
     async def wait_applied(self, index: int, timeout_s: float) -> bool:
         """Whether this node's ledger holds the entry of this index before the time is over."""
         if self.applied_index >= index:
             return True
+        return await self._applied.wait(index, timeout_s)
+
+    # --- what snapshots and upkeep ask ----------------------------------------------------------
+
+    async def ask_core(self, call: Callable[[int], list[Effect]]) -> None:
+        """Has the core answer within the loop's order; raises its `DarkStreamError`, and `BusyError`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waits += 1
-        heapq.heappush(self._waiting_applied, (index, self._waits, future))
         try:
-            async with asyncio.timeout(timeout_s):
-                await future
-        except TimeoutError:
-            return False
-        return True
+            self._calls.put_nowait((call, future))
+        except asyncio.QueueFull:
+            raise BusyError("too many changes wait", "retry in a moment") from None
+        self._wake.set()
+        await future
+
+    async def on_log_thread(self, work: Callable[[], T]) -> T:
+        """Runs between two writes of the log."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    async def on_ledger_thread(self, work: Callable[[], T]) -> T:
+        """Runs between two batches of applied entries."""
+        return await asyncio.get_running_loop().run_in_executor(self._apply_thread, work)
+
+    async def make_durable(self) -> int:
+        """The applied index that the ledger holds durably from now on."""
+        return await self.on_ledger_thread(self._ledger.make_durable)
+
+    def log_base(self) -> Base:
+        """What stands before the first entry that the log has."""
+        return self._log.base()
+
+    async def restart_log(self, base: Base) -> None:
+        """The ledger was replaced by a snapshot at `base`: log and core follow."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._restart = (base, future)
+        self._wake.set()
+        await future
 
     # --- the loops ----------------------------------------------------------------------------
 
@@ -173,6 +256,8 @@ class Driver:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._consensus_loop(), name="consensus")
                 group.create_task(self._apply_loop(), name="apply")
+                group.create_task(self.snapshots.run(), name="snapshots")
+                group.create_task(self.upkeep.run(), name="upkeep")
         finally:
             for future in self._waiting.values():
                 future.cancel()
@@ -185,6 +270,23 @@ class Driver:
             effects = self._take_inputs()
             while effects:
                 effects = await self._perform(effects)
+            if self._restart is not None:
+                base, future = self._restart
+                self._restart = None
+                effects = await self._follow_ledger(base)
+                while effects:
+                    effects = await self._perform(effects)
+                future.set_result(None)
+
+    async def _follow_ledger(self, base: Base) -> list[Effect]:
+        # Between two batches: what the last one promised is in the log's hard state.
+        state = self._log.hard_state()
+        restarted = HardState(term=state.term, vote=state.vote, commit=base.index)
+        await self.on_log_thread(lambda: self._log.restart_from(base, restarted))
+        effects = self.raft.installed(base, clock.monotonic_ms())
+        self.marks.replaced(base.index)
+        self._moved(base.index)
+        return effects
 
     async def _wait_for_input(self) -> None:
         waiting_ms = self.raft.next_deadline_ms() - clock.monotonic_ms()
@@ -205,26 +307,40 @@ class Driver:
             effects += self.raft.applied(self._newly_applied, now_ms)
         for _ in range(min(BATCH_MAX, self._inbox.qsize())):
             effects += self.raft.receive(self._inbox.get_nowait(), now_ms)
-        effects += self._take_changes(now_ms)
+        effects += self._take_calls(now_ms)
         effects += self._take_proposals(now_ms)
+        effects += self._take_reads(now_ms)
         if now_ms >= self.raft.next_deadline_ms():
             effects += self.raft.tick(now_ms)
         if not (self._inbox.empty() and self._proposals.empty()):
             self._wake.set()
         return effects
 
-    def _take_changes(self, now_ms: int) -> list[Effect]:
+    def _take_calls(self, now_ms: int) -> list[Effect]:
         effects: list[Effect] = []
-        while not self._changes.empty():
-            configuration, future = self._changes.get_nowait()
+        while not self._calls.empty():
+            call, future = self._calls.get_nowait()
             try:
-                effects += self.raft.change_configuration(configuration, now_ms)
+                effects += call(now_ms)
             except (NotLeaderError, ConflictError, BusyError) as error:
                 if not future.done():
                     future.set_exception(error)
             else:
                 if not future.done():
                     future.set_result(None)
+        return effects
+
+    def _take_reads(self, now_ms: int) -> list[Effect]:
+        if not self._reads:
+            return []
+        reads, self._reads = self._reads, []
+        try:
+            # All that wait share one round of the leader's word.
+            read_id, effects = self.raft.read_index(now_ms)
+        except (NotLeaderError, BusyError) as error:
+            _refuse(reads, error)
+            return []
+        self._reading[read_id] = reads
         return effects
 
     def _take_proposals(self, now_ms: int) -> list[Effect]:
@@ -250,6 +366,23 @@ class Driver:
         for command_id in tuple(self._waiting):
             self._fail(command_id, error)
 
+    def _follow_leader(self, term: int, leader: RaftId | None) -> None:
+        _log.info("leader", term=term, leader=leader and node_of(leader))
+        lost = NotLeaderError("this node lost the lead", "ask again")
+        if leader != self.raft.raft_id:
+            self._fail_all(lost)
+        # A read that was not ready never will be, even when this node leads again.
+        for reads in self._reading.values():
+            _refuse(reads, lost)
+        self._reading.clear()
+        self.leader_changed.set()
+
+    def _reads_ready(self, read_ids: Sequence[int], index: int) -> None:
+        for read_id in read_ids:
+            for future in self._reading.pop(read_id, ()):
+                if not future.done():
+                    future.set_result(index)
+
     async def _perform(self, effects: list[Effect]) -> list[Effect]:
         late: list[ConsensusMessage] = []
         hard_state: HardState | None = None
@@ -266,11 +399,8 @@ class Driver:
                     entries = _overlay(entries, more)
                 case Commit(entries=more):
                     committed.extend(more)
-                case LeaderChanged(term=term, leader=leader):
-                    _log.info("leader", term=term, leader=leader and node_of(leader))
-                    if leader != self.raft.raft_id:
-                        self._fail_all(NotLeaderError("this node lost the lead", "ask again"))
-                    self.leader_changed.set()
+                case LeaderChanged() | ReadReady() | SnapshotNeeded() | InstallSnapshot():
+                    self._tell(effect)
         if hard_state is not None or entries:
             await asyncio.get_running_loop().run_in_executor(
                 self._disk, self._log.persist, hard_state, tuple(entries)
@@ -285,6 +415,17 @@ class Driver:
         last = entries[-1]
         return self.raft.persisted(last.index, last.term, clock.monotonic_ms())
 
+    def _tell(self, effect: LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot) -> None:
+        match effect:
+            case LeaderChanged(term=term, leader=leader):
+                self._follow_leader(term, leader)
+            case ReadReady(read_ids=read_ids, index=index):
+                self._reads_ready(read_ids, index)
+            case SnapshotNeeded(to=to):
+                self.snapshots.needed(to)
+            case InstallSnapshot(offer=offer):
+                self.snapshots.install(offer)
+
     async def _apply_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -294,20 +435,19 @@ class Driver:
                 batch = tuple(self._to_apply[:APPLY_BATCH_MAX])
                 del self._to_apply[:APPLY_BATCH_MAX]
                 done = await loop.run_in_executor(self._apply_thread, self._ledger.apply, batch)
-                self.applied_index = self._newly_applied = batch[-1].index
+                self.upkeep.applied([(entry.index, len(entry.data)) for entry in batch])
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:
                         self._resolve(CommandId(command_id), outcome)
-                self._tell_applied()
-                self.ledger_changed.set()
-                self._wake.set()
+                self._moved(batch[-1].index)
 
-    def _tell_applied(self) -> None:
-        waiting = self._waiting_applied
-        while waiting and waiting[0][0] <= self.applied_index:
-            _, _, future = heapq.heappop(waiting)
-            if not future.done():  # whose time was over stays here until its index comes
-                future.set_result(None)
+    def _moved(self, index: int) -> None:
+        """The ledger is at `index`, or further already: a snapshot overtakes what waited."""
+        self.applied_index = self._newly_applied = max(index, self.applied_index)
+        self.marks.applied(self.applied_index)
+        self._applied.reached(self.applied_index)
+        self.ledger_changed.set()
+        self._wake.set()
 
     def _resolve(self, command_id: CommandId, outcome: Outcome) -> None:
         future = self._waiting.pop(command_id, None)
@@ -324,6 +464,15 @@ def _found(future: asyncio.Future[Outcome]) -> Outcome | DarkStreamError:
     if isinstance(error, DarkStreamError):
         return error
     raise error
+
+
+_Call = tuple[Callable[[int], list[Effect]], asyncio.Future[None]]
+
+
+def _refuse(futures: Sequence[asyncio.Future[int]], error: DarkStreamError) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
 
 
 def _retrieve(future: asyncio.Future[Outcome]) -> None:

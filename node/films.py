@@ -8,7 +8,6 @@ film for the node that holds the lease, `result/<attempt>` the worker's result f
 import asyncio
 import os
 import shutil
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from node.foreign import is_plain_id
 from node.media.convert import Media
 from node.owner import Plan
 from node.replica import Replica
+from node.threads import run_stoppable
 from node.worker import Order, ReportBytes
 
 T = TypeVar("T")
@@ -141,18 +141,7 @@ class Films:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self, work: Callable[[Callable[[], bool]], T]) -> T:
-        """Runs blocking work that looks at `should_stop`; cancelling stops it."""
-        stop = threading.Event()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work, stop.is_set)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # Only when the thread has let go of its files may they be removed.
-            stop.set()
-            await asyncio.wait((future,))
-            if not future.cancelled():
-                future.exception()
-            raise
+        return await run_stoppable(self._threads, work)
 
     # --- handles: what others may fetch -----------------------------------------------------------
 

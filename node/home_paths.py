@@ -8,6 +8,8 @@ API_TOKEN_FILE = "api.token"  # noqa: S105 - the name of a file, no secret
 API_ADDRESS_FILE = "api.address"
 """`host:port` of the running node's API: port 0 and several nodes on a machine stay reachable."""
 CACHE_FOLDER = "cache"
+SNAPSHOTS_FOLDER = "snapshots"
+"""Whole ledgers that other nodes fetch, and one that is being fetched."""
 TRASH_FOLDER = "trash"
 LOG_FOLDER = "log"
 HOME_VARIABLE = "DARKSTREAM_HOME"

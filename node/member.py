@@ -17,14 +17,19 @@ from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
 from mesh.transport import ControlTransport, Received
+from node.compaction import Keep
 from node.coordinator import Coordinator
-from node.driver import Driver, Ledger
+from node.driver import Driver
 from node.leases import LeaseTiming
+from node.ledger_port import Ledger
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
+from node.quarantine import Quarantine
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
+from node.snapshot_duty import Shelf
 
 REPORT_RETRY_S: Final = 5.0
 
@@ -93,6 +98,8 @@ class MemberNode:
         ledger: Ledger,
         applied_index: int,
         replica: Replica,
+        shelf: Shelf,
+        keep: Keep,
         control: ControlTransport,
         trust_users: Sequence[TrustUser],
         book: AddressBook,
@@ -113,11 +120,22 @@ class MemberNode:
             applied_index=applied_index,
             now_ms=clock.monotonic_ms(),
         )
-        self.driver = Driver(raft, log, ledger, self.send)
+        self.driver = Driver(raft, log, ledger, self.send, shelf=shelf, keep=keep, timing=timing)
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
-        self.neighbours = Neighbours(facts, control, book, status)
+        self.read_index = ReadIndex(self.driver, self.requests)
+        self.neighbours = Neighbours(
+            facts, control, book, lambda: {**status(), **self.quarantine.told()}
+        )
         for place in membership.places:
             self.neighbours.hint(place)
+        self.quarantine = Quarantine(
+            own=self.own,
+            driver=self.driver,
+            requests=self.requests,
+            neighbours=self.neighbours,
+            shelf=shelf,
+            name_of=self._name_of,
+        )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
         self.coordinator = Coordinator(
             driver=self.driver,
@@ -136,6 +154,9 @@ class MemberNode:
         """The node that coordinates, as far as this one knows."""
         leader = self.driver.leader
         return None if leader is None else node_of(leader)
+
+    def _name_of(self, node: NodeId) -> str:
+        return next((member.name for member in self._trusted if member.node == node), node)
 
     def send(self, node: NodeId, message: Message) -> bool:
         """To another node, or to this one itself."""
@@ -161,6 +182,7 @@ class MemberNode:
                 group.create_task(self._follow_members(), name="members")
                 group.create_task(self.neighbours.run(), name="neighbours")
                 group.create_task(self.coordinator.run(), name="coordinator")
+                group.create_task(self.quarantine.run(), name="quarantine")
                 if self.membership.founder:
                     group.create_task(self._found(), name="found")
         finally:

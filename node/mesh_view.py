@@ -9,6 +9,7 @@ import structlog
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
+from mesh.errors import DivergenceError
 from mesh.ids import NodeId, RaftId, node_of
 from node.admission import Admission
 from node.coordinator import Coordinator
@@ -18,6 +19,8 @@ from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, Submit
 from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
+from node.quarantine import Quarantine
+from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.submission import Submission
@@ -39,6 +42,8 @@ class Parts:
     proposer: Proposer
     requests: Requests
     replica: Replica
+    read_index: ReadIndex
+    quarantine: Quarantine
     neighbours: Neighbours
     coordinator: Coordinator
     board: ProgressBoard
@@ -125,18 +130,20 @@ class MeshView:
             nodes_total=len(members),
             jobs=jobs,
             running=running,
-            notes=self._notes(leader, voters, ids, names),
+            notes=self._notes(parts, voters, ids, names),
         )
 
     def _notes(
         self,
-        leader: RaftId | None,
+        parts: Parts,
         voters: Sequence[RaftId],
         alive: set[str],
         names: Names,
     ) -> list[str]:
         notes: list[str] = []
-        if leader is None:
+        if parts.quarantine.fault:
+            notes.append(DivergenceError(parts.quarantine.fault).line())
+        if parts.driver.leader is None:
             silent = ", ".join(
                 sorted(_name(names, v) or v for v in voters if node_of(v) not in alive)
             )

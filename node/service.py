@@ -113,6 +113,10 @@ class Service:
         """The mesh in one look."""
         return await self._view.status(self.parts)
 
+    async def catch_up(self) -> None:
+        """Returns once this replica holds everything acknowledged anywhere before the call."""
+        await self._member().read_index.catch_up()
+
     async def nodes(self) -> NodesPage:
         """All members and all that ask to become one."""
         return await self._view.nodes(self.parts)
@@ -220,8 +224,8 @@ class Service:
         checks = [
             Check(
                 name="ledger",
-                ok=behind < 10_000,
-                reason=f"{behind} decided entries not applied yet",
+                ok=behind < 10_000 and not parts.quarantine.fault,
+                reason=parts.quarantine.fault or f"{behind} decided entries not applied yet",
             ),
             Check(
                 name="quorum",
@@ -257,7 +261,7 @@ class Service:
                 value=float(parts.driver.applied_index),
             )
         )
-        return metrics
+        return metrics + _consensus_metrics(parts)
 
     # --- acting -----------------------------------------------------------------------------------
 
@@ -346,6 +350,41 @@ class Service:
 def new_job_id() -> str:
     """A job id that sorts by time of submission."""
     return sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
+
+
+def _consensus_metrics(parts: Parts) -> list[Metric]:
+    driver = parts.driver
+    gauges = {
+        "log_base_index": (
+            "Log index up to which entries were compacted.",
+            driver.log_base().index,
+        ),
+        "loop_lag_seconds": (
+            "Worst lateness of this node's loop lately, fading with time.",
+            driver.upkeep.lag.worst_ms(clock.monotonic_ms()) / 1000,
+        ),
+        "election_stretch_ratio": (
+            "How much longer elections wait because the loop is late; 1: not at all.",
+            driver.upkeep.stretch_percent / 100,
+        ),
+    }
+    counters = {
+        "snapshots_installed_total": (
+            "Snapshots of other nodes that became this ledger.",
+            driver.snapshots.installed,
+        ),
+        "divergences_total": (
+            "Times that this replica was found to differ from the others.",
+            parts.quarantine.divergences,
+        ),
+    }
+    return [
+        Metric(name=name, kind="gauge", help=text, value=float(value))
+        for name, (text, value) in gauges.items()
+    ] + [
+        Metric(name=name, kind="counter", help=text, value=float(value))
+        for name, (text, value) in counters.items()
+    ]
 
 
 def _refused(socket: str, reason: str, count: int) -> Metric:

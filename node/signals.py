@@ -1,6 +1,7 @@
 """Waiting for the next change of something, without polling and without losing a change."""
 
 import asyncio
+import heapq
 from contextlib import suppress
 
 
@@ -53,3 +54,30 @@ class PacedSignal(Signal):
         if self._missed:
             self._missed = False
             self.set()
+
+
+class IndexWaits:
+    """Those who wait until a growing index has come as far as theirs; only these are woken."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._count = 0
+
+    async def wait(self, index: int, timeout_s: float) -> bool:
+        """Whether `index` is reached before the time is over."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._heap, (index, self._count, future))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            return False
+        return True
+
+    def reached(self, index: int) -> None:
+        """Wakes whoever waits for `index` or less."""
+        while self._heap and self._heap[0][0] <= index:
+            _, _, future = heapq.heappop(self._heap)
+            if not future.done():  # whose time was over stays here until its index comes
+                future.set_result(None)

@@ -142,7 +142,9 @@ class Worker:
         results: Results,
         folder: Path,
         timing: LeaseTiming,
+        fit: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`fit` says whether this node may take work at all: its replica may be wrong."""
         self._own = own
         self._name = name
         self._driver = driver
@@ -159,7 +161,13 @@ class Worker:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._interrupted: set[str] = set()
         self._over: set[str] = set()
-        self.accepting = True
+        self._fit = fit
+        self._draining = False
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it takes new work."""
+        return not self._draining and self._fit()
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -176,7 +184,7 @@ class Worker:
 
     async def drain(self, limit_s: float) -> None:
         """Takes nothing new, waits for what runs up to the limit, gives the rest back."""
-        self.accepting = False
+        self._draining = True
         runs = list(self._runs.values())
         if runs:
             _log.info("finishing what runs", attempts=len(runs), limit_s=limit_s)

@@ -106,6 +106,9 @@ class FakeNode:
             jobs=counts,
         )
 
+    async def catch_up(self) -> None:
+        self._enter("catch_up")
+
     async def nodes(self) -> NodesPage:
         self._enter("nodes")
         return NodesPage(nodes=list(self._nodes), pending=list(self.pending))

@@ -31,6 +31,17 @@ QUERY_ROWS_MAX = 10_000
 """Rows of one `ledger query`; a query for more is refused."""
 
 
+_consistent = click.option(
+    "--consistent",
+    is_flag=True,
+    help="Everything acknowledged anywhere before; needs a coordinator. Else: what this node knows.",
+)
+
+
+def _asked(*, consistent: bool) -> str | None:
+    return "true" if consistent else None
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="darkstream", prog_name="mesh-cli")
 @common_options
@@ -150,11 +161,12 @@ def submit(
 
 
 @cli.command()
+@_consistent
 @common_options
 @click.pass_context
-def status(ctx: click.Context, *, as_json: bool) -> int:
+def status(ctx: click.Context, *, consistent: bool, as_json: bool) -> int:
     """The mesh in one look."""
-    answer = _api(ctx).get("/status")
+    answer = _api(ctx).get("/status", consistent=_asked(consistent=consistent))
     print_json(answer) if as_json else views.print_status(answer)
     return 0
 
@@ -165,6 +177,7 @@ def status(ctx: click.Context, *, as_json: bool) -> int:
 @click.option("--since", type=Since(), metavar="T", help="Only jobs since: 2h, 1d or 2026-11-24.")
 @click.option("--tenant", help="Only jobs of this tenant.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@_consistent
 @common_options
 @click.pass_context
 def jobs(
@@ -175,6 +188,7 @@ def jobs(
     since: int | None,
     tenant: str | None,
     limit: int,
+    consistent: bool,
     as_json: bool,
 ) -> int:
     """Jobs, newest first."""
@@ -190,6 +204,7 @@ def jobs(
             tenant=tenant,
             limit=min(limit - len(found), 1_000),
             cursor=cursor,
+            consistent=_asked(consistent=consistent and cursor is None),
         )
         found += page["jobs"]
         cursor = page["next"]
@@ -206,11 +221,13 @@ def job() -> None:
 
 @job.command("show")
 @click.argument("job_id", metavar="ID")
+@_consistent
 @common_options
 @click.pass_context
-def job_show(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
+def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool) -> int:
     """A job's state, tasks and attempts, and why it waits."""
-    answer = _api(ctx).get(f"/jobs/{quote(job_id, safe='')}")
+    path = f"/jobs/{quote(job_id, safe='')}"
+    answer = _api(ctx).get(path, consistent=_asked(consistent=consistent))
     print_json(answer) if as_json else views.print_job(answer)
     return 0
 

@@ -43,6 +43,10 @@ LISTENERS_MAX = 64
 
 NodeName = Annotated[str, Path(min_length=1, max_length=NAME_CHARS_MAX)]
 Cursor = Annotated[str | None, Query(min_length=1, max_length=128)]
+Consistent = Annotated[
+    bool,
+    Query(description="Wait until this node knows everything acknowledged anywhere before."),
+]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "A problem document (RFC 9457)",
@@ -110,8 +114,10 @@ class Faces:
         service = self._service
 
         @app.get(f"{API}/status", responses=_ERRORS)
-        async def status() -> Status:
+        async def status(*, consistent: Consistent = False) -> Status:
             """The mesh in one look."""
+            if consistent:
+                await service.catch_up()
             return await service.status()
 
         @app.get(f"{API}/nodes", responses=_ERRORS)
@@ -130,8 +136,11 @@ class Faces:
             tenant: Annotated[str | None, Query(min_length=1, max_length=NAME_CHARS_MAX)] = None,
             limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = PAGE_DEFAULT,
             cursor: Cursor = None,
+            consistent: Consistent = False,
         ) -> JobsPage:
             """Jobs, newest first."""
+            if consistent:
+                await service.catch_up()
             wanted = JobFilter(
                 status=status,
                 node=node,
@@ -143,8 +152,14 @@ class Faces:
             return await service.jobs(wanted)
 
         @app.get(f"{API}/jobs/{{job}}", responses=_ERRORS)
-        async def job(job: Annotated[str, Path(min_length=1, max_length=64)]) -> JobDetail:
+        async def job(
+            *,
+            job: Annotated[str, Path(min_length=1, max_length=64)],
+            consistent: Consistent = False,
+        ) -> JobDetail:
             """One job with its tasks and attempts; an unambiguous beginning of its id will do."""
+            if consistent:
+                await service.catch_up()
             return await service.job(job)
 
         @app.get(f"{API}/detect", responses=_ERRORS)

@@ -33,6 +33,13 @@ class NodeService(Protocol):
         """The mesh in one look; answers in every state of the node, also without a mesh."""
         ...
 
+    async def catch_up(self) -> None:
+        """Returns once this node knows everything that was acknowledged anywhere before the call.
+
+        Raises `NoCoordinatorError`, `BusyError`.
+        """
+        ...
+
     async def nodes(self) -> NodesPage:
         """All members, sorted by name, and all pending joins (the gateway cuts pages)."""
         ...

@@ -10,10 +10,11 @@ from pathlib import Path
 import apsw
 import pytest
 
-from ledger.log_sqlite import LogStore
+from ledger import log_sqlite
+from ledger.log_sqlite import FORGOTTEN_A_WRITE, PAGES_FREED_A_WRITE, PAGES_KEPT, LogStore
 from mesh.errors import InUseError, StorageError
 from mesh.ids import RaftId
-from mesh.log import Entry, HardState, LogStorage
+from mesh.log import Base, Entry, HardState, LogStorage
 from tests.simulator.storage import MemoryLog
 
 VOTE = RaftId("anna.00000001")
@@ -93,6 +94,69 @@ def test_a_gap_is_refused_and_changes_nothing(log: LogStorage) -> None:
     assert log.entries(1, 9, 1_000) == tuple(some(1, 3))
 
 
+def bound(log: LogStorage) -> tuple[int, int, int]:
+    return log.base().index, log.first_index(), log.last_index()
+
+
+def test_what_is_compacted_is_forgotten_and_its_end_remembered(log: LogStorage) -> None:
+    assert log.base() == Base()
+    log.persist(HardState(term=2, commit=5), [*some(1, 4), *some(4, 8, term=2)])
+    log.compact(Base(5, 2, b"who votes"))
+    assert log.base() == Base(5, 2, b"who votes")
+    assert bound(log) == (5, 6, 7)
+    assert [log.term(n) for n in (0, 4, 5, 6, 7, 8)] == [None, None, 2, 2, 2, None]
+    assert log.entries(1, 9, 10**6) == tuple(some(6, 8, term=2))
+    assert log.hard_state() == HardState(term=2, commit=5)
+    log.persist(None, some(6, 9, term=3))
+    assert log.entries(6, 9, 10**6) == tuple(some(6, 9, term=3))
+    log.compact(Base(8, 3))
+    assert bound(log) == (8, 9, 8)
+    assert log.entries(1, 20, 10**6) == ()
+    log.persist(None, some(9, 10, term=3))
+    assert bound(log) == (8, 9, 9)
+
+
+def test_to_compact_again_to_the_same_or_an_older_index_changes_nothing(log: LogStorage) -> None:
+    log.persist(None, some(1, 9))
+    for index in (6, 6, 3, 0):
+        log.compact(Base(index, min(index, 1), b"c"))
+        assert log.base() == Base(6, 1, b"c")
+        assert bound(log) == (6, 7, 8)
+
+
+def test_nothing_is_written_at_or_below_the_base(log: LogStorage) -> None:
+    log.persist(None, some(1, 9))
+    log.compact(Base(5, 1))
+    for first in (5, 3, 10):
+        with pytest.raises((StorageError, AssertionError)):
+            log.persist(None, some(first, first + 1))
+    assert log.entries(1, 20, 10**6) == tuple(some(6, 9))
+
+
+def test_only_what_is_there_can_be_compacted(log: LogStorage) -> None:
+    log.persist(None, some(1, 9))
+    for base in (Base(9, 1), Base(5, 2)):
+        with pytest.raises((StorageError, AssertionError)):
+            log.compact(base)
+    assert bound(log) == (0, 1, 8)
+
+
+def test_a_log_restarts_behind_a_snapshot(log: LogStorage) -> None:
+    log.persist(HardState(term=1, vote=VOTE, commit=2), some(1, 5))
+    log.restart_from(Base(100, 7, b"c"), HardState(term=8, vote=VOTE, commit=100))
+    assert log.base() == Base(100, 7, b"c")
+    assert bound(log) == (100, 101, 100)
+    assert log.hard_state() == HardState(term=8, vote=VOTE, commit=100)
+    assert [log.term(n) for n in (0, 4, 99, 100, 101)] == [None, None, None, 7, None]
+    assert log.entries(1, 200, 10**6) == ()
+    log.persist(None, some(101, 103, term=8))
+    assert log.entries(1, 200, 10**6) == tuple(some(101, 103, term=8))
+    # Back to an older one: a restored backup.
+    log.restart_from(Base(50, 3), HardState(term=9, commit=50))
+    assert bound(log) == (50, 51, 50)
+    assert log.entries(1, 200, 10**6) == ()
+
+
 # --- the file ------------------------------------------------------------------------------------
 
 
@@ -112,6 +176,95 @@ def test_everything_survives_reopening(tmp_path: Path) -> None:
     assert again.incarnation == "00000001"
     assert again.get_value("mesh") == {"id": "m", "n": [1, None]}
     again.close()
+
+
+def test_base_and_what_is_left_survive_reopening(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.persist(HardState(term=2, commit=9), some(1, 12, term=2))
+    store.compact(Base(9, 2, b"c"))
+    store.close()
+    again = opened(tmp_path)
+    assert bound(again) == (9, 10, 11)
+    assert again.base() == Base(9, 2, b"c")
+    again.compact(Base(11, 2, b"d"))
+    again.close()
+    again = opened(tmp_path)
+    assert bound(again) == (11, 12, 11)
+    again.restart_from(Base(90, 5, b"e"), HardState(term=5, commit=90))
+    again.close()
+    again = opened(tmp_path)
+    assert bound(again) == (90, 91, 90)
+    assert again.hard_state() == HardState(term=5, commit=90)
+    again.close()
+
+
+def test_compacting_is_one_row_and_the_space_comes_back_with_later_writes(tmp_path: Path) -> None:
+    path = tmp_path / "raft.db"
+
+    def rows() -> int:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        count = connection.execute("SELECT count(*) FROM entry").get
+        connection.close()
+        return int(count)
+
+    store = opened(tmp_path)
+    for low in range(1, 40_001, 500):
+        store.persist(None, some(low, low + 500, size=1_000))
+    grown = path.stat().st_size
+    assert grown > 40_000_000
+    store.compact(Base(40_000, 1))
+    assert rows() >= 40_000 - FORGOTTEN_A_WRITE, "one call must not remove them all"
+    store.close()
+    store = opened(tmp_path)  # goes on where it was
+    for index in range(40_001, 40_031):
+        store.persist(None, some(index, index + 1))
+    left = rows()
+    for index in range(40_031, 40_060):
+        store.persist(None, some(index, index + 1))
+    assert rows() == 59 < left
+    for index in range(40_060, 40_200):
+        store.persist(None, some(index, index + 1))
+    store.close()
+    assert path.stat().st_size < grown // 2
+    assert path.stat().st_size > (PAGES_KEPT - PAGES_FREED_A_WRITE) * 4_096
+
+
+def test_a_hard_state_beyond_the_base_is_refused(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    with pytest.raises(StorageError):
+        store.restart_from(Base(10, 1), HardState(term=1, commit=11))
+    assert bound(store) == (0, 1, 0)
+    store.close()
+
+
+def make_version_1(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("journal_mode", "WAL")
+    connection.execute(log_sqlite._VERSION_1)
+    connection.execute("UPDATE hard_state SET term = 4, commit_index = 2")
+    connection.executemany(
+        "INSERT INTO entry VALUES (?, ?, ?, ?)",
+        [(entry.index, entry.term, entry.kind, entry.data) for entry in some(1, 4, term=4)],
+    )
+    connection.execute("INSERT INTO value VALUES ('incarnation', '\"0000000a\"')")
+    connection.pragma("user_version", 1)
+    connection.close()
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    make_version_1(tmp_path / "raft.db")
+    for _ in range(2):
+        store = opened(tmp_path)
+        assert store.base() == Base()
+        assert store.entries(1, 9, 1_000) == tuple(some(1, 4, term=4))
+        assert store.hard_state() == HardState(term=4, commit=2)
+        assert store.incarnation == "0000000a"
+        assert store._connection.pragma("auto_vacuum") == 2
+        store.close()
+    store = opened(tmp_path)
+    store.compact(Base(2, 4, b"c"))
+    assert bound(store) == (2, 3, 3)
+    store.close()
 
 
 def test_values(tmp_path: Path) -> None:
@@ -191,13 +344,21 @@ def damage_state(path: Path) -> None:
     connection.close()
 
 
+def damage_base(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("DELETE FROM base")
+    connection.close()
+
+
 def damage_version(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.pragma("user_version", 99)
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [damage_header, damage_gap, damage_state, damage_version])
+@pytest.mark.parametrize(
+    "damage", [damage_header, damage_gap, damage_state, damage_base, damage_version]
+)
 def test_a_damaged_file_is_an_error_and_no_lock(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:

@@ -64,6 +64,17 @@ class Typed:
         return json.loads(self.out)
 
 
+def test_consistent_answers_are_asked_for(one: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("status",), ("jobs",)):
+        assert Typed(capsys, *words).code == 0
+        assert "catch_up" not in one.node.calls
+        assert Typed(capsys, *words, "--consistent").code == 0
+        assert one.node.calls[-2:] == ["catch_up", words[0]]
+        one.node.calls.clear()
+    one.node.failure = NoCoordinatorError("nobody decides", "start the missing nodes")
+    assert Typed(capsys, "job", "show", "j", "--consistent").code == 5
+
+
 def test_status_nodes_and_detect(one: Served, capsys: pytest.CaptureFixture[str]) -> None:
     status = Typed(capsys, "status")
     assert (status.code, "coordinator  one" in status.out) == (0, True)

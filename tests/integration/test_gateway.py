@@ -104,6 +104,21 @@ def test_lists_page_by_cursor(http: httpx.Client, film: Path) -> None:
     assert problem(http.get(f"{API}/nodes", params={"cursor": "other"}))["code"] == "usage"
 
 
+@pytest.mark.parametrize("path", ["status", "jobs", "jobs/{job}"])
+def test_a_consistent_question_waits_for_the_mesh_first(
+    one: Served, http: httpx.Client, film: Path, path: str
+) -> None:
+    made = http.post(f"{API}/jobs", json={"paths": [str(film)], "profile": "web"}).json()["jobs"]
+    url = f"{API}/{path.format(job=made[0]['id'])}"
+    one.node.calls.clear()
+    assert http.get(url).is_success
+    assert "catch_up" not in one.node.calls
+    one.node.calls.clear()
+    assert http.get(url, params={"consistent": "true"}).is_success
+    assert one.node.calls[0] == "catch_up"
+    assert len(one.node.calls) == 2
+
+
 def _all_errors() -> list[type[DarkStreamError]]:
     found = [DarkStreamError]
     for cls in found:

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-from mesh.effects import Commit, Effect, LeaderChanged, Persist, Send
+from mesh.effects import (
+    Commit,
+    Effect,
+    InstallSnapshot,
+    LeaderChanged,
+    Persist,
+    ReadReady,
+    Send,
+    SnapshotNeeded,
+)
 from mesh.ids import RaftId
 from mesh.log import Entry, HardState
 from mesh.membership import Configuration, founding_entries
@@ -12,6 +21,8 @@ from mesh.messages import (
     ConsensusMessage,
     Heartbeat,
     HeartbeatAck,
+    SnapshotOffer,
+    TimeoutNow,
     Vote,
     VoteRequest,
 )
@@ -204,7 +215,7 @@ def configuration_of(voters: Iterable[str], learners: Iterable[str] = ()) -> Con
     return Configuration.of(map(RaftId, voters), map(RaftId, learners))
 
 
-def describe_effect(effect: Effect) -> str:
+def describe_effect(effect: Effect) -> str:  # noqa: PLR0911 - one line a kind
     match effect:
         case Send(message=message, before_sync=early):
             return ("send early " if early else "send ") + describe(message)
@@ -217,6 +228,12 @@ def describe_effect(effect: Effect) -> str:
             return f"commit {describe_entries(entries)}"
         case LeaderChanged(term=term, leader=leader):
             return f"leader of term {term}: {leader or '-'}"
+        case SnapshotNeeded(to=to):
+            return f"snapshot needed for {to}"
+        case InstallSnapshot(offer=offer):
+            return f"install snapshot {offer.base_index}/{offer.base_term}"
+        case ReadReady(read_ids=ids, index=index):
+            return f"read ready {','.join(map(str, ids))} at {index}"
 
 
 def describe_entries(entries: Sequence[Entry]) -> str:
@@ -237,8 +254,9 @@ def _content(entry: Entry) -> str:
 def describe(message: ConsensusMessage) -> str:  # noqa: PLR0911 - one line a kind
     head = f"{message.sender}>{message.to} term={message.term}"
     match message:
-        case VoteRequest(pre=pre, last_index=index, last_term=term):
-            return f"{head} {'pre_' if pre else ''}vote_request last={index}/{term}"
+        case VoteRequest(pre=pre, last_index=index, last_term=term, transfer=transfer):
+            kind = "pre_vote_request" if pre else "vote_request"
+            return f"{head} {kind} last={index}/{term}{' transfer' if transfer else ''}"
         case Vote(pre=pre, granted=granted):
             return f"{head} {'pre_' if pre else ''}vote {'granted' if granted else 'refused'}"
         case Append(prev_index=index, prev_term=term, commit=commit, entries=entries):
@@ -247,7 +265,15 @@ def describe(message: ConsensusMessage) -> str:  # noqa: PLR0911 - one line a ki
             return f"{head} append_ack ok={index}"
         case AppendAck(index=index, hint_index=hint, hint_term=term):
             return f"{head} append_ack refused={index} hint={hint}/{term}"
-        case Heartbeat(commit=commit):
-            return f"{head} heartbeat commit={commit}"
-        case HeartbeatAck():
-            return f"{head} heartbeat_ack"
+        case Heartbeat(commit=commit, round=number):
+            return f"{head} heartbeat commit={commit}{_round(number)}"
+        case HeartbeatAck(round=number):
+            return f"{head} heartbeat_ack{_round(number)}"
+        case SnapshotOffer(base_index=index, base_term=term):
+            return f"{head} snapshot_offer {index}/{term}"
+        case TimeoutNow():
+            return f"{head} timeout_now"
+
+
+def _round(number: int) -> str:
+    return f" round={number}" if number else ""

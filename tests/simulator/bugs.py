@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mesh import protocol
+from mesh.leadership import Leadership
 from mesh.log import Entry, HardState
 from mesh.membership import quorum_of
 from mesh.messages import ConsensusMessage
-from mesh.protocol import Raft
 from mesh.raftlog import RaftLog
 from mesh.replication import Replication
 from tests.simulator.node import Node
@@ -31,14 +31,16 @@ class _AcknowledgedBeforeSync(Node):
         late.clear()
 
 
-def _commit_of_old_term(raft: Any) -> None:
-    configuration = raft._log.configuration
-    index = raft._replication.majority_index(configuration)
-    if index > raft._log.commit_index:
-        raft._log.commit_to(index)
-        raft._broadcast()
-        if raft.pending_configuration is None and raft.raft_id not in configuration.voters:
-            raft._become_follower(raft._term, None)
+def _commit_of_old_term(lead: Any, now_ms: int) -> None:
+    del now_ms
+    log = lead._log
+    configuration = log.configuration
+    index = lead._replication.majority_index(configuration)
+    if index > log.commit_index:
+        log.commit_to(index)
+        lead._broadcast()
+        if not log.is_configuration_pending and lead.raft_id not in configuration.voters:
+            lead.is_over = True
 
 
 def _learner_counted(replication: Any, configuration: Any) -> int:
@@ -65,7 +67,7 @@ _Patch = tuple[Any, str, Callable[..., Any]]
 BUGS: dict[str, type[Node] | _Patch] = {
     "vote-not-persisted": _VoteNotPersisted,
     "acknowledged-before-sync": _AcknowledgedBeforeSync,
-    "commit-of-old-term": (Raft, "_advance_commit", _commit_of_old_term),
+    "commit-of-old-term": (Leadership, "_advance_commit", _commit_of_old_term),
     "learner-counted": (Replication, "majority_index", _learner_counted),
     "truncation-without-conflict": (RaftLog, "match_and_append", _truncation_without_conflict),
     "vote-for-a-shorter-log": (protocol, "may_grant", _vote_for_a_shorter_log),

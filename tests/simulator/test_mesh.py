@@ -16,10 +16,10 @@ WORK_SEEDS = 40
 BUG_SEEDS = {
     "acknowledged-before-sync": 2,
     "commit-of-old-term": 83,
-    "learner-counted": 1,
+    "learner-counted": 5,
     "truncation-without-conflict": 18,
     "vote-for-a-shorter-log": 0,
-    "vote-not-persisted": 238,
+    "vote-not-persisted": 88,
 }
 """Seeds that find each planted bug, so that finding them again takes seconds; a change of the faults moves them."""
 

@@ -8,13 +8,22 @@ import pytest
 
 from ledger.commands import Outcome
 from mesh import clock
-from mesh.errors import NotLeaderError, StorageError, UsageError
+from mesh.errors import (
+    ConflictError,
+    DarkStreamError,
+    NotLeaderError,
+    StorageError,
+    UnreachableError,
+    UsageError,
+)
 from mesh.ids import CommandId, NodeId, RaftId, node_of
-from mesh.log import ENTRY_BYTES_MAX, Entry, HardState
+from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState
 from mesh.membership import Configuration
 from mesh.messages import Message
 from mesh.protocol import Raft, Timing, founding_entries
+from node.compaction import Keep
 from node.driver import Driver
+from node.snapshot_duty import Snapshot
 from tests.simulator.storage import MemoryLog
 
 IDS = [RaftId(f"{name}.00000000") for name in ("a", "b", "c")]
@@ -26,28 +35,105 @@ class Ledger:
     def __init__(self) -> None:
         self.applied: list[Entry] = []
         self.fails = False
+        self.durable = 0
+
+    @property
+    def applied_index(self) -> int:
+        return self.applied[-1].index if self.applied else 0
 
     def apply(self, entries: Sequence[Entry]) -> list[tuple[Entry, str | None, Outcome | None]]:
         if self.fails:
             raise StorageError("disk full", "free some space")
-        self.applied += entries
+        fresh = [entry for entry in entries if entry.index > self.applied_index]
+        assert [e.index for e in fresh] == [self.applied_index + 1 + n for n in range(len(fresh))]
+        self.applied += fresh
         return [
             (e, e.data.decode(), Outcome(ok=True, index=e.index))
             if e.kind == "command"
             else (e, None, None)
-            for e in entries
+            for e in fresh
         ]
+
+    def checksum_at(self, index: int) -> bytes | None:
+        return b"%d" % index
+
+    def make_durable(self) -> int:
+        self.durable = self.applied_index
+        return self.durable
+
+    @property
+    def commands(self) -> list[bytes]:
+        return [entry.data for entry in self.applied if entry.kind == "command"]
+
+
+class Shelves:
+    """The snapshots of all nodes, by handle."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[Entry]] = {}
+        self.made = 0
+        self.fetched: list[str] = []
+        self.fault: DarkStreamError | None = None
+        """What the next fetch meets."""
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+
+class Shelf:
+    """Snapshots are copies of the list of what is applied."""
+
+    def __init__(self, shelves: Shelves, ledger: Ledger) -> None:
+        self.notes: list[Base | None] = []
+        self._shelves = shelves
+        self._ledger = ledger
+        self._newest: Snapshot | None = None
+        self._incoming: list[Entry] | None = None
+
+    async def newest(self, index_min: int) -> Snapshot:
+        if self._newest is None or self._newest.index < index_min:
+            held = list(self._ledger.applied)
+            last, size = held[-1], len(held)
+            self._newest = Snapshot(
+                index=last.index, term=last.term, size=size, digest="d", handle=f"h{last.index}"
+            )
+            self._shelves.files[self._newest.handle] = held
+            self._shelves.made += 1
+        return self._newest
+
+    async def fetch(self, source: NodeId, snapshot: Snapshot) -> None:
+        await self._shelves.goes_on.wait()
+        fault, self._shelves.fault = self._shelves.fault, None
+        if fault is not None:
+            raise fault
+        self._shelves.fetched.append(f"{source}/{snapshot.handle}")
+        self._incoming = list(self._shelves.files[snapshot.handle])
+
+    def begin(self, base: Base) -> None:
+        self.notes.append(base)
+
+    def install(self, snapshot: Snapshot) -> None:
+        assert self._incoming is not None
+        assert self._incoming[-1].index == snapshot.index
+        self._ledger.applied = self._incoming
+
+    def finish(self) -> None:
+        self.notes.append(None)
+        self._incoming = None
 
 
 class Mesh:
     """Three drivers on one loop; a message arrives at the next turn, unless the link is cut."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, keep: Keep | None = None) -> None:
+        self.shelves = Shelves()
+        self.shelves_of: dict[NodeId, Shelf] = {}
+        self.logs: list[MemoryLog] = []
         self.ledgers = [Ledger() for _ in range(count)]
         self.cut: set[NodeId] = set()
         self.drivers: dict[NodeId, Driver] = {}
         for raft_id, ledger in zip(IDS, self.ledgers, strict=False):
             storage = MemoryLog()
+            self.logs.append(storage)
             if raft_id == IDS[0]:
                 state, entries = founding_entries(raft_id)
                 storage.persist(state, entries)
@@ -60,7 +146,10 @@ class Mesh:
                 now_ms=clock.monotonic_ms(),
             )
             node = node_of(raft_id)
-            self.drivers[node] = Driver(raft, storage, ledger, self._sender(node))
+            shelf = self.shelves_of[node] = Shelf(self.shelves, ledger)
+            self.drivers[node] = Driver(
+                raft, storage, ledger, self._sender(node), shelf=shelf, keep=keep
+            )
 
     def _sender(self, sender: NodeId) -> Callable[[NodeId, Message], bool]:
         def send(to: NodeId, message: Message) -> bool:
@@ -83,9 +172,9 @@ class Mesh:
             await asyncio.wait(waits)
 
 
-def run(count: int, body: Callable[[Mesh], Awaitable[None]]) -> Mesh:
+def run(count: int, body: Callable[[Mesh], Awaitable[None]], keep: Keep | None = None) -> Mesh:
     async def main() -> Mesh:
-        mesh = Mesh(count)
+        mesh = Mesh(count, keep)
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             tasks = [group.create_task(driver.run()) for driver in mesh.drivers.values()]
             await body(mesh)
@@ -185,3 +274,176 @@ def test_hard_state_alone_is_persisted_without_entries() -> None:
     storage = MemoryLog()
     storage.persist(HardState(term=3, vote=None, commit=0), ())
     assert storage.hard_state().term == 3
+
+
+# --- snapshots, compaction, reads, transfers --------------------------------------------------------
+
+SMALL = Keep(entries=20, bytes=1 << 20)
+
+
+async def fill(leader: Driver, count: int, name: str = "c") -> None:
+    await asyncio.gather(
+        *(leader.propose(CommandId(f"{name}{n}"), f"{name}{n}".encode(), 20) for n in range(count))
+    )
+
+
+async def until(mesh: Mesh, holds: Callable[[], object]) -> None:
+    """Looks again at each change of any ledger."""
+    while not holds():
+        await asyncio.wait(
+            [
+                asyncio.ensure_future(d.ledger_changed.wait(d.ledger_changed.count, 0.05))
+                for d in mesh.drivers.values()
+            ]
+        )
+
+
+def test_the_log_is_cut_off_behind_what_the_ledger_holds_durably() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await mesh.leader()
+        await fill(leader, 100)
+        await leader.upkeep.compact()
+        ledger, log = mesh.ledgers[0], mesh.logs[0]
+        assert log.base().index == ledger.applied_index - SMALL.entries
+        assert ledger.durable >= log.base().index
+        assert log.term(log.base().index) == log.base().term
+        assert Configuration.decode(log.base().configuration).voters == (IDS[0],)
+        before = log.base()
+        await leader.upkeep.compact()
+        assert log.base() == before, "nothing to do"
+
+    run(1, body, SMALL)
+
+
+def test_what_is_not_durable_is_never_cut_off() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await mesh.leader()
+        ledger = mesh.ledgers[0]
+        ledger.make_durable = lambda: 7  # type: ignore[method-assign]
+        await fill(leader, 100)
+        await leader.upkeep.compact()
+        assert mesh.logs[0].base().index == 7
+
+    run(1, body, SMALL)
+
+
+def test_a_node_far_behind_gets_a_snapshot_and_then_the_log() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        lost = next(d for d in mesh.drivers.values() if not d.is_leader)
+        mesh.cut.add(node_of(lost.raft.raft_id))
+        await fill(leader, 400)
+        await leader.upkeep.compact()
+        assert mesh.logs[0].base().index > lost.applied_index
+        mesh.cut.clear()
+        await fill(leader, 10, "after")
+        await until(mesh, lambda: lost.applied_index >= leader.applied_index)
+        assert lost.snapshots.installed == 1
+        shelf = mesh.shelves_of[node_of(lost.raft.raft_id)]
+        assert [note is not None for note in shelf.notes] == [True, False]
+
+    mesh = run(3, body, SMALL)
+    assert mesh.shelves.made >= 1
+    assert mesh.ledgers[0].commands == mesh.ledgers[1].commands == mesh.ledgers[2].commands
+
+
+def test_a_snapshot_that_cannot_be_fetched_is_offered_again() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        lost = next(d for d in mesh.drivers.values() if not d.is_leader)
+        mesh.cut.add(node_of(lost.raft.raft_id))
+        await fill(leader, 400)
+        await leader.upkeep.compact()
+        mesh.shelves.fault = UnreachableError("no route", "look at the network")
+        mesh.cut.clear()
+        await until(mesh, lambda: lost.applied_index >= leader.applied_index)
+        assert lost.snapshots.installed == 1
+
+    run(3, body, SMALL)
+
+
+def test_heartbeats_go_on_while_a_snapshot_is_fetched() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        lost = next(d for d in mesh.drivers.values() if not d.is_leader)
+        mesh.cut.add(node_of(lost.raft.raft_id))
+        await fill(leader, 400)
+        await leader.upkeep.compact()
+        mesh.shelves.goes_on.clear()
+        mesh.cut.clear()
+        await until(mesh, lambda: mesh.shelves.made)
+        term = leader.raft.term
+        changes = leader.leader_changed.count
+        await leader.leader_changed.wait(changes, 1.0)
+        assert leader.is_leader, "five election time-outs later"
+        assert leader.raft.term == term
+        await fill(leader, 10, "meanwhile")
+        mesh.shelves.goes_on.set()
+        await until(mesh, lambda: lost.applied_index >= leader.applied_index)
+
+    run(3, body, SMALL)
+
+
+def test_a_ledger_is_rebuilt_and_applies_again_what_the_log_holds() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        await fill(leader, 30)
+        wrong = next(d for d in mesh.drivers.values() if not d.is_leader)
+        await until(mesh, lambda: wrong.applied_index == leader.applied_index)
+        ledger = mesh.ledgers[IDS.index(wrong.raft.raft_id)]
+        source = mesh.shelves_of[node_of(leader.raft.raft_id)]
+        snapshot = await source.newest(0)
+        await fill(leader, 30, "later")
+        await until(mesh, lambda: wrong.applied_index == leader.applied_index)
+        ledger.applied[5] = Entry(ledger.applied[5].index, 1, "command", b"rotten")
+        await wrong.snapshots.rebuild(node_of(leader.raft.raft_id), snapshot, 5)
+        await fill(leader, 5, "last")
+        await until(mesh, lambda: wrong.applied_index == leader.applied_index)
+
+    mesh = run(3, body)
+    assert mesh.ledgers[0].commands == mesh.ledgers[1].commands == mesh.ledgers[2].commands
+
+
+def test_a_read_index_holds_everything_acknowledged_and_needs_a_majority() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        outcome = await leader.propose(CommandId("x"), b"x", 5)
+        found = await asyncio.gather(*(leader.read_index(5) for _ in range(20)))
+        assert min(found) >= outcome.index
+        follower = next(d for d in mesh.drivers.values() if not d.is_leader)
+        with pytest.raises(NotLeaderError):
+            await follower.read_index(1)
+        mesh.cut.add(node_of(leader.raft.raft_id))
+        with pytest.raises((NotLeaderError, TimeoutError)):
+            await leader.read_index(5)
+
+    run(3, body)
+
+
+def test_the_lead_is_handed_over_to_whom_it_is_meant_for() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        await until(mesh, lambda: leader.raft.pending_configuration is None)
+        target = next(d for d in mesh.drivers.values() if not d.is_leader)
+        node = node_of(target.raft.raft_id)
+        assert await leader.transfer_leadership(node, 5) == node
+        assert target.is_leader
+        with pytest.raises(NotLeaderError):
+            await leader.transfer_leadership(node, 5)
+        with pytest.raises(ConflictError):
+            await target.transfer_leadership(NodeId("stranger"), 5)
+        assert await target.transfer_leadership(None, 5) != node
+
+    run(3, body)
+
+
+def test_a_late_loop_waits_longer_for_its_leader() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await mesh.leader()
+        asked: list[int] = []
+        leader.raft.stretch = asked.append  # type: ignore[method-assign]
+        leader.upkeep.late(300, clock.monotonic_ms())
+        assert asked == [200]
+        assert leader.upkeep.stretch_percent == asked[-1]
+
+    run(1, body)

@@ -1,0 +1,31 @@
+"""What the driver needs of the ledger: blocking, called on one thread of its own."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ledger.commands import Outcome
+from mesh.log import Entry
+
+Applied = tuple[Entry, str | None, Outcome | None]
+"""An entry, the id of the command in it and what that command gave; None for entries of the log itself."""
+
+
+class Ledger(Protocol):
+    """The replica as its one writer sees it."""
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry that is applied."""
+        ...
+
+    def apply(self, entries: Sequence[Entry]) -> Sequence[Applied]:
+        """Applies committed entries in one transaction; raises when the node must stop."""
+        ...
+
+    def checksum_at(self, index: int) -> bytes | None:
+        """The rolling checksum behind a recent entry, at least of the last batch; from any thread."""
+        ...
+
+    def make_durable(self) -> int:
+        """Syncs what is applied; the index up to which a power loss can take nothing."""
+        ...
