@@ -23,7 +23,7 @@ from ledger.queries import Reader
 from mesh import clock
 from mesh.control_zmq import ZmqControl
 from mesh.errors import DarkStreamError
-from mesh.ids import NodeId, RaftId
+from mesh.ids import NodeId, RaftId, sortable_id
 from mesh.messages import PROTOCOL_VERSION, Hello, Request, Response
 from mesh.trust_files import load_or_create_identity
 from node.address_book_files import AddressFile
@@ -130,9 +130,9 @@ def submission(owner: str, jobs: int) -> bytes:
 
 
 def _job(owner: str) -> JobSpec:
-    drawn = secrets.token_hex(8)
+    drawn = sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
     return JobSpec(
-        id=f"j{drawn}",
+        id=drawn,
         owner=owner,
         source=f"/home/bench/films/{drawn}.mkv",
         source_bytes=1 << 30,

@@ -19,6 +19,13 @@ Key = str | int
 _BEYOND_INT64: Final = 1 << 63
 
 
+class _Unwritten:
+    """A row that the batch has not changed yet."""
+
+
+_UNWRITTEN: Final = _Unwritten()
+
+
 class Stored(Protocol):
     """The rows as they were before the batch; they do not change until it is written."""
 
@@ -43,8 +50,8 @@ class PendingRows:
         self._indices: dict[type[Row], dict[tuple[str, ...], _Index]] = defaultdict(dict)
         self._whole: dict[type[Row], Sequence[Any]] = {}
         """Stored tables that were read whole."""
-        self._before: list[tuple[type[Row], Key, Row | None, bool, Values | None]] = []
-        """To undo the present command: class, key, row, whether it was written already, as what."""
+        self._before: list[tuple[type[Row], Key, Row | None, Values | _Unwritten | None]] = []
+        """To undo the present command: class, key, the row, and as what it was written already."""
         self._changes: list[tuple[object, ...]] = []
 
     # --- Rows ---------------------------------------------------------------------------------
@@ -100,13 +107,13 @@ class PendingRows:
 
     def undo(self) -> None:
         """The command is refused: everything is as before it."""
-        for cls, key, row, was_written, values in reversed(self._before):
-            self._reindex(cls, key, row if was_written else None)
-            self._known[cls][key] = row
-            if was_written:
-                self._written[cls][key] = values
+        for cls, key, row, values in reversed(self._before):
+            if isinstance(values, _Unwritten):  # also when it is not known: it is stored as it was
+                self._reindex(cls, key, None)
+                del self._written[cls][key], self._known[cls][key]
             else:
-                del self._written[cls][key]
+                self._reindex(cls, key, row)
+                self._known[cls][key], self._written[cls][key] = row, values
         self._before.clear()
         self._changes.clear()
 
@@ -135,14 +142,11 @@ class PendingRows:
         return self._whole[cls]
 
     def _set(self, cls: type[Row], key: Key, row: Row | None, values: Values | None) -> None:
-        written = self._written[cls]
-        was_written = key in written
-        before = self._known[cls].get(key)
-        if not was_written and key not in self._known[cls]:
-            before = self._stored.get(cls, key)
-        self._before.append((cls, key, before, was_written, written.get(key)))
-        self._reindex(cls, key, row)
-        self._known[cls][key] = row
+        known, written = self._known[cls], self._written[cls]
+        self._before.append((cls, key, known.get(key), written.get(key, _UNWRITTEN)))
+        if self._indices[cls]:
+            self._reindex(cls, key, row)
+        known[key] = row
         written[key] = values
 
     def _reindex(self, cls: type[Row], key: Key, row: Row | None) -> None:

@@ -35,6 +35,7 @@ class Rows(Protocol):
         ...
 
 
+_TABLES: Final = {cls: cls.__name__.lower() for cls in ROW_CLASSES}
 _COLUMNS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in ROW_CLASSES}
 _TUPLES: Final = {
     cls: frozenset(f.name for f in fields(cls) if str(f.type).startswith("tuple"))
@@ -57,7 +58,7 @@ _INTS: Final = {
 
 def table_of(cls: type[Row]) -> str:
     """The name of a row class's table."""
-    return cls.__name__.lower()
+    return _TABLES[cls]
 
 
 def columns_of(cls: type[Row]) -> tuple[str, ...]:
