@@ -1,14 +1,15 @@
 """A member of a mesh that only proposes: loads the coordinator through the mesh's own sockets.
 
-    member_client.py HOME MEMBERS_FROM IN_FLIGHT SECONDS [--batch N]
+    member_client.py HOME LEDGER LEADER IN_FLIGHT SECONDS [--jobs N] [--commands N]
 
 HOME is the home of a stopped node that belongs to the mesh: its key is used, its log is not.
-MEMBERS_FROM is the ledger of a running node (who belongs).  The coordinator authenticates this
+LEDGER is the file of a running node (who belongs), LEADER the coordinator's node id.  The coordinator authenticates this
 process like every node (CURVE, member table, authority of each command).  Prints one line of JSON.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -35,6 +36,7 @@ TRY_S: Final = 5.0
 WARM_UP: Final = 0.2
 """This part of the time comes before the measured one."""
 PROFILE: Final = BUILT_IN["web"]
+PROFILE_JSON: Final = PROFILE.to_json()
 
 
 @dataclass(slots=True)
@@ -141,7 +143,7 @@ def _job(owner: str) -> JobSpec:
         output=f"/home/bench/films/{drawn}.web.mp4",
         overwrite=False,
         profile=PROFILE.name,
-        profile_json=PROFILE.to_json(),
+        profile_json=PROFILE_JSON,
         priority=0,
         tenant="",
         split=False,
@@ -149,23 +151,42 @@ def _job(owner: str) -> JobSpec:
 
 
 async def load(
-    client: MemberClient, leader: NodeId, in_flight: int, seconds: float, jobs: int
+    client: MemberClient,
+    leader: NodeId,
+    *,
+    in_flight: int,
+    seconds: float,
+    jobs: int,
+    commands: int | None = None,
 ) -> Load:
-    """So many callers, each with one call out at a time."""
+    """So many callers, each with one call out at a time, for a time or until all commands are out."""
     found = Load()
-    warm = time.perf_counter_ns() + int(seconds * WARM_UP * 1e9)
-    end = time.perf_counter_ns() + int(seconds * (1 + WARM_UP) * 1e9)
+    numbers = itertools.count()
+    now = time.perf_counter_ns()
+    warm = now + int(seconds * WARM_UP * 1e9) if commands is None else now
+    end = now + int(seconds * (1 + WARM_UP) * 1e9)
+
+    def more(begin: int) -> bool:
+        return begin < end if commands is None else next(numbers) < commands
+
+    async def tried(data: bytes) -> bool:
+        try:
+            await client.propose(leader, data)
+        except DarkStreamError as error:
+            name = f"{error.code}: {error.what[:60]}"
+            found.failures[name] = found.failures.get(name, 0) + 1
+            return False
+        return True
 
     async def caller() -> None:
-        while (begin := time.perf_counter_ns()) < end:
-            try:
-                await client.propose(leader, submission(client.node, jobs))
-            except DarkStreamError as error:
-                name = f"{error.code}: {error.what[:60]}"
-                found.failures[name] = found.failures.get(name, 0) + 1
-            else:
-                if begin >= warm:
-                    found.latencies_us.append((time.perf_counter_ns() - begin) // 1_000)
+        while more(begin := time.perf_counter_ns()):
+            data = submission(client.node, jobs)
+            done = await tried(data)
+            while not done and commands is not None:  # the same id again: it is never done twice
+                await asyncio.sleep(0.1)
+                done = await tried(data)
+            if done and begin >= warm:
+                found.latencies_us.append((time.perf_counter_ns() - begin) // 1_000)
 
     await asyncio.gather(*(caller() for _ in range(in_flight)))
     return found
@@ -182,14 +203,22 @@ async def measure(given: argparse.Namespace) -> dict[str, object]:
                 except DarkStreamError:
                     await asyncio.sleep(0.05)
         cpu, begin = os.times(), time.perf_counter_ns()
-        found = await load(client, leader, given.in_flight, given.seconds, given.jobs)
+        found = await load(
+            client,
+            leader,
+            in_flight=given.in_flight,
+            seconds=given.seconds,
+            jobs=given.jobs,
+            commands=given.commands,
+        )
         used, passed = os.times(), (time.perf_counter_ns() - begin) / 1e9
     ordered = sorted(found.latencies_us)
     return {
         "commands": len(ordered),
-        "per_s": len(ordered) / given.seconds,
+        "per_s": len(ordered) / (given.seconds if given.commands is None else passed),
         "p50_ms": ordered[len(ordered) // 2] / 1e3 if ordered else None,
         "p99_ms": ordered[int(len(ordered) * 0.99)] / 1e3 if ordered else None,
+        "max_ms": ordered[-1] / 1e3 if ordered else None,
         "client_cpu": (used.user + used.system - cpu.user - cpu.system) / passed,
         "failures": found.failures,
         "bytes": len(submission(client.node, given.jobs)),
@@ -204,6 +233,7 @@ def main() -> None:
     parser.add_argument("in_flight", type=int)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--jobs", type=int, default=1, help="in one command")
+    parser.add_argument("--commands", type=int, help="so many instead of SECONDS")
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))
 
 
