@@ -5,14 +5,17 @@ from dataclasses import replace
 from ledger.apply_jobs import end_attempts_of
 from ledger.change import Change, RefusedError
 from ledger.commands import (
+    EPOCH_MAX,
     AddMember,
     CreateInvitation,
     FormMesh,
     MemberSpec,
+    RecoverMesh,
+    RemoveMember,
     ReportNode,
     RevokeMember,
 )
-from ledger.jobs import Invitation, Member, Mesh, Node
+from ledger.jobs import Invitation, Member, MemberState, Mesh, Node
 
 
 def form_mesh(change: Change, command: FormMesh) -> None:
@@ -43,7 +46,8 @@ def add_member(change: Change, command: AddMember) -> None:
             "revoked", f"node {spec.node} was revoked", "give it a new key: remove its identity"
         )
     # A member that lost its grant or its data directory is trusted already.
-    if command.invitation is not None and known is None:
+    trusted = known is not None and known.state == "active"
+    if command.invitation is not None and not trusted:
         _use(change, command.invitation)
     taken = {m.name for m in change.rows.where(Member) if m.node != spec.node}
     name, number = spec.name, 2
@@ -56,20 +60,52 @@ def add_member(change: Change, command: AddMember) -> None:
 
 def revoke_member(change: Change, command: RevokeMember) -> None:
     """Distrusts a key for good; every open invitation may be known to it and is void."""
+    if _end_membership(change, command.node, "revoked", command.by):
+        for invitation in change.rows.where(Invitation):
+            change.rows.delete(Invitation, invitation.id)
+
+
+def remove_member(change: Change, command: RemoveMember) -> None:
+    """Lets a node go for good; it may join anew.  A revoked one stays revoked."""
+    _end_membership(change, command.node, "removed", command.by)
+
+
+def recover_mesh(change: Change, command: RecoverMesh) -> None:
+    """The survivor goes on alone: a later epoch, and no other data directory has a place in it.
+
+    Open invitations are void: what is lost may have used them up.
+    """
     mesh = change.mesh()
-    member = change.rows.get(Member, command.node)
-    if member is None:
-        raise RefusedError("not_found", f"no member {command.node}")
-    if member.state == "revoked":
-        return
-    if len(change.rows.where(Member, state="active")) == 1:
-        raise RefusedError("conflict", "the last member cannot be revoked")
-    change.rows.put(replace(member, state="revoked", since_ms=change.at_ms))
-    change.rows.put(replace(mesh, members_epoch=mesh.members_epoch + 1))
+    if not mesh.epoch < command.epoch <= EPOCH_MAX:
+        raise RefusedError("conflict", f"the epoch is {mesh.epoch} already")
+    change.rows.put(replace(mesh, epoch=command.epoch, members_epoch=mesh.members_epoch + 1))
+    for member in change.rows.where(Member, state="active"):
+        if member.node != command.node:
+            change.rows.put(replace(member, raft_id=""))
     for invitation in change.rows.where(Invitation):
         change.rows.delete(Invitation, invitation.id)
-    end_attempts_of(change, command.node, f"node {member.name} was revoked")
-    change.tell("member.revoked", node=command.node, what=f"by {command.by}")
+    change.tell("mesh.recovered", node=command.node, what=f"epoch {command.epoch}")
+
+
+def _end_membership(change: Change, node: str, state: MemberState, by: str) -> bool:
+    """Whether the node belonged until now, or was removed and is revoked now."""
+    mesh = change.mesh()
+    member = change.rows.get(Member, node)
+    if member is None:
+        raise RefusedError("not_found", f"no member {node}")
+    if member.state in ("revoked", state):
+        return False
+    if [m.node for m in change.rows.where(Member, state="active")] == [node]:
+        raise RefusedError(
+            "conflict",
+            f"the last member cannot be {state}",
+            "to end the mesh, stop the node and remove its home",
+        )
+    change.rows.put(replace(member, state=state, since_ms=change.at_ms))
+    change.rows.put(replace(mesh, members_epoch=mesh.members_epoch + 1))
+    end_attempts_of(change, node, f"node {member.name} was {state}")
+    change.tell(f"member.{state}", node=node, what=f"by {by}")
+    return True
 
 
 def create_invitation(change: Change, command: CreateInvitation) -> None:

@@ -27,6 +27,8 @@ LEASES_PER_COMMAND_MAX = 256
 ATTEMPTS_MAX = 4
 """Attempts of one task before its job fails: enough for a node or two that die, few enough to end."""
 _EPOCH_SHIFT = 40
+EPOCH_MAX = (1 << 63 - _EPOCH_SHIFT) - 1
+"""Fencing tokens are signed 64-bit integers in SQLite."""
 
 
 def fencing_token(epoch: int, index: int) -> int:
@@ -80,8 +82,8 @@ class FormMesh:
 class AddMember:
     """Admits a node, by a use of `invitation` (its id) or, when None, by a person's approval.
 
-    A known node with a new `raft_id` (a new data directory) replaces its row; a revoked node is
-    refused (`revoked`); a used-up or unknown invitation is refused (`join_refused`); a name that
+    A known node with a new `raft_id` (a new data directory) replaces its row; a removed node comes
+    back as a newcomer does; a revoked node is refused (`revoked`); a used-up or unknown invitation is refused (`join_refused`); a name that
     another member has gets a suffix `-2`, `-3`, ...
     """
 
@@ -96,6 +98,29 @@ class RevokeMember:
 
     node: str
     by: str
+
+
+@COMMANDS.kind("member.remove")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveMember:
+    """A node leaves for good, trusted to the end: its leases are given back, it may join anew later."""
+
+    node: str
+    by: str
+
+
+@COMMANDS.kind("mesh.recover")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverMesh:
+    """One survivor goes on without a majority, by a person's order (`mesh-cli ledger recover`).
+
+    `epoch` grows, so that no fencing token of the past is taken; refused unless it does.  The other
+    members stay trusted, but their data directories are none of this past any more: each has to
+    come back with a new one.
+    """
+
+    node: str
+    epoch: int
 
 
 @COMMANDS.kind("invitation.create")
@@ -335,6 +360,8 @@ Command = (
     FormMesh
     | AddMember
     | RevokeMember
+    | RemoveMember
+    | RecoverMesh
     | CreateInvitation
     | ReportNode
     | SubmitJobs

@@ -26,7 +26,7 @@ TaskState = Literal["ready", "leased", "finished", "accepted", "failed"]
 AttemptState = Literal[
     "leased", "finished", "accepted", "failed", "expired", "released", "refused", "abandoned"
 ]
-MemberState = Literal["active", "revoked"]
+MemberState = Literal["active", "revoked", "removed"]
 
 JobEvent = Literal[
     "start_planning", "plan", "lease", "finish", "again", "wait", "accept", "publish", "fail"
@@ -108,7 +108,10 @@ class Mesh(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member(Row):
-    """A node that may speak (or, revoked, never again)."""
+    """A node that may speak (or, revoked, never again; or, removed, once it has joined anew).
+
+    `raft_id` is empty after a recovery, until the node comes back with a new data directory.
+    """
 
     node: str
     raft_id: str

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +50,9 @@ FORGOTTEN_A_WRITE: Final = 1_024
 """Compacted entries removed with one write of new ones: more than a write brings (512), so they run out."""
 PAGES_FREED_A_WRITE: Final = 64
 """Pages (4 KiB) given back to the file system with one write: under a millisecond of copying."""
+_VIEW_BUSY_MS: Final = 2_000
+RESTORING: Final = ".restoring"
+"""A folder beside the log while a restore puts other files in place: no node may start between them."""
 PAGES_KEPT: Final = 4_096
 """Free pages kept in the file (16 MiB), because new entries fill them again at once."""
 
@@ -69,6 +73,11 @@ class LogStore:
         Raises `InUseError` when another process holds it, `StorageError` when it is damaged.
         """
         self.path = path
+        if path != ":memory:" and Path(path).with_name(RESTORING).exists():
+            raise StorageError(
+                f"a restore of {Path(path).parent} was interrupted",
+                "run mesh-cli ledger restore or import once more; nothing was lost",
+            )
         self._lock = _hold(path)
         self._reading = threading.Lock()
         opened: list[apsw.Connection] = []
@@ -316,6 +325,62 @@ class LogStore:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogView:
+    """A log as another process sees it, at one moment."""
+
+    base: Base
+    last_index: int
+    term: int
+    commit: int
+    term_at: int | None
+    """Term of the entry that was asked for, None where the log has none."""
+
+
+def view_log(path: str, index: int) -> LogView:
+    """What the log of a node holds, running or not, and the term of one entry.  Raises `StorageError`."""
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error as error:
+        raise _storage_error(error, path) from None
+    try:
+        connection.set_busy_timeout(_VIEW_BUSY_MS)
+        connection.execute("BEGIN")
+        return _view(connection, index)
+    except (apsw.Error, TypeError) as error:  # TypeError: a row that must be there is not
+        raise StorageError(f"{path} is no readable log: {error}", "check the file") from None
+    finally:
+        connection.close()
+
+
+def _view(connection: apsw.Connection, index: int) -> LogView:
+    base = Base()
+    if connection.pragma("user_version") > 1:
+        kept: Any = connection.execute("SELECT log_index, term, configuration FROM base").get
+        base = Base(index=kept[0], term=kept[1], configuration=kept[2])
+    last: Any = connection.execute("SELECT max(log_index) FROM entry").get
+    state: Any = connection.execute("SELECT term, commit_index FROM hard_state").get
+    found: Any = connection.execute("SELECT term FROM entry WHERE log_index = ?", (index,)).get
+    return LogView(
+        base=base,
+        last_index=max(base.index, last or 0),
+        term=state[0],
+        commit=state[1],
+        term_at=base.term if index == base.index else found if index > base.index else None,
+    )
+
+
+@contextmanager
+def holding(path: str) -> Generator[None, None, None]:
+    """Keeps every node away from the data directory of this log.  Raises `InUseError`."""
+    lock = _hold(path)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def _hold(path: str) -> apsw.Connection | None:

@@ -130,7 +130,7 @@ class Reader:
         return self._one(Mesh, "", ())
 
     def members(self, *, active_only: bool = False) -> tuple[Member, ...]:
-        """Members by name, the revoked ones too unless asked otherwise."""
+        """Members by name, the revoked and removed ones too unless asked otherwise."""
         return self._rows(
             Member, ("WHERE state = 'active' " if active_only else "") + "ORDER BY name"
         )
@@ -244,9 +244,9 @@ class Reader:
         return begun + rest
 
     def jobs_without_owner(self, limit: int) -> tuple[Job, ...]:
-        """Jobs that nobody can go on with: their owner was revoked."""
+        """Jobs that nobody can go on with: their owner was revoked or removed."""
         found: list[Job] = []
-        for member in self._rows(Member, "WHERE state = 'revoked'"):
+        for member in self._rows(Member, "WHERE state <> 'active'"):
             found += self.jobs_of_owner(member.node, OPEN_JOB_STATES, limit - len(found))
         return tuple(found)
 
@@ -369,7 +369,7 @@ def run_query(
     the views, `UsageError` for faulty SQL and for more than `max_rows` rows or 10 s,
     `StorageError` when there is no ledger.
     """
-    connection = _open_for_people(path)
+    connection = open_replica(path)
     try:
         connection.authorizer = _authorize
         connection.limit(apsw.SQLITE_LIMIT_LENGTH, QUERY_VALUE_BYTES_MAX)
@@ -427,7 +427,8 @@ def _run(
     return columns[0], rows
 
 
-def _open_for_people(path: str) -> apsw.Connection:
+def open_replica(path: str) -> apsw.Connection:
+    """A reading connection to a node's ledger, whether the node runs or not.  Raises `StorageError`."""
     try:
         found = Path(path).is_file()
     except OSError as error:

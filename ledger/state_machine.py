@@ -25,8 +25,10 @@ from ledger.commands import (
     GrantLeases,
     Outcome,
     PlanJob,
+    RecoverMesh,
     RefuseResult,
     ReleaseLeases,
+    RemoveMember,
     ReportNode,
     RevokeMember,
     StartPlanning,
@@ -61,6 +63,10 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.add_member(change, command)
         case RevokeMember():
             members.revoke_member(change, command)
+        case RemoveMember():
+            members.remove_member(change, command)
+        case RecoverMesh():
+            members.recover_mesh(change, command)
         case CreateInvitation():
             members.create_invitation(change, command)
         case ReportNode():

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
+from ledger.change import RefusedError
 from ledger.commands import ENVELOPES, Outcome, unseal
 from ledger.jobs import Row
 from ledger.pending import PendingRows, Values
@@ -119,7 +120,7 @@ class LedgerStore:
             if outcome is None:
                 outcome = apply(rows, command, index=entry.index, envelope=envelope)
                 if outcome.ok:
-                    checksum = _checksum(checksum, rows.keep())
+                    checksum = checksum_of(checksum, rows.keep())
                 else:
                     rows.undo()
                 outcomes[envelope.id] = outcome
@@ -227,7 +228,13 @@ class SqliteRows:
 
     def put(self, row: Row) -> None:
         """Writes a row."""
-        self._connection.execute(_replace(table_of(type(row)), columns_of(type(row))), encoded(row))
+        try:
+            self._connection.execute(
+                _replace(table_of(type(row)), columns_of(type(row))), encoded(row)
+            )
+        except OverflowError:
+            # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
+            raise RefusedError("usage", "a number of the command exceeds 64 bit") from None
 
     def delete(self, cls: type[Row], key: str | int) -> None:
         """Removes a row."""
@@ -242,7 +249,7 @@ class SqliteRows:
             self._connection.executemany(_delete(table_of(cls), columns_of(cls)[0]), gone)
 
 
-def _checksum(before: bytes, changes: Sequence[tuple[object, ...]]) -> bytes:
+def checksum_of(before: bytes, changes: Sequence[tuple[object, ...]]) -> bytes:
     """BLAKE2b-256 over the checksum before and all changes in their order, as MessagePack."""
     if not changes:
         return before

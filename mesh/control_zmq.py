@@ -7,6 +7,7 @@ decodes; the event loop's thread owns the DEALERs, which never need to be waited
 """
 
 import asyncio
+import contextlib
 import socket as sockets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from mesh.transport import (
     INBOX_PER_PEER_MAX,
     REDIAL_MAX_MS,
     REDIAL_MIN_MS,
+    TEND_CALM_MS,
     TEND_INTERVAL_MS,
     Counters,
     KeyPair,
@@ -147,6 +149,7 @@ class ZmqControl:
         self._taken_in: Counter[NodeId] = Counter()
         self._handed_out: Counter[NodeId] = Counter()
         self._tending: asyncio.Task[None] | None = None
+        self._dialling = asyncio.Event()
         self._listener = Listener(
             name="control",
             identity=identity,
@@ -208,6 +211,7 @@ class ZmqControl:
             link.move(hosts, port)
         if self._tending is not None:
             self._tend_link(link)
+        self._dialling.set()
 
     def disconnect(self, node: NodeId) -> None:
         """Closes the connection to this peer."""
@@ -273,7 +277,12 @@ class ZmqControl:
         while True:
             for link in tuple(self._links.values()):
                 self._tend_link(link)
-            await asyncio.sleep(TEND_INTERVAL_MS / 1000)
+            calm = all(link.is_up for link in self._links.values())
+            pause_ms = TEND_CALM_MS if calm else TEND_INTERVAL_MS
+            self._dialling.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_ms / 1000):
+                    await self._dialling.wait()
 
     def _tend_link(self, link: _Link) -> None:
         names = [host for host in link.hosts if not is_address(host)]

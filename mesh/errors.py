@@ -61,6 +61,25 @@ class NotAllowedError(DarkStreamError):
     http_status = 403
 
 
+class RemovedError(NotAllowedError):
+    """This node was removed from its mesh by a person. To join again, or another mesh, start it with a new token: `mesh-node start --join TOKEN`."""
+
+    code = "removed"
+
+
+class TwinIdentityError(DarkStreamError):
+    """Two running processes speak with the key of one node: its data directory was copied. Stop one of them and remove its home (or at least `identity/`, `raft.db` and `ledger.db`); the other goes on."""
+
+    code = "twin_identity"
+    blame = "user"
+
+
+class OvertakenError(DarkStreamError):
+    """Others went on without this node after a recovery by force (`mesh-cli ledger recover`). It sets aside what it holds, comes back as a learner, and lists the jobs that only it knew in `left-behind-*.json` in its home."""
+
+    code = "overtaken"
+
+
 class UsageError(DarkStreamError):
     """The request itself is wrong: an unknown option, profile, id or value. Correct it and call again."""
 

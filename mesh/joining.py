@@ -238,6 +238,8 @@ class JoinGrant:
     founder_key: bytes
     members: tuple[GrantedMember, ...]
     members_epoch: int
+    epoch: int = 1
+    """Grows with each recovery by force: how the newcomer knows that it is not behind one."""
 
 
 @JOIN.kind("refusal")

@@ -60,10 +60,10 @@ class Leadership:
     @property
     def next_deadline_ms(self) -> int:
         """When `tick` wants to be called."""
-        return min(
-            self._heartbeat_deadline_ms,
-            self._quorum_checked_ms + self._timer.timing.election_max_ms,
-        )
+        quorum_ms = self._quorum_checked_ms + self._timer.timing.election_max_ms
+        if not self._replication.followers():
+            return quorum_ms  # a heartbeat would reach nobody
+        return min(self._heartbeat_deadline_ms, quorum_ms)
 
     @property
     def term_committed(self) -> bool:

@@ -188,7 +188,8 @@ class Hello:
 
     Sent to every member every `HELLO_INTERVAL_MS`; silence is what decides over life and death.
     `status` is the sender's public state for the faces (node.status), MessagePack, bounded.
-    `members_epoch` lets the older of two replicas notice that it is behind.
+    `members_epoch` lets the older of two replicas notice that it is behind; a higher `epoch` tells
+    that others went on without this node after a recovery by force.
     """
 
     raft_id: RaftId
@@ -203,6 +204,7 @@ class Hello:
     members_epoch: int
     known: tuple[PeerAddress, ...]
     status: bytes
+    epoch: int = 0
 
 
 HELLO_INTERVAL_MS = 2_000

@@ -49,6 +49,8 @@ class Reads:
 
     def take_ready(self, commit_index: int) -> list[tuple[tuple[int, ...], int]]:
         """Ids of reads that may be served, by the index that they need."""
+        if not self._waiting:
+            return []
         ready: dict[int, list[int]] = {}
         waiting: list[tuple[int, int, int]] = []
         for read in self._waiting:

@@ -401,11 +401,8 @@ class Replication:
             entries_max=entries_max,
         )
         if prev_term is None or (entries_max and not entries):
-            # Compacted.  A snapshot for one that is silent would be made in vain, again and again.
-            if progress.active:
-                self._need_snapshot(raft, progress)
-            else:
-                progress.paused = True
+            # Compacted.  Only an answer leads here: no snapshot is made for one that is silent.
+            self._need_snapshot(raft, progress)
             return None
         if entries:
             progress.sent(entries[-1].index, sum(len(entry.data) for entry in entries))

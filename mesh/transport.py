@@ -69,7 +69,9 @@ DIAL_TIMEOUT_MS: Final = CONNECT_TIMEOUT_MS + HANDSHAKE_INTERVAL_MS
 DIAL_STAGGER_MS: Final = 200
 """Head start of an address over the next one: order is preference, yet a dead one costs little."""
 TEND_INTERVAL_MS: Final = 100
-"""How often links look at their connections: bounds how late a loss is noticed."""
+"""How often links look at their connections while one is being dialled."""
+TEND_CALM_MS: Final = 500
+"""The same while all are up: bounds how late a loss is noticed where nothing is sent."""
 REDIAL_MIN_MS: Final = 100
 REDIAL_MAX_MS: Final = 2_000
 """Back-off between rounds of dialling: doubles from the first to the second, for ever."""

@@ -225,6 +225,11 @@ class Admission:
         ):
             self._spawn(self._greet(advert))
 
+    def hint(self, place: Place) -> None:
+        """Somebody may answer there; of use only while this node has no mesh."""
+        if self._newcomer is not None:
+            self._newcomer.hint(place)
+
     async def _greet(self, advert: Advert) -> None:
         ask = Ask(facts=self._facts(), state="member")
         frame = question_frame(ask, secrets.token_bytes(QUESTION_NONCE_BYTES))

@@ -64,6 +64,8 @@ class AdmissionSettings:
 
     token: Token | None = None
     """Never forms; looks for a member of the token's mesh for ever."""
+    mesh: bytes | None = None
+    """Fingerprint of the only mesh to join: that of a node that comes back to it."""
     seeds: tuple[tuple[str, int], ...] = ()
     """Hosts (names or addresses) and control ports; the join port is two above."""
     new_mesh: bool = False

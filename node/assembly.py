@@ -23,7 +23,7 @@ from mesh.errors import UnreachableError
 from mesh.forming import FormingTimes
 from mesh.ids import MeshId, NodeId, raft_id
 from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
-from mesh.joining import JOIN, Facts, JoinGrant
+from mesh.joining import JOIN, Facts, JoinGrant, Place
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
 from mesh.transfer import Source
@@ -38,12 +38,14 @@ from node.config import Config
 from node.conversion import MediaConverter
 from node.feed import Feed
 from node.films import Allowed, Contact, Films, default_folders
+from node.former_files import has_former
 from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.home_files import write_api_files
 from node.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.leases import LeaseTiming
+from node.left_behind_files import write_left_behind
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
 from node.member import MemberNode, Membership, granted_members
@@ -143,9 +145,10 @@ class Assembly:
         config = self._config
         return AdmissionSettings(
             token=_token(config),
+            mesh=_fingerprint(self._log.get_value("return_to")),
             seeds=config.seeds,
             new_mesh=config.new_mesh,
-            belonged=self._log.get_value("mesh") is not None,
+            belonged=self._log.get_value("mesh") is not None or has_former(self._home),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
         )
@@ -177,6 +180,8 @@ class Assembly:
 
     async def _belong(self, group: asyncio.TaskGroup) -> None:
         if self._log.get_value("mesh") is None:
+            for place in AddressFile(self._home / PEERS_FILE).load():
+                self._admission.hint(Place(hosts=place.hosts, join_port=place.join_port))
             outcome = await self._admission.find_mesh()
             if isinstance(outcome, Formed):
                 self._log.set_value("founder", value=True)
@@ -202,6 +207,10 @@ class Assembly:
             public_key=self._identity.public_key,
             mesh=MeshId(str(self._log.get_value("mesh"))),
             founder=founder,
+            epoch=max(
+                _grant(str(grant)).epoch if grant is not None else 0,
+                int(str(self._log.get_value("epoch") or 0)),
+            ),
             granted=members,
             places=places,
         )
@@ -251,6 +260,17 @@ class Assembly:
         group.create_task(member.run(), name="member")
         group.create_task(self._machine.report(member, VERSION), name="report")
         self._work(group, member, leases)
+        if (former := self._log.get_value("former")) is not None:
+            group.create_task(self._tell_left_behind(member, Path(str(former))), name="left behind")
+
+    async def _tell_left_behind(self, member: MemberNode, former: Path) -> None:
+        """Once the replica holds this node's own return, it holds all that happened before it."""
+        await member.returned()
+        path, count = await asyncio.to_thread(write_left_behind, self._home, former, self._reader)
+        # Between two writes of the log, which runs now.
+        await member.driver.on_log_thread(lambda: self._log.set_value("former", value=None))
+        if count:
+            _log.warning("jobs that only this node knew", jobs=count, file=str(path))
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
         name = self._config.name
@@ -312,9 +332,16 @@ class Assembly:
     # --- ending -----------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Finishes or gives back what this node works on."""
-        if self._worker is not None:
-            await self._worker.drain(self._config.timings.shutdown_ms / 1000)
+        """Hands over lead and vote, then finishes or gives back what this node works on.
+
+        The lead goes first, so that others decide while this node still works, and once more at the
+        end, should it have come back.
+        """
+        if self._member is None or self._worker is None:
+            return
+        await self._member.leave()
+        await self._worker.drain(self._config.timings.shutdown_ms / 1000)
+        await self._member.leave()
 
     async def close(self) -> None:
         """Closes ports and threads; every task is over."""
@@ -432,6 +459,10 @@ def _grant(text: str) -> JoinGrant:
     grant = JOIN.decode(bytes.fromhex(text))
     assert isinstance(grant, JoinGrant), "what was kept of the admission"
     return grant
+
+
+def _fingerprint(kept: object) -> bytes | None:
+    return bytes.fromhex(kept) if isinstance(kept, str) else None
 
 
 async def _resolve(host: str) -> tuple[str, ...]:

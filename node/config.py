@@ -164,8 +164,9 @@ class LedgerConfig(_Section):
     """
 
     keep_entries: int = Field(default=KEEP_ENTRIES, ge=16, le=10_000_000)
+    """Entries kept behind what is applied; who lacks more gets the whole ledger as a snapshot."""
     keep_mib: int = Field(default=KEEP_BYTES >> 20, ge=1, le=1 << 20)
-    """Bytes of commands in the kept entries, in MiB."""
+    """The same in MiB of commands, whichever is less."""
 
     @property
     def keep(self) -> Keep:

@@ -14,29 +14,23 @@ import structlog
 from ledger.commands import LEASES_PER_COMMAND_MAX, ExpireLeases, FailJob
 from ledger.scheduler import SchedulerView, plan
 from mesh import clock
-from mesh.errors import (
-    BusyError,
-    ConflictError,
-    DarkStreamError,
-    NotLeaderError,
-    StorageError,
-)
-from mesh.ids import NodeId, RaftId, sortable_id
-from mesh.membership import AutopilotView, MemberView, PeerView, next_change
+from mesh.errors import DarkStreamError, NotLeaderError, StorageError
+from mesh.ids import NodeId, sortable_id
 from node.driver import Driver
 from node.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.proposer import Proposer
 from node.replica import Replica
 from node.requests import Requests
 from node.signals import Signal
+from node.voters import Voters
 from node.worker import HEARTBEAT
 
 ROUND_S: Final = 0.5
 """Looks at least this often, also when nothing was applied: leases expire by time."""
+IDLE_ROUND_S: Final = 2.0
+"""While nothing is leased and nothing waits: no clock runs out, and what is new wakes the round."""
 ORPHANS_A_ROUND: Final = 16
-"""Jobs of revoked owners that one round ends: leases come in between."""
-CHANGE_ROUND_S: Final = 0.05
-"""While the voter set is on its way: a mesh that forms should stand within a second."""
+"""Jobs of revoked or removed owners that one round ends: leases come in between."""
 
 _log = structlog.get_logger("node")
 
@@ -52,7 +46,9 @@ class Coordinator:
         requests: Requests,
         replica: Replica,
         timing: LeaseTiming,
+        voters: Voters,
     ) -> None:
+        self.voters = voters
         self._driver = driver
         self._proposer = proposer
         self._replica = replica
@@ -77,7 +73,7 @@ class Coordinator:
         self._eligible_ms.clear()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         async with asyncio.TaskGroup() as group:
-            autopilot = group.create_task(self._keep_voters(), name="autopilot")
+            autopilot = group.create_task(self.voters.keep(), name="autopilot")
             schedule = group.create_task(self._schedule(), name="schedule")
             # A lead that was lost and won again meanwhile is another one: its clocks start anew.
             term = self._driver.raft.term
@@ -85,37 +81,6 @@ class Coordinator:
                 await self._driver.leader_changed.wait(self._driver.leader_changed.count)
             autopilot.cancel()
             schedule.cancel()
-
-    # --- who votes ------------------------------------------------------------------------------
-
-    async def _keep_voters(self) -> None:
-        while self._driver.is_leader:
-            seen = self._driver.ledger_changed.count
-            members = await self._replica.read(lambda reader: reader.members(active_only=True))
-            raft = self._driver.raft
-            configuration = raft.configuration
-            assert configuration is not None, "a leader without a configuration"
-            view = AutopilotView(
-                leader=raft.raft_id,
-                configuration=configuration,
-                members=tuple(MemberView(raft_id=RaftId(m.raft_id), role=m.role) for m in members),
-                peers=tuple(
-                    PeerView(raft_id=peer.raft_id, match=peer.match, active=peer.active)
-                    for peer in raft.progress()
-                ),
-                last_index=raft.last_index,
-                change_pending=raft.pending_configuration is not None,
-                term_committed=raft.term_committed,
-            )
-            wanted = next_change(view)
-            if wanted is not None:
-                _log.info("voters change", voters=len(wanted.voters), learners=len(wanted.learners))
-                try:
-                    await self._driver.change_configuration(wanted)
-                except (NotLeaderError, ConflictError, BusyError) as error:
-                    _log.debug("voters do not change yet", reason=error.what)
-            moving = wanted is not None or view.change_pending or configuration.learners
-            await self._driver.ledger_changed.wait(seen, CHANGE_ROUND_S if moving else ROUND_S)
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -133,22 +98,25 @@ class Coordinator:
     async def _schedule(self) -> None:
         while self._driver.is_leader:
             ledger_seen, heard_seen = self._driver.ledger_changed.count, self._heard.count
+            pause_s = ROUND_S
             try:
-                await self._round()
+                if not await self._round():
+                    pause_s = IDLE_ROUND_S
             except StorageError:
                 raise
             except DarkStreamError as error:
                 # Whatever one round meets, the next looks anew: a coordinator never stops deciding.
                 _log.warning("a round of leases failed", reason=error.what)
-            ledger = asyncio.ensure_future(self._driver.ledger_changed.wait(ledger_seen, ROUND_S))
-            heard = asyncio.ensure_future(self._heard.wait(heard_seen, ROUND_S))
+            ledger = asyncio.ensure_future(self._driver.ledger_changed.wait(ledger_seen, pause_s))
+            heard = asyncio.ensure_future(self._heard.wait(heard_seen, pause_s))
             try:
                 await asyncio.wait((ledger, heard), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ledger.cancel()
                 heard.cancel()
 
-    async def _round(self) -> None:
+    async def _round(self) -> bool:
+        """Expires and grants; whether a lease runs or a task waits, whose clocks want another look soon."""
         now_ms = clock.monotonic_ms()
         active = await self._replica.read(lambda reader: reader.active_attempts())
         ids = {attempt.id for attempt in active}
@@ -167,15 +135,20 @@ class Coordinator:
         view = await self.view(now_ms)
         for command in plan(view, now_ms):
             await self._proposer.commit(command, cause="coordinator")
+        return bool(active or view.tasks)
 
     async def _fail_jobs_without_owner(self) -> None:
-        lost = await self._replica.read(lambda reader: reader.jobs_without_owner(ORPHANS_A_ROUND))
+        lost, members = await self._replica.read(
+            lambda reader: (reader.jobs_without_owner(ORPHANS_A_ROUND), reader.members())
+        )
+        states = {member.node: member.state for member in members}
         for job in lost:
+            state = states.get(job.owner, "removed")
             command = FailJob(
                 job=job.id,
                 node=job.owner,
-                code="owner_revoked",
-                what="the node that has the film was revoked",
+                code=f"owner_{state}",
+                what=f"the node that has the film was {state}",
                 todo="submit the film on a member",
             )
             await self._proposer.commit(command, cause="coordinator")

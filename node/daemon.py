@@ -10,11 +10,16 @@ from pathlib import Path
 import structlog
 
 from ledger.log_sqlite import LogStore
+from ledger.queries import Reader
 from ledger.store_sqlite import LedgerStore
-from mesh.errors import DarkStreamError
+from mesh import clock
+from mesh.errors import DarkStreamError, OvertakenError
+from mesh.ids import MeshId, NodeId, raft_id
+from mesh.trust import Identity, mesh_fingerprint
 from mesh.trust_files import load_or_create_identity
 from node.assembly import Assembly
 from node.config import Config
+from node.former_files import set_aside
 from node.home_paths import LEDGER_FILE, RAFT_FILE
 
 _log = structlog.get_logger("node")
@@ -82,16 +87,23 @@ class Daemon:
 
     async def _run(self) -> None:
         home = Path(self._config.home)
-        log = LogStore(str(home / RAFT_FILE), incarnation=secrets.token_hex(4))
-        try:
+        with _Stores(home) as stores:
             identity = load_or_create_identity(home)
-            ledger = LedgerStore(str(home / LEDGER_FILE))
-            try:
-                await self._live(Assembly(self._config, identity=identity, log=log, ledger=ledger))
-            finally:
-                ledger.close()
-        finally:
-            log.close()
+            invited = self._config.join or self._config.join_file
+            if invited and stores.was_removed(identity.node_id):
+                stores.begin_anew()
+            while await self._is_overtaken(stores, identity):
+                stores.return_anew()
+
+    async def _is_overtaken(self, stores: "_Stores", identity: Identity) -> bool:
+        """Lives until it ends with an error; True when others went on without this node."""
+        try:
+            await self._live(
+                Assembly(self._config, identity=identity, log=stores.log, ledger=stores.ledger)
+            )
+        except* OvertakenError as group:
+            _log.warning("overtaken", why=_first(group).what)
+        return True
 
     async def _live(self, node: Assembly) -> None:
         try:
@@ -104,6 +116,55 @@ class Daemon:
                 raise _StoppedByPerson
         finally:
             await node.close()
+
+
+class _Stores:
+    """Log and ledger of a home, open together; the log first, for its lock holds the home."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._open()
+
+    def _open(self) -> None:
+        self.log = LogStore(str(self._home / RAFT_FILE), incarnation=secrets.token_hex(4))
+        try:
+            self.ledger = LedgerStore(str(self._home / LEDGER_FILE))
+        except BaseException:
+            self.log.close()
+            raise
+
+    def __enter__(self) -> "_Stores":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+        self.log.close()
+
+    def was_removed(self, node: NodeId) -> bool:
+        """Whether the ledger says that this node, with this data directory, left its mesh for good."""
+        member = Reader(self.ledger.connection).member(node)
+        own = raft_id(node, self.log.incarnation)
+        return member is not None and member.state == "removed" and member.raft_id == own
+
+    def begin_anew(self) -> None:
+        """Sets aside both files; the next ones are empty, and their node never forms a mesh."""
+        self._set_aside()
+
+    def return_anew(self) -> None:
+        """The same, to come back to the same mesh and to tell there what only this node knew."""
+        mesh = Reader(self.ledger.connection).mesh()
+        folder = self._set_aside()
+        if mesh is not None:
+            fingerprint = mesh_fingerprint(MeshId(mesh.id), mesh.founder_key)
+            self.log.set_value("return_to", fingerprint.hex())
+            self.log.set_value("former", str(folder))
+
+    def _set_aside(self) -> Path:
+        self.__exit__()
+        folder = set_aside(self._home, clock.wall_ms())
+        _log.warning("what this node held of its mesh is set aside", folder=str(folder))
+        self._open()
+        return folder
 
 
 def _first(group: BaseExceptionGroup[DarkStreamError]) -> DarkStreamError:

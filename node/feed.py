@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import structlog
+
 from ledger.queries import Reader
 from mesh import clock
 from node.driver import Driver
@@ -15,8 +17,13 @@ from node.replica import Replica
 from node.views import Names, job_summary, progress_view
 
 ROUND_S: Final = 0.25
+UNDECIDED_ROUNDS: Final = 28
+"""Without a coordinator for so many rounds (7 s: several elections, and who is silent is known) the log says what is lost."""
 JOBS_A_ROUND: Final = 500
 """More changes in one round are told as a gap: a face then reads again what it shows."""
+
+
+_log = structlog.get_logger("node")
 
 
 class Feed:
@@ -42,6 +49,7 @@ class Feed:
         self._unread = False
         """Jobs changed while nobody listened: who resumes reads the state anew."""
         self._mesh_seen: tuple[int, int] = (0, 0)
+        self._undecided = 0
 
     async def run(self) -> None:
         """Looks four times a second; says nothing while nothing changes."""
@@ -68,6 +76,9 @@ class Feed:
                 status = await self._status()
                 self._publish(Event(id=0, kind="mesh", at_ms=clock.wall_ms(), mesh=status))
             self._mesh_seen = seen
+            self._undecided = self._undecided + 1 if self._driver.leader is None else 0
+            if self._undecided == UNDECIDED_ROUNDS:
+                _log.error("nothing is decided", notes=(await self._status()).notes)
 
     async def _tell_jobs(self, names: Names) -> None:
         index, after = self._driver.applied_index, self._told_index
@@ -90,5 +101,5 @@ class Feed:
 
 
 def names_of(reader: Reader) -> Names:
-    """Node ids to names, of revoked members too."""
+    """Node ids to names, of former members too."""
     return {member.node: member.name for member in reader.members()}

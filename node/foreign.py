@@ -20,6 +20,7 @@ from ledger.commands import (
     GrantLeases,
     MemberSpec,
     PlanJob,
+    RecoverMesh,
     RefuseResult,
     ReleaseLeases,
     ReportNode,
@@ -87,7 +88,7 @@ def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
             return _is_itself(member)
         case _:
             # Leases and the mesh itself are the coordinator's own, who asks nobody.
-            return not isinstance(command, GrantLeases | ExpireLeases | FormMesh)
+            return not isinstance(command, GrantLeases | ExpireLeases | FormMesh | RecoverMesh)
 
 
 def _is_itself(member: MemberSpec) -> bool:

@@ -10,7 +10,14 @@ import structlog
 from ledger.commands import FormMesh, MemberRole, MemberSpec, ReportNode
 from ledger.jobs import Member
 from mesh import clock
-from mesh.errors import DarkStreamError, NoCoordinatorError, NotAllowedError, WireError
+from mesh.errors import (
+    DarkStreamError,
+    NoCoordinatorError,
+    NotAllowedError,
+    OvertakenError,
+    RemovedError,
+    WireError,
+)
 from mesh.ids import MeshId, NodeId, RaftId, node_of
 from mesh.joining import JoinGrant
 from mesh.log import LogStorage
@@ -30,8 +37,11 @@ from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.snapshot_duty import Shelf
+from node.voters import Voters
 
 REPORT_RETRY_S: Final = 5.0
+FAREWELL_MS: Final = 12_000
+"""How long a removed member may still speak: until it knows, and has handed over what it had."""
 
 _log = structlog.get_logger("mesh")
 
@@ -46,6 +56,8 @@ class Membership:
     public_key: bytes
     mesh: MeshId
     founder: bool
+    epoch: int = 0
+    """Of the mesh when this node was admitted or recovered; the ledger may know a later one."""
     granted: tuple[Member, ...] = ()
     places: tuple[PeerAddress, ...] = ()
 
@@ -143,11 +155,19 @@ class MemberNode:
             requests=self.requests,
             replica=replica,
             timing=leases,
+            voters=Voters(
+                driver=self.driver,
+                requests=self.requests,
+                replica=replica,
+                is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
+            ),
         )
         self.refused: dict[str, int] = {}
         self._control = control
         self._trust_users = tuple(trust_users)
         self._trusted: tuple[Member, ...] = ()
+        self._running = False
+        self._farewell_until_ms: dict[str, int] = {}
 
     @property
     def leader(self) -> NodeId | None:
@@ -175,6 +195,7 @@ class MemberNode:
     async def run(self) -> None:
         """Until cancelled, or until storage fails."""
         await self._read_members()
+        self._running = True
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.driver.run(), name="driver")
@@ -202,6 +223,11 @@ class MemberNode:
         match message:
             case Hello():
                 self.neighbours.receive(sender, message)
+                if message.epoch > self.neighbours.mesh_epoch > 0:
+                    raise OvertakenError(
+                        f"node {sender} and others went on without this node (epoch {message.epoch}, "
+                        f"here {self.neighbours.mesh_epoch})"
+                    )
             case Request() | Response():
                 self.requests.receive(sender, message)
             case Notice(topic=topic):
@@ -218,25 +244,37 @@ class MemberNode:
         while True:
             seen = self.driver.ledger_changed.count
             await self._read_members()
-            await self.driver.ledger_changed.wait(seen)
+            farewells = FAREWELL_MS / 1000 if self._farewell_until_ms else None
+            await self.driver.ledger_changed.wait(seen, farewells)
 
     async def _read_members(self) -> None:
         members, mesh = await self.replica.read(lambda reader: (reader.members(), reader.mesh()))
-        known = {member.node for member in members}
         mine = next((member for member in members if member.node == self.own), None)
-        if mine is None:
+        former = mine is not None and mine.raft_id != self.membership.raft_id
+        if mine is None or (former and mine.state == "removed"):
             # The replica has not come as far as this node's own admission: the grant still counts.
-            revoked = {member.node for member in members if member.state == "revoked"}
-            extra = [m for m in self.membership.granted if m.node not in known]
-            members = tuple(m for m in members if m.node not in revoked) + tuple(extra)
+            active = tuple(member for member in members if member.state == "active")
+            known = {m.node for m in members if m.state in ("active", "revoked")}
+            members = active + tuple(m for m in self.membership.granted if m.node not in known)
         elif mine.state == "revoked":
             raise NotAllowedError(
                 "this node was revoked from its mesh",
                 "to let it join anew, stop it, remove its home, and start it with a new token",
             )
+        elif mine.state == "removed":
+            if self._running:
+                _log.warning("this node was removed: it hands over, then stops")
+                await self.leave()
+            raise RemovedError(
+                "this node was removed from its mesh",
+                "to let it join anew, start it with a new token: mesh-node start --join TOKEN",
+            )
         elif mine.name != self.neighbours.facts.name:
             # Another member had the name first; the ledger's is the one that people see.
             self.neighbours.facts = replace(self.neighbours.facts, name=mine.name)
+        members = self._with_farewells(members)
+        ledger_epoch = mesh.epoch if mesh is not None else 0
+        self.neighbours.mesh_epoch = max(ledger_epoch, self.membership.epoch)
         if members == self._trusted:
             return
         self._trusted = members
@@ -245,9 +283,28 @@ class MemberNode:
         for use in self._trust_users:
             use(table)
 
+    def _with_farewells(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
+        """Who was removed just now is trusted for a moment more: nobody distrusts it."""
+        now_ms = clock.monotonic_ms()
+        before = {member.node for member in self._trusted if member.state == "active"}
+        removed = {m.node for m in members if m.state == "removed"} & before
+        self._farewell_until_ms = {
+            node: until
+            for node in removed
+            if (until := self._farewell_until_ms.get(node, now_ms + FAREWELL_MS)) > now_ms
+        }
+        return tuple(
+            replace(member, state="active") if member.node in self._farewell_until_ms else member
+            for member in members
+        )
+
     def trusted(self) -> tuple[Member, ...]:
         """The members as they are trusted now."""
         return self._trusted
+
+    async def leave(self) -> None:
+        """Hands over what others must have to go on without this node; bounded in time."""
+        await self.coordinator.voters.leave()
 
     async def _found(self) -> None:
         """Writes the first command of a new mesh; after a crash in between, once more."""
@@ -267,6 +324,15 @@ class MemberNode:
                 await self.proposer.propose(command, cause="form")
             except NoCoordinatorError:
                 _log.info("the mesh waits for its first coordinator")
+
+    async def returned(self) -> None:
+        """Waits until this node's own ledger holds its admission with this data directory."""
+        while True:
+            seen = self.driver.ledger_changed.count
+            mine = await self.replica.read(lambda reader: reader.member(self.own))
+            if mine is not None and mine.raft_id == self.membership.raft_id:
+                return
+            await self.driver.ledger_changed.wait(seen)
 
     async def report(self, report: ReportNode) -> None:
         """Tells the mesh what this node can do, unless it knows already."""

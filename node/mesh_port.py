@@ -71,7 +71,8 @@ class LedgerMesh:
         assert mesh is not None, "a member was added to no mesh"
         leader = self._leader()
         members = sorted(
-            self._reader.members(active_only=True),
+            # Without a data directory since a recovery: trusted, but there is nothing to say of it.
+            (m for m in self._reader.members(active_only=True) if m.raft_id),
             key=lambda m: (m.node != leader, m.node != self._own, m.node),
         )
         return fitted(
@@ -80,6 +81,7 @@ class LedgerMesh:
                 founder_key=mesh.founder_key,
                 members=tuple(self._granted(m) for m in members if m.node != member.node),
                 members_epoch=mesh.members_epoch,
+                epoch=mesh.epoch,
             )
         )
 

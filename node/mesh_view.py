@@ -9,7 +9,7 @@ import structlog
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
-from mesh.errors import DivergenceError
+from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
 from node.admission import Admission
 from node.coordinator import Coordinator
@@ -20,6 +20,7 @@ from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
 from node.quarantine import Quarantine
+from node.quorum import VoterSeen, why_undecided
 from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
@@ -130,7 +131,10 @@ class MeshView:
             nodes_total=len(members),
             jobs=jobs,
             running=running,
-            notes=self._notes(parts, voters, ids, names),
+            notes=[
+                *self._notes(parts, voters, ids, names),
+                *(_twin_note(names.get(twin, twin)) for twin in parts.neighbours.twins()),
+            ],
         )
 
     def _notes(
@@ -144,13 +148,11 @@ class MeshView:
         if parts.quarantine.fault:
             notes.append(DivergenceError(parts.quarantine.fault).line())
         if parts.driver.leader is None:
-            silent = ", ".join(
-                sorted(_name(names, v) or v for v in voters if node_of(v) not in alive)
-            )
-            notes.append(
-                "no coordinator: nothing new is decided"
-                + (f"; start the missing voters: {silent}" if silent else "; an election runs")
-            )
+            seen = [
+                VoterSeen(name=_name(names, voter) or voter, alive=node_of(voter) in alive)
+                for voter in voters
+            ]
+            notes.append("; ".join(why_undecided(seen)))
         if self._open:
             notes.append("this node admits everyone on its network without asking (--open)")
         if self._other_meshes:
@@ -224,7 +226,7 @@ class MeshView:
             id=node,
             name=member.name,
             role=member.role,
-            state="member" if active else "revoked",
+            state="member" if member.state == "active" else member.state,
             alive=active and parts.neighbours.peers.is_alive(node, now_ms),
             coordinator=parts.driver.leader == raft_id,
             vote=vote,  # type: ignore[arg-type]  # one of the three by the lines above
@@ -282,6 +284,13 @@ def told_pending(neighbours: Neighbours, node: NodeId, wall_ms: int) -> list[Pen
             case _:
                 _log.debug("pending join that cannot be read", node=node)
     return found[:PENDING_TOLD_MAX]
+
+
+def _twin_note(name: str) -> str:
+    return TwinIdentityError(
+        f"two running processes speak for node {name}: its data directory was copied",
+        "stop one of them and remove its home",
+    ).line()
 
 
 def _name(names: Names, raft: RaftId | None) -> str | None:

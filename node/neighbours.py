@@ -14,7 +14,7 @@ import structlog
 from ledger.jobs import Member
 from mesh import clock
 from mesh.codec import pack, unpack
-from mesh.errors import WireError
+from mesh.errors import TwinIdentityError, WireError
 from mesh.ids import MeshId, NodeId, RaftId
 from mesh.messages import (
     HELLO_INTERVAL_MS,
@@ -25,12 +25,15 @@ from mesh.messages import (
 )
 from mesh.peers import PeerTable
 from mesh.transport import TEND_INTERVAL_MS, ControlTransport
+from mesh.twins import MEMORY_MS, TwinWatch
 from node.signals import Signal
 
 _log = structlog.get_logger("mesh")
 
 HINTS_MAX: Final = 1_024
 """Nodes whose addresses are remembered, members first: more than any mesh has."""
+TWINS: Final = "twins"
+"""Key in a hello's status: nodes that two processes speak for."""
 HINTS_SAVED_S: Final = 30.0
 """How often known addresses are written down for the next start."""
 
@@ -79,7 +82,11 @@ class Neighbours:
         self._book = book
         self._status = status
         self._members: dict[NodeId, Member] = {}
+        self._twins = TwinWatch()
         self._epoch = 0
+        self.mesh_epoch = 0
+        """Of the mesh, as this node knows it: grows with each recovery by force."""
+        self._own_twin_ms: int | None = None
         self._hints: dict[NodeId, PeerAddress] = {
             NodeId(address.node): address for address in book.load()
         }
@@ -92,6 +99,7 @@ class Neighbours:
         gone = self._members.keys() - active.keys()
         self._members, self._epoch = active, epoch
         self.peers.members_are(active)
+        self._twins.members_are(frozenset(active))
         self._transport.set_trust({m.public_key: NodeId(m.node) for m in active.values()})
         for node in gone:
             self._transport.disconnect(node)
@@ -133,6 +141,8 @@ class Neighbours:
         """Takes a member's hello.  Raises `WireError` for one of another mesh."""
         if hello.mesh != self.facts.mesh:
             raise WireError(f"node {sender} says hello for another mesh")
+        if self._twins.heard(sender, hello.incarnation, clock.monotonic_ms()):
+            _log.error("two processes speak for one node", node=sender, code=TwinIdentityError.code)
         peer = self.peers.get(sender)
         before = peer.address if peer else None
         appeared = self.peers.heard(sender, clock.monotonic_ms(), hello)
@@ -141,12 +151,29 @@ class Neighbours:
             return
         if appeared or peer.address != before:
             self._dial(sender)
+        told = self.status_of(sender).get(TWINS)
+        if isinstance(told, tuple) and self.facts.node in told:
+            self._hear_of_own_twin()
         if appeared:
             _log.info("node appeared", node=sender, name=hello.name)
             self._greet_one(sender)
         for address in hello.known:
             self.hint(address)
         self.changed.set()
+
+    def _hear_of_own_twin(self) -> None:
+        now_ms = clock.monotonic_ms()
+        if self._own_twin_ms is None or now_ms - self._own_twin_ms > MEMORY_MS:
+            _log.error("another process speaks for this node", code=TwinIdentityError.code)
+        self._own_twin_ms = now_ms
+
+    def twins(self) -> tuple[NodeId, ...]:
+        """Nodes with a copied data directory, this one too, as it heard or was told."""
+        now_ms = clock.monotonic_ms()
+        found = set(self._twins.twins(now_ms))
+        if self._own_twin_ms is not None and now_ms - self._own_twin_ms <= MEMORY_MS:
+            found.add(self.facts.node)
+        return tuple(sorted(found))
 
     def greet(self) -> None:
         """Says hello to every member now."""
@@ -158,7 +185,8 @@ class Neighbours:
             self._transport.send(node, self._hello())
 
     def _hello(self) -> Hello:
-        status = pack(self._status())
+        twins = self._twins.twins(clock.monotonic_ms())
+        status = pack({**self._status(), **({TWINS: twins} if twins else {})})
         if len(status) > HELLO_STATUS_BYTES_MAX:
             status = pack({})
         facts = self.facts
@@ -175,6 +203,7 @@ class Neighbours:
             members_epoch=self._epoch,
             known=self.peers.known_addresses(clock.monotonic_ms()),
             status=status,
+            epoch=self.mesh_epoch,
         )
 
     def status_of(self, node: NodeId) -> dict[str, object]:
@@ -205,7 +234,9 @@ class Neighbours:
                 greeted_ms = now_ms
                 self.greet()
             else:
-                for node in connected - before:
+                # Links to twins come and go with each of their hellos: both have to hear of it.
+                twins = self._twins.twins(now_ms)
+                for node in {*(connected - before), *twins}:
                     self._greet_one(node)
             addresses = self.peers.known_addresses(now_ms)
             if addresses != known and (now_ms - saved_ms > HINTS_SAVED_S * 1000 or not known):

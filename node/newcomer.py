@@ -308,10 +308,11 @@ class Newcomer:
     def _matching(self) -> list[_Candidate]:
         """The members that answered and say that they belong to the token's mesh, if there is one."""
         token = self._settings.token
+        wanted = token.fingerprint if token is not None else self._settings.mesh
         matching: list[_Candidate] = []
         for node, candidate in self._candidates.items():
-            if token is not None and candidate.answer.fingerprint != token.fingerprint:
-                self._say_once(node, "a node of another mesh than the token's", node=node)
+            if wanted is not None and candidate.answer.fingerprint != wanted:
+                self._say_once(node, "a node of another mesh than the wanted one", node=node)
             else:
                 matching.append(candidate)
         return matching

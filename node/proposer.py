@@ -77,7 +77,7 @@ class Proposer:
                 return outcome
         raise NoCoordinatorError(
             "no coordinator took the change in time: too few voters can be reached",
-            "start the missing nodes; `mesh-cli nodes` names them",
+            "start the missing nodes; `mesh-cli status` names them, and says what to do without them",
         )
 
     async def commit(self, command: Command, *, cause: str, timeout_s: float = TIMEOUT_S) -> int:

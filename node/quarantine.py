@@ -40,7 +40,7 @@ ASK_TIMEOUT_S: Final = 120.0
 """Making a snapshot of a large ledger on a slow disk."""
 CATCH_UP_S: Final = 60.0
 ASKED_MS: Final = 5_000
-"""Snapshots are made for members that ask at most so often; in between they get the newest there is."""
+"""A snapshot is made for members that ask at most so often; in between they get the newest there is."""
 
 _log = structlog.get_logger("ledger")
 
@@ -57,6 +57,8 @@ class Quarantine:
         neighbours: Neighbours,
         shelf: Shelf,
         name_of: Callable[[NodeId], str],
+        compare_s: float = COMPARE_S,
+        retry_s: float = RETRY_S,
     ) -> None:
         self.divergences = 0
         """How often this replica was found to be wrong since the start."""
@@ -67,7 +69,10 @@ class Quarantine:
         self._neighbours = neighbours
         self._shelf = shelf
         self._name_of = name_of
+        self._compare_s = compare_s
+        self._retry_s = retry_s
         self._made_ms = -ASKED_MS
+        self._made_index = 0
         requests.register(ASK, self._serve)
 
     @property
@@ -82,7 +87,7 @@ class Quarantine:
     async def run(self) -> None:
         """Compares until cancelled.  Raises `DivergenceError` when rebuilding does not help."""
         while True:
-            await asyncio.sleep(COMPARE_S)
+            await asyncio.sleep(self._compare_s)
             found = self._compare()
             if found is not None:
                 await self._mend(found)
@@ -119,7 +124,7 @@ class Quarantine:
                 await self._rebuild_from(found)
             except DarkStreamError as error:
                 _log.warning("the ledger is not rebuilt yet", reason=error.line())
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(self._retry_s)
             else:
                 self._fault = ""
         self._driver.abstains = False
@@ -128,7 +133,7 @@ class Quarantine:
         if not self._driver.is_leader:
             return
         try:
-            await self._driver.transfer_leadership(None, RETRY_S)
+            await self._driver.transfer_leadership(None, self._retry_s)
         except (ConflictError, NotLeaderError, BusyError, TimeoutError) as error:
             # Who votes alone goes on leading: nobody else may.
             _log.warning("the lead stays here", reason=str(error))
@@ -149,13 +154,12 @@ class Quarantine:
                 raise WireError("not an index")
         if self._fault:
             raise ConflictError("this replica is being rebuilt itself", "ask another node")
-        # Fresh as far as this node may be bothered: what the log still holds does not matter more.
         now_ms = clock.monotonic_ms()
-        fresh = now_ms - self._made_ms >= ASKED_MS
-        if fresh:
+        if now_ms - self._made_ms >= ASKED_MS:
             self._made_ms = now_ms
-            index_min = max(index_min, self._driver.applied_index)
-        made = await self._shelf.newest(min(index_min, self._driver.applied_index))
+            self._made_index = self._driver.applied_index
+        made = await self._shelf.newest(min(index_min, self._made_index))
+        self._made_index = made.index
         _log.info("snapshot for a member that asked", member=caller, index=made.index)
         return pack((made.index, made.term, made.size, made.digest, made.handle))
 

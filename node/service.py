@@ -11,8 +11,8 @@ from typing import Final
 
 import structlog
 
-from ledger.commands import RevokeMember, SubmitJobs
-from ledger.jobs import Job
+from ledger.commands import RemoveMember, RevokeMember, SubmitJobs
+from ledger.jobs import Job, Member
 from ledger.queries import Reader
 from ledger.scheduler import explain, find
 from mesh import clock
@@ -40,6 +40,7 @@ from node.gateway.models import (
     JobsPage,
     Metric,
     NodesPage,
+    Removed,
     Revoked,
     Status,
     SubmitRequest,
@@ -261,7 +262,7 @@ class Service:
                 value=float(parts.driver.applied_index),
             )
         )
-        return metrics + _consensus_metrics(parts)
+        return [*metrics, _log_syncs(parts), *_consensus_metrics(parts)]
 
     # --- acting -----------------------------------------------------------------------------------
 
@@ -338,18 +339,40 @@ class Service:
     async def revoke(self, name: str) -> Revoked:
         """Distrusts a member for good."""
         parts = self._member()
-        member = await parts.replica.read(lambda reader: reader.member_by_name(name))
-        if member is None:
-            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        member = await self._named(parts, name)
         await parts.proposer.commit(
             RevokeMember(node=member.node, by=self._name), cause=f"revoke {name}"
         )
         return Revoked(id=member.node, name=member.name)
 
+    async def remove(self, name: str) -> Removed:
+        """Lets a member go for good; it hands over what it has and stops by itself."""
+        parts = self._member()
+        member = await self._named(parts, name)
+        await parts.proposer.commit(
+            RemoveMember(node=member.node, by=self._name), cause=f"remove {name}"
+        )
+        return Removed(id=member.node, name=member.name)
+
+    async def _named(self, parts: Parts, name: str) -> Member:
+        member = await parts.replica.read(lambda reader: reader.member_by_name(name))
+        if member is None:
+            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        return member
+
 
 def new_job_id() -> str:
     """A job id that sorts by time of submission."""
     return sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
+
+
+def _log_syncs(parts: Parts) -> Metric:
+    return Metric(
+        name="log_syncs_total",
+        kind="counter",
+        help="Writes of the log, each with one sync for all that arrived meanwhile.",
+        value=float(parts.driver.log_writes),
+    )
 
 
 def _consensus_metrics(parts: Parts) -> list[Metric]:

@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 HOLD_MS: Final = 10 * 60_000
 """The log behind an offered snapshot is kept so long for who fetches it, within `compaction.PATIENCE`."""
+LOOK_S: Final = 1.0
+STALLED_MS: Final = 3_000
+"""No chunk for so long, of a sender that leads no more: it is dead, or as good as that."""
 REPLAY_BYTES: Final = 4 << 20
 """Entries read at once when a rebuilt ledger catches up."""
 
@@ -50,6 +53,10 @@ class Snapshot:
     handle: str
 
 
+OnBytes = Callable[[int, int], None]
+"""(verified bytes so far, bytes in all); called in the transfer's thread."""
+
+
 class Shelf(Protocol):
     """Makes, serves, fetches and installs snapshots; what takes long runs in threads of its own."""
 
@@ -60,7 +67,7 @@ class Shelf(Protocol):
         """
         ...
 
-    async def fetch(self, source: NodeId, snapshot: Snapshot) -> None:
+    async def fetch(self, source: NodeId, snapshot: Snapshot, on_bytes: OnBytes) -> None:
         """Brings a member's snapshot here, resumed and verified.  Raises what transfers raise."""
         ...
 
@@ -86,6 +93,11 @@ class Host(Protocol):
     raft: Raft
     applied_index: int
     marks: OwnMarks
+
+    @property
+    def leader(self) -> RaftId | None:
+        """Who leads, as far as this node knows."""
+        ...
 
     async def ask_core(self, call: Callable[[int], list[Effect]]) -> None:
         """Has the core answer within the loop's order; raises what it raises."""
@@ -211,7 +223,7 @@ class SnapshotDuty:
         )
         _log.info("snapshot needed", index=base.index, bytes=offer.size, source=offer.sender)
         try:
-            await self._shelf.fetch(node_of(offer.sender), snapshot)
+            await self._fetch(offer.sender, snapshot)
             await self._host.on_log_thread(lambda: self._shelf.begin(base))
             await self._host.on_ledger_thread(lambda: self._shelf.install(snapshot))
         except DarkStreamError as error:
@@ -224,6 +236,27 @@ class SnapshotDuty:
         self.installed += 1
         _log.info("snapshot installed", index=base.index)
 
+    async def _fetch(self, leader: RaftId, snapshot: Snapshot) -> None:
+        """Fetches; a transfer that stands still is given up once somebody else leads and can offer."""
+        moved_ms = clock.monotonic_ms()
+
+        def moved(_: int, __: int) -> None:
+            nonlocal moved_ms
+            moved_ms = clock.monotonic_ms()
+
+        fetching = asyncio.ensure_future(self._shelf.fetch(node_of(leader), snapshot, moved))
+        try:
+            while not fetching.done():
+                await asyncio.wait({fetching}, timeout=LOOK_S)
+                deposed = self._host.leader not in (None, leader)
+                if deposed and clock.monotonic_ms() - moved_ms > STALLED_MS:
+                    raise TransferError(f"{leader} went away", "the new coordinator is asked")
+            fetching.result()
+        finally:
+            if not fetching.done():
+                fetching.cancel()
+                await asyncio.wait({fetching})
+
     # --- a ledger that is wrong ---------------------------------------------------------------------
 
     async def rebuild(self, source: NodeId, snapshot: Snapshot, timeout_s: float) -> None:
@@ -231,7 +264,7 @@ class SnapshotDuty:
 
         Raises what transfers raise, `StorageError`.
         """
-        await self._shelf.fetch(source, snapshot)
+        await self._shelf.fetch(source, snapshot, lambda done, size: None)
         # Never ahead of the log: what it does not hold could not be applied again after a crash.
         if not await self._host.wait_applied(snapshot.index, timeout_s):
             raise TransferError("this node is too far behind its coordinator", "it is tried again")

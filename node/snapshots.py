@@ -14,19 +14,12 @@ from typing import Final
 import structlog
 
 from ledger.log_sqlite import LogStore
-from ledger.snapshot_sqlite import (
-    finish_replacing,
-    forget_replacing,
-    note_replacing,
-    remove_snapshots,
-    verify_snapshot,
-    write_snapshot,
-)
+from ledger.snapshot_sqlite import remove_snapshots, verify_snapshot, write_snapshot
 from ledger.store_sqlite import LedgerStore
 from mesh.bulk_zmq import ZmqBulkClient
 from mesh.errors import NotFoundError, StorageError, TransferError
 from mesh.ids import NodeId
-from mesh.log import Base
+from mesh.log import Base, HardState
 from mesh.transfer import Manifest, kept_inode
 from mesh.transfer_files import (
     JOURNAL_SUFFIX,
@@ -37,12 +30,14 @@ from mesh.transfer_files import (
     require_space,
 )
 from node.films import Contacts
-from node.snapshot_duty import Snapshot
+from node.snapshot_duty import OnBytes, Snapshot
 from node.threads import run_stoppable
 
 HANDLE_PREFIX: Final = "snapshot-"
 SNAPSHOTS_MAX: Final = 2
 """Files kept: the newest, and the one before it, which somebody may still be fetching."""
+REPLACING: Final = "replacing"
+"""Value in the log's file from before the ledger is replaced until the log fits it again."""
 INCOMING: Final = f"incoming{PARTIAL_SUFFIX}"
 """What is being fetched; its journal says of which digest, so that another one begins anew."""
 
@@ -80,7 +75,7 @@ class SnapshotShelf:
         self._made: tuple[_Made, ...] = ()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Those of an earlier process have no handle any more; what was being fetched is gone on with.
-        remove_snapshots(str(folder))
+        remove_snapshots(folder)
 
     def close(self) -> None:
         """Waits for what runs; the closed client ends its transfers."""
@@ -111,8 +106,8 @@ class SnapshotShelf:
 
     def _make(self) -> _Made:
         require_space(self._folder, 2 * Path(self._ledger.path).stat().st_size)
-        file = write_snapshot(self._ledger.path, str(self._folder))
-        path = Path(file.path)
+        file = write_snapshot(self._ledger.path, self._folder)
+        path = file.path
         found = path.stat()
         made = _Made(
             Snapshot(
@@ -132,13 +127,13 @@ class SnapshotShelf:
         )
         others = [one for one in self._made if one.path != path]
         self._made = (*others[-(SNAPSHOTS_MAX - 1) :], made)
-        remove_snapshots(str(self._folder), [str(one.path) for one in self._made])
+        remove_snapshots(self._folder, [one.path for one in self._made])
         _log.info("snapshot made", index=file.applied_index, bytes=file.size)
         return made
 
     # --- from others --------------------------------------------------------------------------------
 
-    async def fetch(self, source: NodeId, snapshot: Snapshot) -> None:
+    async def fetch(self, source: NodeId, snapshot: Snapshot, on_bytes: OnBytes) -> None:
         """Brings a member's snapshot here, verified by digest and by what it holds."""
         contact = self._contacts(source)
         path = self._incoming
@@ -154,9 +149,10 @@ class SnapshotShelf:
                     handle=snapshot.handle,
                     target=PartialFile(path),
                     expected=expected,
+                    on_progress=on_bytes,
                     should_stop=should_stop,
                 )
-            held = verify_snapshot(str(path))
+            held = verify_snapshot(path)
             if (held.applied_index, held.applied_term) != (snapshot.index, snapshot.term):
                 path.unlink()
                 raise TransferError(
@@ -172,7 +168,7 @@ class SnapshotShelf:
 
     def begin(self, base: Base) -> None:
         """Durably notes the base that the log needs once the ledger is replaced."""
-        note_replacing(self._log, base)
+        self._log.set_value(REPLACING, [base.index, base.term, base.configuration.hex()])
 
     def install(self, snapshot: Snapshot) -> None:
         """Replaces the ledger by what was fetched, whole and durably or not at all."""
@@ -181,7 +177,7 @@ class SnapshotShelf:
 
     def finish(self) -> None:
         """Log and ledger fit again: forgets the note and the fetched file."""
-        forget_replacing(self._log)
+        self._log.set_value(REPLACING, None)
         self._fetched = None
         self._incoming.unlink(missing_ok=True)
 
@@ -192,13 +188,26 @@ def recover_installation(log: LogStore, ledger: LedgerStore) -> None:
     Raises `StorageError` when the ledger is behind the beginning of the log, which no crash brings
     about: then one of the two files was lost or put back from an older copy.
     """
-    if finish_replacing(log, ledger):
-        _log.info("an interrupted installation of a snapshot was ended", index=ledger.applied_index)
+    match log.get_value(REPLACING):
+        case [int() as index, int() as term, str() as configuration]:
+            _finish_replacing(log, ledger, Base(index, term, bytes.fromhex(configuration)))
+            log.set_value(REPLACING, None)
+        case _:
+            pass
     if ledger.applied_index < log.base().index:
         raise StorageError(
             f"{ledger.path} is at {ledger.applied_index}, and the log begins at {log.base().index}",
             "restore the ledger from a backup, or remove this node's home and let it join anew",
         )
+
+
+def _finish_replacing(log: LogStore, ledger: LedgerStore, base: Base) -> None:
+    """The log follows a ledger that was replaced; one that was not is the old one, whole."""
+    replaced = (ledger.applied_index, ledger.applied_term) == (base.index, base.term)
+    if replaced and log.term(base.index) != base.term:
+        kept = log.hard_state()
+        log.restart_from(base, HardState(term=kept.term, vote=kept.vote, commit=base.index))
+        _log.info("an interrupted installation of a snapshot was ended", index=base.index)
 
 
 def _holds(path: Path, expected: Manifest, should_stop: Callable[[], bool]) -> bool:

@@ -40,6 +40,7 @@ from node.gateway.models import (
     PathFault,
     PendingJoin,
     Progress,
+    Removed,
     ResultInfo,
     Revoked,
     Status,
@@ -227,6 +228,9 @@ class FakeNode:
             raise NotAllowedError("the code is another one", "compare again")
         self.pending.remove(asking[0])
         return Approved(id=asking[0].id, name=asking[0].name, code=asking[0].code)
+
+    async def remove(self, name: str) -> Removed:
+        return Removed(id=(await self.revoke(name)).id, name=name)
 
     async def revoke(self, name: str) -> Revoked:
         self._enter(f"revoke {name}")

@@ -9,11 +9,11 @@ import click
 
 from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError
 from node.cli import views
-from node.cli.client import Api, connect, home_of
+from node.cli.client import Api, connect
 from node.cli.faults import Commands, Json, StoppedWatchingError, error_from, main_of, print_json
 from node.cli.faults import safe as safe_text
+from node.cli.ledger_cmds import ledger
 from node.cli.options import Common, Duration, Since, common_options
-from node.home_paths import LEDGER_FILE
 
 STATES = [
     "queued",
@@ -27,8 +27,6 @@ STATES = [
     "waiting",
     "paused",
 ]
-QUERY_ROWS_MAX = 10_000
-"""Rows of one `ledger query`; a query for more is refused."""
 
 
 _consistent = click.option(
@@ -297,6 +295,17 @@ def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
     return 0
 
 
+@nodes.command()
+@click.argument("name")
+@common_options
+@click.pass_context
+def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """Let a node go for good: it hands over its vote and its work, and stops; it may join anew."""
+    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/remove")
+    print_json(answer) if as_json else print(safe_text(f"{answer['name']} is removed"))
+    return 0
+
+
 @cli.group(cls=Commands)
 def token() -> None:
     """Invitations for new nodes."""
@@ -324,27 +333,7 @@ def detect(ctx: click.Context, *, as_json: bool) -> int:
     return 0
 
 
-@cli.group(cls=Commands)
-def ledger() -> None:
-    """The replicated ledger, as this machine holds it."""
-
-
-@ledger.command("query")
-@click.argument("sql")
-@common_options
-@click.pass_context
-def ledger_query(ctx: click.Context, *, sql: str, as_json: bool) -> int:
-    """Read the local replica with SQL; answers also when no node runs."""
-    from ledger.queries import run_query  # noqa: PLC0415 - SQLite is needed here alone
-
-    path = home_of(ctx.ensure_object(Common)) / LEDGER_FILE
-    if not path.is_file():
-        raise NotFoundError(
-            f"there is no ledger at {path}", "start a node first, or name its home with --home"
-        )
-    columns, rows = run_query(str(path), sql, QUERY_ROWS_MAX)
-    views.print_rows(columns, rows, as_json=as_json)
-    return 0
+cli.add_command(ledger)
 
 
 main = main_of(cli)

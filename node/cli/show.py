@@ -52,6 +52,12 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
             print(f"{name.ljust(width)}  {safe(value)}")
 
 
+def print_block(name: str, lines: Sequence[str]) -> None:
+    """A name with several lines behind it, below each other."""
+    for number, line in enumerate(lines):
+        print(f"{'' if number else name:<13}  {safe(line)}")
+
+
 def size(count: int) -> str:
     """Bytes as a person reads them."""
     value = float(count)

@@ -1,15 +1,16 @@
 """What people see of the API's documents."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 
 from node.cli.faults import Json, print_json, safe
+from node.cli.media_text import plan_lines, probe_lines
 from node.cli.show import (
     duration,
     fault_text,
     moment,
+    print_block,
     print_pairs,
     print_table,
     progress_text,
@@ -81,7 +82,8 @@ def print_nodes(answer: Json) -> None:
         marks = [node["vote"] if node["vote"] != "none" else ""]
         marks += ["coordinator"] if node["coordinator"] else []
         marks += ["this node"] if node["this"] else []
-        state = "revoked" if node["state"] == "revoked" else "alive" if node["alive"] else "silent"
+        state = "alive" if node["alive"] else "silent"
+        state = state if node["state"] == "member" else node["state"]
         rows.append(
             [
                 node["name"],
@@ -140,10 +142,12 @@ def print_job(job: Json) -> None:
             ("submitted", moment(job["submitted_at_ms"])),
             ("finished", moment(job["finished_at_ms"])),
             ("source digest", job["source_digest"]),
-            ("probe", json.dumps(job["probe"]) if job["probe"] else None),
-            ("plan", json.dumps(job["plan"]) if job["plan"] else None),
         ]
     )
+    if job["probe"]:
+        print_block("holds", probe_lines(job["probe"]))
+    if job["plan"]:
+        print_block("becomes", plan_lines(job["plan"]))
     if job["result"]:
         print(*map(safe, result_lines(job)), sep="\n")
     if job["fault"]:

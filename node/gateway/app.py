@@ -26,6 +26,7 @@ from node.gateway.models import (
     JobsPage,
     NodesPage,
     Problem,
+    Removed,
     Revoked,
     Status,
     SubmitRequest,
@@ -191,6 +192,11 @@ class Faces:
         async def revoke(name: NodeName) -> Revoked:
             """Distrusts a member for good, by name or id."""
             return await service.revoke(name)
+
+        @app.post(f"{API}/nodes/{{name}}/remove", responses=_ERRORS)
+        async def remove(name: NodeName) -> Removed:
+            """Lets a member go for good, by name or id; it hands over first, and may join anew."""
+            return await service.remove(name)
 
     def _watching(self, app: FastAPI) -> None:
         service = self._service

@@ -180,7 +180,7 @@ class NodeInfo(Answer):
     id: str
     name: str
     role: Literal["full", "witness"]
-    state: Literal["member", "revoked"]
+    state: Literal["member", "revoked", "removed"]
     alive: bool
     """Heard within the heartbeat limits; always true for the node that answers."""
     coordinator: bool
@@ -319,6 +319,13 @@ class Approved(Answer):
 
 class Revoked(Answer):
     """The node that was distrusted for good."""
+
+    id: str
+    name: str
+
+
+class Removed(Answer):
+    """The node that left for good; it may join anew."""
 
     id: str
     name: str

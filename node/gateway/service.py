@@ -18,6 +18,7 @@ from node.gateway.models import (
     JobsPage,
     Metric,
     NodesPage,
+    Removed,
     Revoked,
     Status,
     SubmitRequest,
@@ -74,6 +75,10 @@ class NodeService(Protocol):
 
     async def revoke(self, name: str) -> Revoked:
         """Distrusts the member of that name or id for good.  Raises `NotFoundError`."""
+        ...
+
+    async def remove(self, name: str) -> Removed:
+        """Lets the member of that name or id go for good.  Raises `NotFoundError`, `ConflictError`."""
         ...
 
     async def detect(self) -> Detection:

@@ -294,19 +294,29 @@ def test_an_unknown_profile_is_usage(
     assert "error[usage]: unknown profile 'wbe'" in done.err
 
 
+# Whoever starts us in the background has Ctrl-C ignored, and so would every child.
+HEARS_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def test_ctrl_c_leaves_the_jobs_and_says_so(one: Served, film: str) -> None:
     one.node.hold = True
     environment = {**os.environ, "DARKSTREAM_HOME": str(one.home)}
     with subprocess.Popen(
-        [*MESH_CLI, "convert", film, "-p", "web"],
+        [sys.executable, "-c", HEARS_CTRL_C, *MESH_CLI, "convert", film, "-p", "web"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_for("it follows", lambda: one.node.listeners == 1, 15)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=15)
+        try:
+            wait_for("it follows", lambda: one.node.listeners == 1, 15)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=15)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert told.startswith("error[interrupted]: stopped watching; the jobs go on")
     assert "convert" not in told

@@ -1,6 +1,7 @@
 """A handful of cores stepped by hand: nothing moves unless it is told to."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from mesh.effects import (
     Commit,
@@ -13,7 +14,7 @@ from mesh.effects import (
     SnapshotNeeded,
 )
 from mesh.ids import RaftId
-from mesh.log import Entry, HardState
+from mesh.log import Base, Entry, HardState
 from mesh.membership import Configuration, founding_entries
 from mesh.messages import (
     Append,
@@ -26,7 +27,7 @@ from mesh.messages import (
     Vote,
     VoteRequest,
 )
-from mesh.protocol import Limits, Raft, Timing
+from mesh.protocol import Limits, Raft, Role, Timing
 from tests.simulator.storage import MemoryLog
 
 ROUNDS_MAX = 64
@@ -53,6 +54,7 @@ class Cluster:
         self.applied: dict[str, list[Entry]] = {}
         self.kept: list[ConsensusMessage] = []
         self.isolated: set[str] = set()
+        self.offers: dict[str, SnapshotOffer] = {}
         self.lines: list[str] = []
 
     # --- making -------------------------------------------------------------------------------
@@ -101,15 +103,16 @@ class Cluster:
         self.start(name)
 
     def start(self, name: str) -> None:
-        """Starts, or starts again from the disk, with nothing applied."""
+        """Starts, or starts again from the disk, with nothing applied but what is compacted."""
         self.applied[name] = []
         self.held.pop(name, None)
+        self.offers.pop(name, None)
         self.nodes[name] = Raft(
             raft_id=RaftId(name),
             storage=self.disks[name],
             timing=Timing(),
             random=Shortest(),
-            applied_index=0,
+            applied_index=self.disks[name].base().index,
             now_ms=self.now_ms,
             limits=self.limits,
         )
@@ -120,6 +123,17 @@ class Cluster:
         """Silence until everybody would give a vote; then only this node's time-out is noticed."""
         self.now_ms += 2_000
         self.tick(name)
+
+    def lead(self, name: str) -> None:
+        """Elects this node and lets everybody commit, without a word (campaign.txt has them)."""
+        said = tuple(self.lines)
+        self.campaign(name)
+        self.deliver()
+        self.tick(name)
+        self.deliver()
+        raft = self.nodes[name]
+        assert raft.role is Role.LEADER
+        self.lines = [*said, f"{name} leads term {raft.term}, commit {raft.commit_index}"]
 
     def tick(self, name: str) -> None:
         """Time goes on to this node's next deadline, unless that is over already."""
@@ -132,6 +146,54 @@ class Cluster:
 
     def change(self, name: str, configuration: Configuration) -> None:
         self.perform(name, self.nodes[name].change_configuration(configuration, self.now_ms))
+
+    def transfer(self, name: str, to: str | None = None) -> None:
+        target = None if to is None else RaftId(to)
+        self.perform(name, self.nodes[name].transfer_leadership(target, self.now_ms))
+
+    def read(self, name: str) -> int:
+        """Asks for a linearizable read; returns its id."""
+        read_id, effects = self.nodes[name].read_index(self.now_ms)
+        self.lines.append(f"{name}: read {read_id}")
+        self.perform(name, effects)
+        return read_id
+
+    # --- snapshots ----------------------------------------------------------------------------
+
+    def compact(self, name: str, index: int) -> Base:
+        """The node forgets its log up to here, which it has applied."""
+        base = self.nodes[name].base_at(index)
+        assert base is not None, "nothing to compact to"
+        self.disks[name].compact(base)
+        self.nodes[name].compacted(base)
+        return base
+
+    def offer(self, name: str, to: str, index: int | None = None) -> None:
+        """The leader's driver has a snapshot ready, of what is applied now or of this index."""
+        raft = self.nodes[name]
+        base = raft.base_at(raft.applied_index if index is None else index)
+        assert base is not None, "no such snapshot"
+        handle = f"snapshot-{base.index}"
+        effects = raft.offer_snapshot(RaftId(to), base, 1_000, "d1", handle, self.now_ms)
+        self.perform(name, effects)
+
+    def unavailable(self, name: str, to: str) -> None:
+        """The leader's driver has no snapshot."""
+        self.perform(name, self.nodes[name].snapshot_unavailable(RaftId(to), self.now_ms))
+
+    def install(self, name: str) -> None:
+        """The follower's driver has replaced the ledger by what was offered."""
+        offer = self.offers.pop(name)
+        base = Base(offer.base_index, offer.base_term, offer.configuration)
+        disk = self.disks[name]
+        disk.restart_from(base, replace(disk.hard_state(), commit=base.index))
+        self.applied[name] = []
+        self.perform(name, self.nodes[name].installed(base, self.now_ms))
+
+    def fail_install(self, name: str) -> None:
+        """The follower's driver could not fetch or verify it."""
+        del self.offers[name]
+        self.perform(name, self.nodes[name].install_failed(self.now_ms))
 
     def receive(self, message: ConsensusMessage) -> None:
         """Hands a message to its receiver."""
@@ -202,6 +264,8 @@ class Cluster:
                 case Commit(entries=entries):
                     self.applied[name].extend(entries)
                     applied = entries[-1].index
+                case InstallSnapshot(offer=offer):
+                    self.offers[name] = offer
                 case _:
                     pass
         raft = self.nodes[name]

@@ -128,7 +128,12 @@ def test_more_leases_than_one_command_holds_expire_and_the_coordinator_lives_on(
         calls: Any = Calls()
         timing = LeaseTiming(heartbeat_ms=1, suspect_ms=2, fence_ms=3, expiry_ms=4)
         coordinator: Any = Coordinator(
-            driver=mesh, proposer=mesh, requests=calls, replica=mesh.replica, timing=timing
+            driver=mesh,
+            proposer=mesh,
+            requests=calls,
+            replica=mesh.replica,
+            timing=timing,
+            voters=mesh,
         )
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             task = group.create_task(coordinator._schedule())

@@ -1,7 +1,7 @@
 """Members, invitations and what nodes report."""
 
 from ledger import commands as c
-from tests.ledger_helper import Ledger, entry, invitation, node_report, spec
+from tests.ledger_helper import Ledger, entry, grant, invitation, job_spec, node_report, spec
 
 
 def test_forming_happens_once() -> None:
@@ -96,11 +96,79 @@ def test_revoking_is_for_good() -> None:
     assert found.node == "new"
 
 
+def test_who_was_removed_may_join_anew_with_a_token() -> None:
+    ledger = Ledger().formed("bert").planned("j")
+    ledger.must(invitation("i"))
+    ledger.leased("j", "a", "bert")
+    ledger.must(c.RemoveMember(node="bert", by="anna"))
+    assert ledger.reader.invitation("i") is not None
+    assert ledger.reader.active_attempts() == ()
+    assert [m.name for m in ledger.reader.members(active_only=True)] == ["anna"]
+    before = ledger.store.checksum
+    ledger.must(c.RemoveMember(node="bert", by="anna"))
+    assert ledger.store.checksum == before
+    # It is a stranger now: its invitation is looked at and used up.
+    back = spec("bert", raft_id="bert.00000002")
+    assert ledger.refused(c.AddMember(member=back, invitation="never")) == "join_refused"
+    ledger.must(c.AddMember(member=back, invitation="i"))
+    assert ledger.reader.invitation("i") is None
+    member = ledger.reader.member("bert")
+    assert member is not None
+    assert (member.state, member.raft_id, member.name) == ("active", "bert.00000002", "bert")
+
+
+def test_revoking_is_stronger_than_removing() -> None:
+    ledger = Ledger().formed("bert")
+    ledger.must(c.RemoveMember(node="bert", by="anna"))
+    ledger.must(c.RevokeMember(node="bert", by="anna"))
+    back = c.AddMember(member=spec("bert", raft_id="bert.00000002"), invitation=None)
+    assert ledger.refused(back) == "revoked"
+    ledger.must(c.RemoveMember(node="bert", by="anna"))
+    assert ledger.refused(back) == "revoked"
+
+
+def test_jobs_of_a_removed_owner_are_found() -> None:
+    ledger = Ledger().formed("bert").planned("j")
+    ledger.must(c.SubmitJobs(jobs=(job_spec("k", owner="bert"),)))
+    assert ledger.reader.jobs_without_owner(9) == ()
+    ledger.must(c.RemoveMember(node="bert", by="anna"))
+    assert [job.id for job in ledger.reader.jobs_without_owner(9)] == ["k"]
+
+
+def test_a_recovery_raises_the_epoch_and_leaves_one_data_directory() -> None:
+    ledger = Ledger()
+    assert ledger.refused(c.RecoverMesh(node="anna", epoch=2)) == "no_mesh"
+    ledger.formed("bert").planned("j", "k")
+    before = ledger.leased("j", "a", "anna")
+    ledger.must(invitation("i", uses=9))
+    assert ledger.refused(c.RecoverMesh(node="anna", epoch=1)) == "conflict"
+    assert ledger.refused(c.RecoverMesh(node="anna", epoch=c.EPOCH_MAX + 1)) == "conflict"
+    ledger.must(c.RecoverMesh(node="anna", epoch=700))
+    assert ledger.reader.invitation("i") is None
+    mesh = ledger.reader.mesh()
+    assert mesh is not None
+    assert mesh.epoch == 700
+    members = ledger.reader.members(active_only=True)
+    assert [(m.name, m.raft_id) for m in members] == [("anna", "anna.00000001"), ("bert", "")]
+    ledger.must(grant(("k-t", "b", "anna")))
+    attempt = ledger.reader.attempt("b")
+    assert attempt is not None
+    assert attempt.token > before
+    assert attempt.token >= c.fencing_token(700, 1)
+    assert c.fencing_token(c.EPOCH_MAX, (1 << 40) - 1) < 1 << 63
+    ledger.must(c.AddMember(member=spec("bert", raft_id="bert.00000002"), invitation=None))
+    back = ledger.reader.member("bert")
+    assert back is not None
+    assert back.raft_id == "bert.00000002"
+
+
 def test_the_last_member_stays() -> None:
     ledger = Ledger().formed("bert")
     assert ledger.refused(c.RevokeMember(node="nobody", by="anna")) == "not_found"
     ledger.must(c.RevokeMember(node="anna", by="bert"))
     assert ledger.refused(c.RevokeMember(node="bert", by="anna")) == "conflict"
+    assert ledger.refused(c.RemoveMember(node="bert", by="anna")) == "conflict"
+    assert ledger.refused(c.RemoveMember(node="nobody", by="anna")) == "not_found"
 
 
 def test_reports_are_replaced() -> None:

@@ -5,7 +5,7 @@ import pytest
 from mesh import raftlog
 from mesh.errors import DivergenceError
 from mesh.ids import RaftId
-from mesh.log import Entry, HardState
+from mesh.log import Base, Entry, HardState
 from mesh.membership import Configuration
 from mesh.raftlog import RaftLog
 from tests.simulator.storage import MemoryLog
@@ -229,3 +229,127 @@ def test_uncommitted_bytes_follow_appends_commits_and_truncation() -> None:
     assert log.uncommitted_bytes == 6
     log.commit_to(4)
     assert log.uncommitted_bytes == 0
+
+
+# --- compaction and snapshots ----------------------------------------------------------------------
+
+
+def test_a_compacted_log_begins_behind_its_base() -> None:
+    log = log_of(1, 1, 2, 2, 3, commit=5, applied=4)
+    base = Base(3, 2, b"")
+    assert log.base_at(3) == base
+    log.compacted(base)
+    assert log.base == base
+    assert [log.term(index) for index in range(7)] == [None, None, None, 2, 2, 3, None]
+    assert read(log, 4, 9) == [(4, 2), (5, 3)]
+    log.compacted(Base(2, 1))
+    assert log.base == base, "never back"
+    with pytest.raises(AssertionError, match="applied"):
+        log.compacted(Base(5, 3))
+
+
+def test_compaction_drops_what_memory_holds() -> None:
+    disk = CountingLog()
+    log = RaftLog(disk, commit_index=0, applied_index=0)
+    log.append(entries_of(1, *[1] * 10))
+    disk.persist(None, log.take_unpersisted())
+    log.persisted(10, 1)
+    log.commit_to(8)
+    log.take_committed(ahead_max=99, bytes_max=99)
+    log.compacted(Base(8, 1))
+    disk.reads = 0
+    assert read(log, 9, 11) == [(9, 1), (10, 1)]
+    assert [log.term(index) for index in (7, 8, 9)] == [None, 1, 1]
+    assert disk.reads == 0
+    log.append(entries_of(9, 2))
+    assert (log.last_index, log.last_term) == (9, 2)
+    log.compacted(Base(8, 1))
+
+
+def test_everything_can_be_compacted() -> None:
+    log = log_of(1, 1, 2, commit=3, applied=3)
+    log.compacted(Base(3, 2))
+    assert (log.last_index, log.last_term, log.term(3)) == (3, 2, 2)
+    assert log.match_and_append(3, 2, entries_of(4, 2)) == 4
+    assert log.match_and_append(2, 1, entries_of(3, 2)) is None
+
+
+def test_what_storage_compacted_is_gone_although_nobody_said_so() -> None:
+    disk = CountingLog()
+    disk.persist(None, entries_of(1, 1, 1, 2, 2, 3))
+    log = RaftLog(disk, commit_index=5, applied_index=5)
+    disk.compact(Base(3, 2))
+    assert log.base == Base(3, 2)
+    assert [log.term(index) for index in range(6)] == [None, None, None, 2, 2, 3]
+    assert read(log, 3, 9) == [], "not from 4 on: that would be a gap"
+    assert read(log, 4, 9) == [(4, 2), (5, 3)]
+
+
+def test_agreement_below_the_base_is_an_upper_bound() -> None:
+    log = log_of(1, 1, 3, 3, 5, commit=5, applied=5)
+    log.compacted(Base(3, 3))
+    assert log.agreeing(5, 4) == (4, 3)
+    assert log.agreeing(9, 3) == (4, 3)
+    assert log.agreeing(3, 3) == (3, 3)
+    assert log.agreeing(4, 2) == (2, 0), "entry 3 is of a later term"
+    assert log.agreeing(2, 1) == (2, 0)
+    assert log.agreeing(0, 0) == (0, 0)
+
+
+def test_a_base_is_committed_durable_and_has_the_configuration_of_its_time() -> None:
+    disk = MemoryLog()
+    one, two, three = (configuration(n, 1, *"abc"[:n]) for n in (1, 2, 3))
+    disk.persist(HardState(term=1, commit=3), [one, two, three, *entries_of(4, 1, 1)])
+    log = RaftLog(disk, commit_index=4, applied_index=3)
+    assert log.base_at(1) == Base(1, 1, one.data)
+    assert log.base_at(2) == Base(2, 1, two.data)
+    assert log.base_at(4) == Base(4, 1, three.data)
+    assert log.base_at(5) is None, "not committed"
+    assert log.base_at(6) is None
+    log.append(entries_of(6, 1))
+    log.commit_to(6)
+    assert log.base_at(5) is not None
+    assert log.base_at(6) is None, "not durable"
+
+
+def test_configurations_come_from_the_base_when_no_entry_has_one() -> None:
+    disk = MemoryLog()
+    disk.persist(HardState(commit=3), [configuration(1, 1, "a"), *entries_of(2, 1, 1, 1)])
+    disk.compact(Base(2, 1, configuration(1, 1, "a").data))
+    log = RaftLog(disk, commit_index=3, applied_index=2)
+    assert log.configuration == Configuration.of([RaftId("a")])
+    assert log.configuration_index == 2
+    assert not log.is_configuration_pending
+    log.append([configuration(5, 1, "a", "b")])
+    assert log.is_configuration_pending
+    log.append(entries_of(5, 2))
+    assert log.configuration == Configuration.of([RaftId("a")])
+    assert log.base_at(3) == Base(3, 1, configuration(1, 1, "a").data)
+
+
+def test_restart_from_a_snapshot_forgets_everything() -> None:
+    disk = MemoryLog()
+    disk.persist(None, entries_of(1, 1, 1, 1))
+    log = RaftLog(disk, commit_index=1, applied_index=1)
+    log.append(entries_of(4, 1, 1))
+    base = Base(9, 3, configuration(9, 3, "a", "b").data)
+    with pytest.raises(AssertionError, match="base"):
+        log.restart(base)
+    disk.restart_from(base, HardState(term=3, commit=9))
+    log.restart(base)
+    assert (log.last_index, log.last_term, log.stable_index, log.commit_index) == (9, 3, 9, 9)
+    assert (log.handed_index, log.uncommitted_bytes, log.has_unpersisted) == (9, 0, False)
+    assert log.configuration == Configuration.of(map(RaftId, "ab"))
+    log.persisted(5, 1)
+    assert log.stable_index == 9, "a write from before"
+    log.append(entries_of(10, 3))
+    assert [entry.index for entry in log.take_unpersisted()] == [10]
+
+
+def test_a_ledger_and_a_log_that_do_not_fit_are_refused() -> None:
+    disk = MemoryLog()
+    disk.restart_from(Base(9, 3), HardState(term=3, commit=0))
+    assert RaftLog(disk, commit_index=0, applied_index=9).commit_index == 9
+    for applied in (8, 10):
+        with pytest.raises(DivergenceError):
+            RaftLog(disk, commit_index=0, applied_index=applied)

@@ -128,6 +128,51 @@ def test_what_was_committed_is_handed_out_at_once_after_a_restart() -> None:
     assert raft.next_deadline_ms() == 500
 
 
+@pytest.mark.parametrize("percent", [100, 101, 133, 250, 399, 400])
+@pytest.mark.parametrize("values", [(100, 300, 450), (20, 61, 92), (1, 3, 5), (100, 500, 1_000)])
+def test_times_stretched_still_fit_each_other(values: tuple[int, int, int], percent: int) -> None:
+    heartbeat_ms, least_ms, most_ms = values
+    timing = Timing(heartbeat_ms=heartbeat_ms, election_min_ms=least_ms, election_max_ms=most_ms)
+    stretched = timing.stretched(percent)
+    assert stretched.heartbeat_ms == heartbeat_ms
+    assert stretched.election_min_ms == least_ms * percent // 100
+    assert 0 <= stretched.election_max_ms - most_ms * percent / 100 < 1
+
+
+def test_a_stretched_node_waits_longer_at_once_and_not_beyond_its_bounds() -> None:
+    cluster, raft = follower(1)
+    for percent, deadline_ms in ((200, 1_000), (1_000, 2_000), (10, 500), (400, 2_000)):
+        raft.stretch(percent)
+        assert raft.next_deadline_ms() == deadline_ms, percent
+    cluster.now_ms = 1_500
+    raft.tick(cluster.now_ms)
+    assert raft.role is Role.FOLLOWER
+    raft.stretch(100)
+    assert raft.next_deadline_ms() == 500, "and shorter at once too"
+
+
+def test_a_stretched_follower_trusts_its_leader_longer() -> None:
+    cluster = three()
+    request = VoteRequest(sender=C, to=B, term=9, last_index=9, last_term=9, pre=False)
+    cluster.nodes["b"].stretch(200)
+    assert cluster.nodes["b"].receive(request, cluster.now_ms + 999) == []
+    assert cluster.nodes["b"].receive(request, cluster.now_ms + 1_000) != []
+
+
+def test_a_stretched_leader_waits_longer_for_its_quorum_and_beats_as_before() -> None:
+    cluster = three()
+    cluster.nodes["a"].stretch(300)
+    cluster.isolated = {"b", "c"}
+    start_ms = cluster.now_ms
+    beats = 0
+    while role(cluster.nodes["a"]) == "leader":
+        cluster.tick("a")
+        cluster.deliver()
+        beats += 1
+    assert 3_000 <= cluster.now_ms - start_ms <= 6_000
+    assert beats >= (cluster.now_ms - start_ms) // 100
+
+
 # --- terms and votes -------------------------------------------------------------------------------
 
 
@@ -477,6 +522,21 @@ def test_a_change_waits_for_the_leaders_own_term() -> None:
     assert not raft.term_committed
     with pytest.raises(ConflictError):
         cluster.change("a", configuration_of("abcd"))
+
+
+def test_a_change_waits_for_it_although_no_other_change_is_open() -> None:
+    cluster = Cluster()
+    for name in "abc":
+        cluster.node(name, [1, 1], configuration_of("abc"), commit=2)
+    cluster.campaign("a")
+    cluster.deliver(rounds=4)
+    raft = cluster.nodes["a"]
+    assert raft.role is Role.LEADER
+    assert raft.pending_configuration is None
+    with pytest.raises(ConflictError):
+        cluster.change("a", configuration_of("abcd"))
+    cluster.deliver()
+    cluster.change("a", configuration_of("abcd"))
 
 
 def test_silence_shows_in_progress() -> None:
