@@ -5,8 +5,8 @@
 
 Three `mesh-node` processes and three etcd members on loopback, each with its data below one folder
 of the same disk, both durable: an answer comes when a majority has synced the command and the
-coordinator has applied it.  bench/README.md says what exactly is compared.  `ratio` is our commands
-a second at 128 in flight by etcd's.
+coordinator has applied it.  bench/README.md says what exactly is compared.  `ratio` is our smallest
+commands a second at 128 in flight by etcd's, `job_ratio` the same with submissions of a job.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from tests.cluster import Node, cluster, form, wait_for
 IN_FLIGHT = (1, 16, 128, 1_000)
 MEASURED = 128
 """The number in flight by which `ratio` is taken."""
+ROW, JOB = "mesh: row", "mesh: job"
+"""The smallest command (a node reports itself: one row) and a submission of one job."""
 ETCD_NAMES = ("e1", "e2", "e3")
 WRK = """
 wrk.method = "POST"
@@ -102,14 +104,16 @@ def _places(path: Path) -> int:
     return 0
 
 
-def ours(voters: Sequence[Node], client: Node, in_flight: int, seconds: float) -> Figures:
-    """Loads the coordinator from a process of its own."""
+def ours(
+    voters: Sequence[Node], client: Node, in_flight: int, seconds: float, jobs: int = 1
+) -> Figures:
+    """Loads the coordinator from a process of its own; no jobs: the smallest command."""
     leader = next(n for n in voters[0].cli("nodes")["nodes"] if n["coordinator"])
     home = next(node for node in voters if node.name == leader["name"])
     before = metric(home, "darkstream_log_syncs_total")
     applied = metric(home, "darkstream_log_applied_index")
     script = Path(__file__).with_name("member_client.py")
-    words = [client.home, home.home / "ledger.db", leader["id"], in_flight, seconds]
+    words = [client.home, home.home / "ledger.db", leader["id"], in_flight, seconds, "--jobs", jobs]
     done = subprocess.run(
         [sys.executable, str(script), *map(str, words)],
         stdout=subprocess.PIPE,
@@ -254,7 +258,9 @@ def main() -> int:
                 for _ in range(runs):
                     for in_flight in IN_FLIGHT:
                         figures = ours(voters, client, in_flight, seconds)
-                        found.setdefault(("mesh", in_flight), []).append(figures)
+                        found.setdefault((JOB, in_flight), []).append(figures)
+                        figures = ours(voters, client, in_flight, seconds, jobs=0)
+                        found.setdefault((ROW, in_flight), []).append(figures)
                         if url:
                             figures = theirs(url, folder, in_flight, seconds, size)
                             found.setdefault(("etcd", in_flight), []).append(figures)
@@ -264,13 +270,15 @@ def main() -> int:
     table = {key: medians(value) for key, value in found.items()}
     for (system, in_flight), figures in sorted(table.items(), key=lambda item: item[0][::-1]):
         show(system, in_flight, figures)
-        result[f"{system}_{in_flight}_per_s"] = round(figures.per_s)
-        result[f"{system}_{in_flight}_p50_ms"] = round(figures.p50_ms, 3)
-        result[f"{system}_{in_flight}_p99_ms"] = round(figures.p99_ms, 3)
+        name = f"{system.replace(': ', '_')}_{in_flight}"
+        result[f"{name}_per_s"] = round(figures.per_s)
+        result[f"{name}_p50_ms"] = round(figures.p50_ms, 3)
+        result[f"{name}_p99_ms"] = round(figures.p99_ms, 3)
     if ("etcd", MEASURED) in table:
-        result["ratio"] = round(table["mesh", MEASURED].per_s / table["etcd", MEASURED].per_s, 3)
-        one = table["mesh", 1].p50_ms / table["etcd", 1].p50_ms
-        result["latency_ratio"] = round(one, 3)
+        etcd_per_s, etcd_ms = table["etcd", MEASURED].per_s, table["etcd", 1].p50_ms
+        for what, name in ((ROW, ""), (JOB, "job_")):
+            result[f"{name}ratio"] = round(table[what, MEASURED].per_s / etcd_per_s, 3)
+            result[f"{name}latency_ratio"] = round(table[what, 1].p50_ms / etcd_ms, 3)
     print(json.dumps({**result, "runs": runs, "quick": given.quick}))
     return 0
 

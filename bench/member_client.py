@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ledger.commands import JobSpec, SubmitJobs, seal
+from ledger.commands import Command, JobSpec, ReportNode, SubmitJobs, seal
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
@@ -121,13 +121,31 @@ class MemberClient:
 
 def submission(owner: str, jobs: int) -> bytes:
     """A sealed submission of so many new jobs, as a node would propose it."""
-    specs = tuple(_job(owner) for _ in range(jobs))
+    return _sealed(SubmitJobs(jobs=tuple(_job(owner) for _ in range(jobs))), owner)
+
+
+def report(owner: str) -> bytes:
+    """A sealed report of what a node can do: the smallest command, one row."""
+    said = ReportNode(
+        node=owner,
+        ffmpeg="7.1",
+        encoders=("libsvtav1", "libx264", "libx265"),
+        slots=2,
+        cpus=8,
+        platform="Linux",
+        version="bench",
+        devices=secrets.token_hex(8),
+    )
+    return _sealed(said, owner)
+
+
+def _sealed(command: Command, owner: str) -> bytes:
     return seal(
-        SubmitJobs(jobs=specs),
+        command,
         command_id=secrets.token_hex(12),
         proposer=owner,
         proposed_at_ms=clock.wall_ms(),
-        cause=specs[0].id,
+        cause="bench",
     )
 
 
@@ -180,7 +198,7 @@ async def load(
 
     async def caller() -> None:
         while more(begin := time.perf_counter_ns()):
-            data = submission(client.node, jobs)
+            data = submission(client.node, jobs) if jobs else report(client.node)
             done = await tried(data)
             while not done and commands is not None:  # the same id again: it is never done twice
                 await asyncio.sleep(0.1)
@@ -221,7 +239,6 @@ async def measure(given: argparse.Namespace) -> dict[str, object]:
         "max_ms": ordered[-1] / 1e3 if ordered else None,
         "client_cpu": (used.user + used.system - cpu.user - cpu.system) / passed,
         "failures": found.failures,
-        "bytes": len(submission(client.node, given.jobs)),
     }
 
 
@@ -232,7 +249,9 @@ def main() -> None:
     parser.add_argument("leader")
     parser.add_argument("in_flight", type=int)
     parser.add_argument("seconds", type=float)
-    parser.add_argument("--jobs", type=int, default=1, help="in one command")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="in one command; 0: a node reports itself"
+    )
     parser.add_argument("--commands", type=int, help="so many instead of SECONDS")
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))
 
