@@ -15,7 +15,7 @@ SEEDS = 160
 WORK_SEEDS = 40
 BUG_SEEDS = {
     "acknowledged-before-sync": 2,
-    "commit-of-old-term": 83,
+    "commit-of-old-term": 106,
     "learner-counted": 5,
     "truncation-without-conflict": 18,
     "vote-for-a-shorter-log": 0,
