@@ -14,8 +14,14 @@ import apsw
 
 from ledger.change import RefusedError
 from ledger.jobs import ROW_CLASSES, Invitation, Mesh, Row
-from ledger.rows import columns_of, decoded, table_of
-from ledger.store_sqlite import CHECKSUM_BYTES, SCHEMA_VERSION, LedgerStore, SqliteRows
+from ledger.rows import columns_of, decoded, encoded, table_of
+from ledger.store_sqlite import (
+    CHECKSUM_BYTES,
+    SCHEMA_VERSION,
+    LedgerStore,
+    SqliteRows,
+    checksum_of,
+)
 from mesh.errors import DamagedError, StorageError
 
 KIND: Final = "darkstream ledger"
@@ -140,7 +146,7 @@ def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str
     ended: object = None
     while ended is None:
         with store.connection:
-            rows = SqliteRows(store.connection)
+            rows, changes = SqliteRows(store.connection), list[tuple[object, ...]]()
             for number, line in lines:
                 if "end" in line:
                     ended = line.get("rows", False)
@@ -148,6 +154,7 @@ def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str
                 row = _row_of(file, number, line)
                 try:
                     rows.put(row)
+                    changes.append((table_of(type(row)), *encoded(row)))
                 except (RefusedError, apsw.ConstraintError) as error:
                     raise _damaged(file, number, f"does not fit: {error}") from None
                 count += 1
@@ -155,7 +162,7 @@ def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str
                     break
             else:
                 raise _damaged(file, number + 1, "is missing: the export was cut off")
-            checksum = rows.checksum(checksum)
+            checksum = checksum_of(checksum, changes)
     if ended != count:
         raise _damaged(file, number, f"says {ended} rows, and {count} are there")
     return checksum

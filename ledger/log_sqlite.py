@@ -355,6 +355,34 @@ def view_log(path: str, index: int) -> LogView:
         connection.close()
 
 
+def read_entries(path: str, low: int, high: int, bytes_max: int) -> tuple[Entry, ...]:
+    """Entries low <= index < high of a node's log, running or not, about `bytes_max` bytes at most.
+
+    Fewer where the log begins later or ends earlier.  Only what the ledger has applied is decided.
+    Raises `StorageError`.
+    """
+    taken: list[Entry] = []
+    size = 0
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            connection.set_busy_timeout(_VIEW_BUSY_MS)
+            for index, term, kind, data in connection.execute(
+                "SELECT log_index, term, kind, data FROM entry WHERE log_index >= ?"
+                " AND log_index < ? AND log_index > (SELECT log_index FROM base) ORDER BY 1",
+                (low, high),
+            ):
+                size += len(data)
+                if taken and size > bytes_max:
+                    break
+                taken.append(Entry(index=index, term=term, kind=kind, data=data))
+        finally:
+            connection.close(True)
+    except apsw.Error as error:
+        raise _storage_error(error, path) from None
+    return tuple(taken)
+
+
 def _view(connection: apsw.Connection, index: int) -> LogView:
     base = Base()
     if connection.pragma("user_version") > 1:

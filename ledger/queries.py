@@ -15,6 +15,7 @@ import apsw
 
 from ledger.change import EVENTS_PER_COMMAND_BITS
 from ledger.commands import ENVELOPES, Outcome
+from ledger.job_filter import job_filters
 from ledger.jobs import (
     OPEN_JOB_STATES,
     Attempt,
@@ -40,6 +41,8 @@ QUERY_MS: Final = 10_000
 ROWS_MAX: Final = 100_000
 READY_TASKS_MAX: Final = 512
 """Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
+CREATED_LOOKED_AT_MAX: Final = 10_000
+"""Jobs since a time among which the oldest is looked for: a millisecond; of more, a page fills at once."""
 NEEDS_MAX: Final = 64
 """Different needs (lists of encoders) that one round looks at: profiles have a handful."""
 QUERY_VALUE_BYTES_MAX: Final = 16 << 20
@@ -188,25 +191,28 @@ class Reader:
         before_seq: int | None = None,
     ) -> tuple[Job, ...]:
         """Jobs, newest first; `node` owns or worked on them, `before_seq` continues a page."""
-        conditions: list[str] = []
-        values: list[Any] = []
+        filters = job_filters(
+            state=state,
+            node=node,
+            since_ms=since_ms,
+            first_seq=None if since_ms is None else self._first_created_since(since_ms),
+            tenant=tenant,
+            before_seq=before_seq,
+        )
+        found = {j.seq: j for rest, v in filters for j in self._rows(Job, rest, (*v, limit))}
+        return tuple(found[seq] for seq in sorted(found, reverse=True)[:limit])
 
-        def add(condition: str, *value: object) -> None:
-            conditions.append(condition)
-            values.extend(value)
+    def _first_created_since(self, since_ms: int) -> int | None:
+        """The least seq of the jobs that were made since then; None when they are too many to look.
 
-        if state is not None:
-            add("state = ?", state)
-        if node is not None:
-            add("(owner = ? OR id IN (SELECT job FROM attempt WHERE node = ?))", node, node)
-        if since_ms is not None:
-            add("created_at_ms >= ?", since_ms)
-        if tenant is not None:
-            add("tenant = ?", tenant)
-        if before_seq is not None:
-            add("seq < ?", before_seq)
-        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-        return self._rows(Job, where + "ORDER BY seq DESC LIMIT ?", (*values, limit))
+        Proposers' clocks differ, so their order by time is not theirs by seq.
+        """
+        count, first = self._value(
+            "SELECT count(*), coalesce(min(seq), 1 << 62) FROM"
+            " (SELECT seq FROM job WHERE created_at_ms >= ? LIMIT ?)",
+            (since_ms, CREATED_LOOKED_AT_MAX + 1),
+        )
+        return int(first) if count <= CREATED_LOOKED_AT_MAX else None
 
     def changed_jobs(self, after_index: int, limit: int) -> tuple[Job, ...]:
         """Jobs that the history names behind this log index."""
@@ -225,12 +231,10 @@ class Reader:
         self, owner: str, states: Sequence[JobState], limit: int = 100
     ) -> tuple[Job, ...]:
         """An owner's oldest jobs in these states."""
-        marks = ",".join("?" * len(states))
-        return self._rows(
-            Job,
-            f"WHERE owner = ? AND state IN ({marks}) ORDER BY seq LIMIT ?",
-            (owner, *states, limit),
-        )
+        # A state at a time: together they would be sorted whole, or all of an owner's jobs walked.
+        rest = "WHERE owner = ? AND state = ? ORDER BY seq LIMIT ?"
+        found = [j for state in states for j in self._rows(Job, rest, (owner, state, limit))]
+        return tuple(sorted(found, key=lambda job: job.seq)[:limit])
 
     def jobs_to_plan(self, owner: str, limit: int) -> tuple[Job, ...]:
         """An owner's jobs that wait for a plan: begun ones, then by priority and age."""

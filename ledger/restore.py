@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import apsw
 
+from ledger.archive import ledger_at, place_in
 from ledger.commands import AddMember, Command, MemberRole, MemberSpec, RecoverMesh, seal
 from ledger.export_sqlite import holds_nothing, read_rows
 from ledger.jobs import Member, Mesh
@@ -187,6 +188,23 @@ def import_rows(
         read_rows(export, building / place.ledger.name)
         snapshot = building / place.ledger.name
         return restore(snapshot, place, carrier=carrier, begin=begin, stamp=stamp)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def restore_moment(
+    folder: Path, until_ms: int, place: Place, *, carrier: Carrier, begin: Begin, stamp: str
+) -> Restored:
+    """The same from an archive, as the ledger was at a moment.  Raises as `restore` and `ledger_at` do."""
+    building = place.home / _IMPORTING
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(mode=0o700)
+        snapshot = building / place.ledger.name
+        ledger_at(place_in(folder), snapshot, until_ms=until_ms)
+        return restore(snapshot, place, carrier=carrier, begin=begin, stamp=stamp)
+    except OSError as error:
+        raise os_error(error, building) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -4,8 +4,9 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 
 from ledger.jobs import ROW_CLASSES, Row
@@ -34,6 +35,7 @@ class Rows(Protocol):
         ...
 
 
+_TABLES: Final = {cls: cls.__name__.lower() for cls in ROW_CLASSES}
 _COLUMNS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in ROW_CLASSES}
 _TUPLES: Final = {
     cls: frozenset(f.name for f in fields(cls) if str(f.type).startswith("tuple"))
@@ -41,9 +43,22 @@ _TUPLES: Final = {
 }
 
 
+def _getter(names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda row: tuple(getattr(row, name) for name in names)
+
+
+_VALUES: Final = {cls: _getter(names) for cls, names in _COLUMNS.items()}
+_INTS: Final = {
+    cls: _getter([field.name for field in fields(cls) if field.type in (int, "int")])
+    for cls in ROW_CLASSES
+}
+
+
 def table_of(cls: type[Row]) -> str:
     """The name of a row class's table."""
-    return cls.__name__.lower()
+    return _TABLES[cls]
 
 
 def columns_of(cls: type[Row]) -> tuple[str, ...]:
@@ -51,24 +66,27 @@ def columns_of(cls: type[Row]) -> tuple[str, ...]:
     return _COLUMNS[cls]
 
 
+def int_columns_of(cls: type[Row]) -> Callable[[Row], tuple[int, ...]]:
+    """Takes the values of the integer columns out of a row."""
+    return _INTS[cls]
+
+
 def encoded(row: Row) -> tuple[SqlValue, ...]:
     """The values of a row as SQL holds them, in the order of the columns."""
     cls = type(row)
+    values = _VALUES[cls](row)
     tuples = _TUPLES[cls]
+    if not tuples:
+        return values
     return tuple(
-        json.dumps(getattr(row, name), separators=(",", ":"), ensure_ascii=True)
-        if name in tuples
-        else getattr(row, name)
-        for name in columns_of(cls)
+        json.dumps(value, separators=(",", ":"), ensure_ascii=True) if name in tuples else value
+        for name, value in zip(_COLUMNS[cls], values, strict=True)
     )
 
 
 def decoded(cls: type[R], values: Sequence[Any]) -> R:
     """The row of these SQL values."""
-    tuples = _TUPLES[cls]
-    return cls(
-        **{
-            name: tuple(json.loads(value)) if name in tuples else value
-            for name, value in zip(columns_of(cls), values, strict=True)
-        }
-    )
+    named = dict(zip(_COLUMNS[cls], values, strict=True))
+    for name in _TUPLES[cls]:
+        named[name] = tuple(json.loads(named[name]))
+    return cls(**named)

@@ -267,7 +267,8 @@ class Assembly:
         """Once the replica holds this node's own return, it holds all that happened before it."""
         await member.returned()
         path, count = await asyncio.to_thread(write_left_behind, self._home, former, self._reader)
-        self._log.set_value("former", value=None)
+        # Between two writes of the log, which runs now.
+        await member.driver.on_log_thread(lambda: self._log.set_value("former", value=None))
         if count:
             _log.warning("jobs that only this node knew", jobs=count, file=str(path))
 

@@ -24,9 +24,9 @@ from mesh.effects import (
     Send,
     SnapshotNeeded,
 )
-from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderError, UsageError
+from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderError
 from mesh.ids import CommandId, NodeId, RaftId, node_of
-from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState, LogStorage
+from mesh.log import Base, Entry, HardState, LogStorage
 from mesh.membership import Configuration
 from mesh.messages import ConsensusMessage, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing
@@ -34,18 +34,21 @@ from node.compaction import Keep
 from node.divergence import OwnMarks
 from node.ledger_port import Ledger
 from node.log_writer import LogWriter
-from node.signals import Signal
+from node.proposals import Proposals, Waiting, outcomes_of
+from node.signals import IndexWaits, PacedSignal, Signal
 from node.snapshot_duty import Shelf, SnapshotDuty
 from node.upkeep import Upkeep
 
 INBOX_MAX: Final = 4_096
 """Consensus messages waiting; more are dropped, which Raft repairs by repeating."""
-PROPOSALS_MAX: Final = 4_096
-"""Commands waiting for the next batch; more are answered `busy`."""
 BATCH_MAX: Final = 512
 """Inputs handled before effects are performed: bounds the time between two syncs."""
 APPLY_BATCH_MAX: Final = 512
 """Entries applied in one ledger transaction."""
+APPLY_BYTES_MAX: Final = 1 << 20
+"""The same in bytes: a thousand jobs take a tenth of a second, and their proposers wait for it."""
+LOOKS_S: Final = 0.05
+"""Those who follow the ledger look at most so often: each look is some ten queries."""
 CALLS_MAX: Final = 64
 """Membership changes, transfers and answers about snapshots that wait; more are answered `busy`."""
 READS_MAX: Final = 4_096
@@ -74,13 +77,13 @@ class Driver:
     ) -> None:
         self.raft = raft
         self.leader_changed = Signal()
-        self.ledger_changed = Signal()
+        self.ledger_changed: Signal = PacedSignal(LOOKS_S)
         self.applied_index = raft.applied_index
         self._log = log
         self._ledger = ledger
         self._send = send
         self._inbox: asyncio.Queue[ConsensusMessage] = asyncio.Queue(INBOX_MAX)
-        self._proposals: asyncio.Queue[tuple[CommandId, bytes]] = asyncio.Queue(PROPOSALS_MAX)
+        self._proposals = Proposals()
         self._calls: asyncio.Queue[_Call] = asyncio.Queue(CALLS_MAX)
         self._reads: list[asyncio.Future[int]] = []
         self._reading: dict[int, list[asyncio.Future[int]]] = {}
@@ -89,7 +92,7 @@ class Driver:
         self._newly_applied = raft.applied_index
         self._wake = asyncio.Event()
         self._apply_wake = asyncio.Event()
-        self._waiting: dict[CommandId, asyncio.Future[Outcome]] = {}
+        self._applied = IndexWaits()
         self._writer = LogWriter(raft, log, send=self._say, tell=self._tell)
         self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self.dropped = 0
@@ -118,6 +121,11 @@ class Driver:
         """Whether this node leads."""
         return self.raft.leader == self.raft.raft_id
 
+    @property
+    def log_writes(self) -> int:
+        """Writes of the log so far, each with one sync."""
+        return self._writer.writes
+
     def receive(self, message: ConsensusMessage) -> None:
         """Takes a consensus message; drops it when too many wait."""
         if self.abstains and isinstance(message, VoteRequest):
@@ -136,24 +144,28 @@ class Driver:
         Raises `NotLeaderError`, `BusyError`, `UsageError` (too large), or TimeoutError when it is not known whether the
         command was committed: repeat it with the same id.
         """
-        if not self.is_leader:
-            raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
-        if len(data) > ENTRY_BYTES_MAX:
-            raise UsageError(f"a command has more than {ENTRY_BYTES_MAX} bytes", "split it")
-        loop = asyncio.get_running_loop()
-        future = self._waiting.get(command_id)
-        if future is None:
-            future = self._waiting[command_id] = loop.create_future()
-            future.add_done_callback(_retrieve)
-            try:
-                self._proposals.put_nowait((command_id, data))
-            except asyncio.QueueFull:
-                del self._waiting[command_id]
-                raise BusyError("too many commands wait", "retry in a moment") from None
-            self._wake.set()
         # A time-out leaves the future for a repetition of the same id; losing the lead ends it.
         async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(future)
+            return await asyncio.shield(self._enqueue(command_id, data))
+
+    async def propose_all(
+        self, commands: Sequence[tuple[CommandId, bytes]], timeout_s: float
+    ) -> list[Outcome | DarkStreamError]:
+        """Like `propose` for several commands: each one's outcome, or why it has none (yet)."""
+        asked: list[Waiting | DarkStreamError] = []
+        for command_id, data in commands:
+            try:
+                asked.append(self._enqueue(command_id, data))
+            except DarkStreamError as error:
+                asked.append(error)
+        return await outcomes_of(asked, timeout_s)
+
+    def _enqueue(self, command_id: CommandId, data: bytes) -> Waiting:
+        if not self.is_leader:
+            raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
+        future = self._proposals.add(command_id, data)
+        self._wake.set()
+        return future
 
     async def change_configuration(self, configuration: Configuration) -> None:
         """Starts a membership change.  Raises `NotLeaderError`, `ConflictError`, `BusyError`."""
@@ -194,13 +206,9 @@ class Driver:
 
     async def wait_applied(self, index: int, timeout_s: float) -> bool:
         """Whether this node's ledger holds the entry of this index before the time is over."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self.applied_index < index:
-                    await self.ledger_changed.wait(self.ledger_changed.count)
-        except TimeoutError:
-            return False
-        return True
+        if self.applied_index >= index:
+            return True
+        return await self._applied.wait(index, timeout_s)
 
     # --- what snapshots and upkeep ask ----------------------------------------------------------
 
@@ -248,8 +256,7 @@ class Driver:
                 group.create_task(self.snapshots.run(), name="snapshots")
                 group.create_task(self.upkeep.run(), name="upkeep")
         finally:
-            for future in self._waiting.values():
-                future.cancel()
+            self._proposals.cancel()
             self._writer.close()
             self._apply_thread.shutdown(wait=True)
 
@@ -301,9 +308,12 @@ class Driver:
         effects += self._take_reads(now_ms)
         overdue_ms = now_ms - self.raft.next_deadline_ms()
         if overdue_ms >= 0:
-            effects += self.raft.tick(now_ms)
+            # Told first: a loop that stood still has not read yet what its leader said meanwhile,
+            # and the stretch gives it the time to.
             self.upkeep.late(overdue_ms, now_ms)
-        if not (self._inbox.empty() and self._proposals.empty()):
+        if now_ms >= self.raft.next_deadline_ms():
+            effects += self.raft.tick(now_ms)
+        if not (self._inbox.empty() and self._proposals.is_empty):
             self._wake.set()
         return effects
 
@@ -335,33 +345,22 @@ class Driver:
         return effects
 
     def _take_proposals(self, now_ms: int) -> list[Effect]:
-        batch = [
-            self._proposals.get_nowait() for _ in range(min(BATCH_MAX, self._proposals.qsize()))
-        ]
+        batch = self._proposals.take(BATCH_MAX)
         if not batch:
             return []
         try:
             _, effects = self.raft.propose([data for _, data in batch], now_ms)
         except (NotLeaderError, BusyError) as error:
             for command_id, _ in batch:
-                self._fail(command_id, error)
+                self._proposals.fail(command_id, error)
             return []
         return effects
-
-    def _fail(self, command_id: CommandId, error: DarkStreamError) -> None:
-        future = self._waiting.pop(command_id, None)
-        if future is not None and not future.done():
-            future.set_exception(error)
-
-    def _fail_all(self, error: DarkStreamError) -> None:
-        for command_id in tuple(self._waiting):
-            self._fail(command_id, error)
 
     def _follow_leader(self, term: int, leader: RaftId | None) -> None:
         _log.info("leader", term=term, leader=leader and node_of(leader))
         lost = NotLeaderError("this node lost the lead", "ask again")
         if leader != self.raft.raft_id:
-            self._fail_all(lost)
+            self._proposals.fail_all(lost)
         # A read that was not ready never will be, even when this node leads again.
         for reads in self._reading.values():
             _refuse(reads, lost)
@@ -425,26 +424,22 @@ class Driver:
             await self._apply_wake.wait()
             self._apply_wake.clear()
             while self._to_apply:
-                batch = tuple(self._to_apply[:APPLY_BATCH_MAX])
-                del self._to_apply[:APPLY_BATCH_MAX]
+                batch = _next_batch(self._to_apply)
+                del self._to_apply[: len(batch)]
                 done = await loop.run_in_executor(self._apply_thread, self._ledger.apply, batch)
                 self.upkeep.applied([(entry.index, len(entry.data)) for entry in batch])
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:
-                        self._resolve(CommandId(command_id), outcome)
+                        self._proposals.resolve(CommandId(command_id), outcome)
                 self._moved(batch[-1].index)
 
     def _moved(self, index: int) -> None:
         """The ledger is at `index`, or further already: a snapshot overtakes what waited."""
         self.applied_index = self._newly_applied = max(index, self.applied_index)
         self.marks.applied(self.applied_index)
+        self._applied.reached(self.applied_index)
         self.ledger_changed.set()
         self._wake.set()
-
-    def _resolve(self, command_id: CommandId, outcome: Outcome) -> None:
-        future = self._waiting.pop(command_id, None)
-        if future is not None and not future.done():
-            future.set_result(outcome)
 
 
 _Call = tuple[Callable[[int], list[Effect]], asyncio.Future[None]]
@@ -456,10 +451,14 @@ def _refuse(futures: Sequence[asyncio.Future[int]], error: DarkStreamError) -> N
             future.set_exception(error)
 
 
-def _retrieve(future: asyncio.Future[Outcome]) -> None:
-    # A future that nobody waits for any more must not warn about its exception.
-    if not future.cancelled():
-        future.exception()
+def _next_batch(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The first entries within both bounds, at least one."""
+    size = 0
+    for count, entry in enumerate(entries[:APPLY_BATCH_MAX]):
+        size += len(entry.data)
+        if count and size > APPLY_BYTES_MAX:
+            return tuple(entries[:count])
+    return tuple(entries[:APPLY_BATCH_MAX])
 
 
 def _overlay(entries: list[Entry], more: Sequence[Entry]) -> list[Entry]:

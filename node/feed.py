@@ -46,6 +46,8 @@ class Feed:
         self._neighbours = neighbours
         self._status = status
         self._told_index = driver.applied_index
+        self._unread = False
+        """Jobs changed while nobody listened: who resumes reads the state anew."""
         self._mesh_seen: tuple[int, int] = (0, 0)
         self._undecided = 0
 
@@ -55,9 +57,16 @@ class Feed:
             await asyncio.sleep(ROUND_S)
             names: Names = {}
             news = self._board.take_news()
-            if self._driver.applied_index > self._told_index or news:
+            changed = self._driver.applied_index > self._told_index
+            if changed and not self._ring.has_listeners:
+                self._told_index, self._unread = self._driver.applied_index, True
+                changed = False
+            elif self._unread and self._ring.has_listeners:
+                self._publish(Event(id=0, kind="gap", at_ms=clock.wall_ms()))
+                self._unread = False
+            if changed or news:
                 names = await self._replica.read(names_of)
-            if self._driver.applied_index > self._told_index:
+            if changed:
                 await self._tell_jobs(names)
             for live in news:
                 shown = progress_view(live, names)

@@ -51,8 +51,13 @@ def is_plain_id(text: str) -> bool:
     return _PLAIN_ID.fullmatch(text) is not None
 
 
-def check_authority(reader: Reader, caller: NodeId, command: Command) -> None:
-    """Whether this member may propose this to the coordinator.
+def needs_ledger(command: Command) -> bool:
+    """Whether `check_authority` must look something up: others are judged by their own words."""
+    return isinstance(command, _OF_A_JOB | _OF_AN_ATTEMPT)
+
+
+def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> None:
+    """Whether this member may propose this to the coordinator; `reader` only where it is needed.
 
     Raises `NotAllowedError` for a command in another's name, `BusyError` while the replica does
     not know yet what it speaks of: the caller's may be ahead, and it asks again.
@@ -63,18 +68,22 @@ def check_authority(reader: Reader, caller: NodeId, command: Command) -> None:
         )
 
 
-def _may(reader: Reader, caller: NodeId, command: Command) -> bool:
+_OF_A_JOB = StartPlanning | PlanJob | FailJob | AcceptResult | RefuseResult | FinishJob
+_OF_AN_ATTEMPT = FinishAttempt | FailAttempt
+
+
+def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
+    if isinstance(command, _OF_A_JOB):
+        assert reader is not None, "whose job it is stands in the ledger"
+        return _owner(reader, command.job) == caller
+    if isinstance(command, _OF_AN_ATTEMPT):
+        assert reader is not None, "whose lease it is stands in the ledger"
+        return _holder(reader, command.attempt) == caller
     match command:
         case SubmitJobs(jobs=jobs):
             return all(job.owner == caller and is_plain_id(job.id) for job in jobs)
         case ReportNode(node=node) | ReleaseLeases(node=node):
             return node == caller
-        case (
-            StartPlanning() | PlanJob() | FailJob() | AcceptResult() | RefuseResult() | FinishJob()
-        ):
-            return _owner(reader, command.job) == caller
-        case FinishAttempt() | FailAttempt():
-            return _holder(reader, command.attempt) == caller
         case AddMember(member=member):
             return _is_itself(member)
         case _:

@@ -36,6 +36,8 @@ class LogWriter:
         self._send = send
         self._tell = tell
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log")
+        self.writes = 0
+        """How many were made: each is one sync."""
         self._held: list[Effect] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,6 +49,7 @@ class LogWriter:
             self._wait_for_beat()
         try:
             await self.run(lambda: self._log.persist(hard_state, entries))
+            self.writes += 1
         finally:
             self._held = None
             if self._timer is not None:

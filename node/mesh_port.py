@@ -79,7 +79,10 @@ class LedgerMesh:
             JoinGrant(
                 mesh=mesh.id,
                 founder_key=mesh.founder_key,
-                members=tuple(self._granted(m) for m in members if m.node != member.node),
+                # Without a data directory since a recovery: its replica will tell the newcomer of it.
+                members=tuple(
+                    self._granted(m) for m in members if m.node != member.node and m.raft_id
+                ),
                 members_epoch=mesh.members_epoch,
                 epoch=mesh.epoch,
             )

@@ -5,29 +5,37 @@ answer never doubles a change.
 """
 
 import secrets
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Final
 
-from ledger.commands import ENVELOPES, TEXT_BYTES_MAX, Command, Outcome, seal, unseal
+from ledger.commands import TEXT_BYTES_MAX, Command, Envelope, Outcome, seal, unseal
+from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import (
     BusyError,
+    DarkStreamError,
     NoCoordinatorError,
     NotAllowedError,
     NotLeaderError,
+    UnknownKindError,
     UnreachableError,
+    WireError,
 )
 from mesh.ids import CommandId, NodeId, node_of
+from node.batches import METHOD, Answer, Batches, decoded_commands, encoded_answers
 from node.driver import Driver
-from node.foreign import check_authority
+from node.foreign import check_authority, needs_ledger
 from node.replica import Replica
 from node.requests import Requests, error_of
 
-METHOD: Final = "ledger.propose"
 TRY_S: Final = 2.0
 """One try at one coordinator; a new one is elected within about a second."""
 TIMEOUT_S: Final = 15.0
 """Longer than any election that succeeds; after it the person is told that nobody decides."""
+
+
+Sealed = dict[int, tuple[Envelope, Command]]
+"""Commands of a call by their place in it."""
 
 
 class Proposer:
@@ -37,7 +45,7 @@ class Proposer:
         self._own = own
         self._replica = replica
         self._driver = driver
-        self._requests = requests
+        self._batches = Batches(requests, TRY_S)
         requests.register(METHOD, self._serve)
 
     async def propose(
@@ -85,22 +93,57 @@ class Proposer:
             raise NotLeaderError("no coordinator is known", "wait for an election")
         if self._driver.is_leader:
             return await self._driver.propose(command_id, data, TRY_S)
-        body = await self._requests.call(node_of(leader), METHOD, data, timeout_s=TRY_S)
-        outcome: Outcome = ENVELOPES.decode(body)
-        return outcome
+        return await self._batches.propose(node_of(leader), data)
 
     async def _serve(self, caller: NodeId, body: bytes) -> bytes:
-        # What no replica can read stops every one of them once it is committed: it is read here.
-        envelope, command = unseal(body)
-        if envelope.proposer != caller:
-            raise NotAllowedError(f"node {caller} proposed in the name of {envelope.proposer}")
+        asked = decoded_commands(body)
+        read, refused = _read(caller, asked)
         if not self._driver.is_leader:
             raise NotLeaderError("this node is not the coordinator", "ask the coordinator")
-        await self._replica.read(lambda reader: check_authority(reader, caller, command))
-        with suppress(TimeoutError):
-            outcome = await self._driver.propose(CommandId(envelope.id), body, TRY_S)
-            return ENVELOPES.encode(outcome)
-        raise BusyError("not committed yet", "ask again with the same id")
+        refused |= await self._not_allowed(caller, read)
+        taken = {n: (CommandId(envelope.id), asked[n]) for n, (envelope, _) in read.items()}
+        taken = {n: command for n, command in taken.items() if n not in refused}
+        outcomes = await self._driver.propose_all(tuple(taken.values()), TRY_S * 0.9)
+        answers: dict[int, Answer] = {**refused, **dict(zip(taken, outcomes, strict=True))}
+        return encoded_answers([answers[n] for n in range(len(asked))])
+
+    async def _not_allowed(self, caller: NodeId, read: Sealed) -> dict[int, DarkStreamError]:
+        """What this caller may not propose (now), by its place."""
+
+        def check(reader: Reader | None) -> dict[int, DarkStreamError]:
+            found: dict[int, DarkStreamError] = {}
+            for number, (_, command) in read.items():
+                try:
+                    check_authority(reader, caller, command)
+                except (NotAllowedError, BusyError) as error:
+                    found[number] = error
+            return found
+
+        if any(needs_ledger(command) for _, command in read.values()):
+            return await self._replica.read(check)
+        return check(None)
+
+
+def _read(caller: NodeId, asked: Sequence[bytes]) -> tuple[Sealed, dict[int, DarkStreamError]]:
+    """The commands, and what is wrong with others, by their place.
+
+    What no replica can read stops every one of them once it is committed: it is read here.
+    """
+    read: Sealed = {}
+    refused: dict[int, DarkStreamError] = {}
+    for number, data in enumerate(asked):
+        try:
+            envelope, command = unseal(data)
+        except (WireError, UnknownKindError) as error:
+            refused[number] = error
+            continue
+        if envelope.proposer == caller:
+            read[number] = envelope, command
+        else:
+            refused[number] = NotAllowedError(
+                f"node {caller} proposed in the name of {envelope.proposer}"
+            )
+    return read, refused
 
 
 def bounded_text(text: str) -> str:

@@ -262,7 +262,7 @@ class Service:
                 value=float(parts.driver.applied_index),
             )
         )
-        return metrics + _consensus_metrics(parts)
+        return [*metrics, _log_syncs(parts), *_consensus_metrics(parts)]
 
     # --- acting -----------------------------------------------------------------------------------
 
@@ -364,6 +364,15 @@ class Service:
 def new_job_id() -> str:
     """A job id that sorts by time of submission."""
     return sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
+
+
+def _log_syncs(parts: Parts) -> Metric:
+    return Metric(
+        name="log_syncs_total",
+        kind="counter",
+        help="Writes of the log, each with one sync for all that arrived meanwhile.",
+        value=float(parts.driver.log_writes),
+    )
 
 
 def _consensus_metrics(parts: Parts) -> list[Metric]:

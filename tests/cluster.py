@@ -167,12 +167,12 @@ def cluster(root: Path, names: Sequence[str], lan: Lan | None = None) -> Generat
             node.kill()
 
 
-def form(nodes: Sequence[Node]) -> None:
+def form(nodes: Sequence[Node], *options: str) -> None:
     """The first forms a mesh, the others join it with a token; waits until all see all."""
-    nodes[0].start("--new-mesh").ready()
+    nodes[0].start("--new-mesh", *options).ready()
     if len(nodes) > 1:
         token = nodes[0].token(len(nodes) - 1)
         for node in nodes[1:]:
-            node.start("--join", token)
+            node.start("--join", token, *options)
         for node in nodes:
             node.ready().sees(len(nodes))

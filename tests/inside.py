@@ -19,24 +19,29 @@ _NEW_NETWORK = 0x40000000  # CLONE_NEWNET; os.setns came with Python 3.12
 API_PORT = 7450
 
 
+def enter(lan: Lan, host: int) -> None:
+    """Makes this thread, its sockets and the threads that it starts, belong to a host for good."""
+    handle = os.open(f"/run/netns/{lan.namespace(host)}", os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(handle, _NEW_NETWORK) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+    finally:
+        os.close(handle)
+
+
 def inside(lan: Lan, host: int, act: Callable[[], T]) -> T:
     """What `act` returns, run on a thread of a host: its sockets and threads belong there for good."""
     done: list[T] = []
     failed: list[BaseException] = []
 
-    def enter() -> None:
+    def run() -> None:
         try:
-            handle = os.open(f"/run/netns/{lan.namespace(host)}", os.O_RDONLY)
-            try:
-                if ctypes.CDLL(None, use_errno=True).setns(handle, _NEW_NETWORK) != 0:
-                    raise OSError(ctypes.get_errno(), "setns")
-            finally:
-                os.close(handle)
+            enter(lan, host)
             done.append(act())
         except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
             failed.append(error)
 
-    thread = threading.Thread(target=enter, name=f"host {host}")
+    thread = threading.Thread(target=run, name=f"host {host}")
     thread.start()
     thread.join()
     if failed:

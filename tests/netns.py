@@ -167,6 +167,27 @@ class Lan:
         """Undoes `unplug`."""
         _ip("-n", self._switch, "link", "set", f"p{host}", "up")
 
+    def mute(self, host: int, *to: int) -> None:
+        """What a host sends to these others (or to any) gets lost on the wire; what they send arrives."""
+        for other in to or (each for each in self.hosts if each != host):
+            # Frames to an address of hardware that nobody has: the sender notices nothing.
+            entry = [self.address(other), "lladdr", "02:00:00:00:00:01", "nud", "permanent"]
+            _ip("-n", self.namespace(host), "neigh", "replace", *entry, "dev", "eth0")
+
+    def unmute(self, host: int) -> None:
+        """Undoes `mute`."""
+        _ip("-n", self.namespace(host), "neigh", "flush", "dev", "eth0", "nud", "permanent")
+
+    def isolate(self, *hosts: int) -> None:
+        """The switch hands nothing from one of these hosts to another of them; to the rest it does."""
+        for host in hosts:
+            self._port(host, "isolated", "on")
+
+    def join(self, *hosts: int) -> None:
+        """Undoes `isolate`."""
+        for host in hosts:
+            self._port(host, "isolated", "off")
+
     def block_multicast(self, *hosts: int) -> None:
         """The switch hands no multicast (hence no mDNS) to these hosts, or to any; broadcast and unicast go on."""
         for host in hosts or self.hosts:

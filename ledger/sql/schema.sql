@@ -93,6 +93,10 @@ CREATE TABLE job (
 CREATE INDEX job_by_state ON job (state, seq);
 CREATE INDEX job_by_owner ON job (owner, state, planned, priority DESC, seq);
 CREATE INDEX job_by_seq ON job (seq);
+CREATE INDEX job_by_owner_age ON job (owner, seq);
+CREATE INDEX job_by_owner_state ON job (owner, state, seq);
+CREATE INDEX job_by_tenant ON job (tenant, seq);
+CREATE INDEX job_by_creation ON job (created_at_ms, seq);
 -- Two live jobs must never write one file: looked up at submission.
 CREATE INDEX job_by_output ON job (output, owner);
 

@@ -9,7 +9,7 @@ from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError
 from node.cli import views
 from node.cli.client import home_of
 from node.cli.faults import Commands, Json, error_from, print_error, print_json, safe
-from node.cli.options import Common, common_options
+from node.cli.options import Common, Since, common_options
 from node.cli.show import print_pairs, size
 from node.home_paths import LEDGER_FILE, RAFT_FILE
 
@@ -134,10 +134,15 @@ def ledger_backup(ctx: click.Context, *, file: Path, as_json: bool) -> int:
 @ledger.command("restore")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", metavar="N", help="Name of this node where the backup does not know it.")
+@click.option(
+    "--until", type=Since(), metavar="T", help="The moment, of an archive: 2h, 2026-11-24."
+)
 @common_options
 @click.pass_context
-def ledger_restore(ctx: click.Context, *, file: Path, name: str | None, as_json: bool) -> int:
-    """Put a backup in the place of the local replica; the node must be stopped.
+def ledger_restore(
+    ctx: click.Context, *, file: Path, name: str | None, until: int | None, as_json: bool
+) -> int:
+    """Put a backup, or an archive's folder, in the place of the local replica of a stopped node.
 
     The node then is the mesh: it alone votes, in a new epoch, and the other members come back as
     learners.  What was in the home before is kept in its folder replaced-DATE.
@@ -145,7 +150,7 @@ def ledger_restore(ctx: click.Context, *, file: Path, name: str | None, as_json:
     from node.cli.ledger_restore import restore_home  # noqa: PLC0415 - SQLite is needed here alone
 
     home = home_of(ctx.ensure_object(Common))
-    return _print_restored(restore_home(home, file, name), as_json=as_json)
+    return _print_restored(restore_home(home, file, name, until), as_json=as_json)
 
 
 @ledger.command("recover")
@@ -170,6 +175,29 @@ def ledger_recover(ctx: click.Context, *, force: bool, as_json: bool) -> int:
     else:
         print(f"this node alone is the mesh now (epoch {done.epoch}); start it: mesh-node start")
         print(safe(f"others come back by themselves as learners: {others}"))
+    return 0
+
+
+@ledger.command("archive")
+@click.argument("folder", type=click.Path(path_type=Path))
+@common_options
+@click.pass_context
+def ledger_archive(ctx: click.Context, *, folder: Path, as_json: bool) -> int:
+    """Bring an archive up to now: snapshots and what was decided since; the node may run.
+
+    Run it every minute or hour: `ledger restore FOLDER --until T` goes back to any moment that it
+    holds everything of.
+    """
+    from ledger.archive import archive  # noqa: PLC0415 - SQLite is needed here alone
+
+    path = _ledger_of(ctx)
+    made = archive(str(path), str(path.with_name(RAFT_FILE)), folder.absolute())
+    if as_json:
+        told: Json = {"path": str(made.folder), "index": made.index}
+        print_json({**told, "snapshot": made.snapshot, "entries": made.entries})
+    else:
+        extra = " and a snapshot" if made.snapshot else ""
+        print(safe(f"{made.folder}: up to entry {made.index}, {made.entries} entries{extra} added"))
     return 0
 
 

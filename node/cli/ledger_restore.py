@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from ledger.restore import Begin, Carrier, Place, Restored, import_rows, restore
+from ledger.restore import Begin, Carrier, Place, Restored, import_rows, restore, restore_moment
 from mesh import clock
+from mesh.errors import UsageError
 from mesh.ids import INCARNATION_CHARS
 from mesh.recovery import carried_on_alone
 from mesh.trust_files import load_or_create_identity
@@ -17,9 +18,20 @@ from node.home_paths import LEDGER_FILE, RAFT_FILE
 from node.recovery import EPOCH_STEP_MAX
 
 
-def restore_home(home: Path, snapshot: Path, name: str | None) -> Restored:
-    """Restores a backup into a home, which is made where there is none."""
-    return _into(home, snapshot, name, restore)
+def restore_home(
+    home: Path, source: Path, name: str | None, until_ms: int | None = None
+) -> Restored:
+    """Restores a backup, or a moment of an archive, into a home, which is made where there is none."""
+    if not source.is_dir():
+        if until_ms is not None:
+            raise UsageError(f"{source} is a backup of one moment", "name the folder of an archive")
+        return _into(home, source, name, restore)
+
+    def way(file: Path, place: Place, /, *, carrier: Carrier, begin: Begin, stamp: str) -> Restored:
+        moment = clock.wall_ms() if until_ms is None else until_ms
+        return restore_moment(file, moment, place, carrier=carrier, begin=begin, stamp=stamp)
+
+    return _into(home, source, name, way)
 
 
 def import_home(home: Path, export: Path, name: str | None) -> Restored:

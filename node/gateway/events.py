@@ -22,6 +22,12 @@ class EventRing:
         self._next_id = first_id
         self._news = asyncio.Event()
         self._closed = False
+        self._listeners = 0
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody reads now."""
+        return self._listeners > 0
 
     @property
     def last_id(self) -> int:
@@ -46,13 +52,17 @@ class EventRing:
         return self._follow(self.last_id if after_id is None else after_id)
 
     async def _follow(self, position: int) -> AsyncIterator[Event]:
-        while not self._closed:
-            news = self._news
-            for event in self._after(position):
-                position = event.id
-                yield event
-            if position == self.last_id:
-                await news.wait()
+        self._listeners += 1
+        try:
+            while not self._closed:
+                news = self._news
+                for event in self._after(position):
+                    position = event.id
+                    yield event
+                if position == self.last_id:
+                    await news.wait()
+        finally:
+            self._listeners -= 1
 
     def _after(self, position: int) -> list[Event]:
         oldest = self._next_id - len(self._ring)

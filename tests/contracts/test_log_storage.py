@@ -214,6 +214,8 @@ def test_compacting_is_one_row_and_the_space_comes_back_with_later_writes(tmp_pa
     assert grown > 40_000_000
     store.compact(Base(40_000, 1))
     assert rows() >= 40_000 - FORGOTTEN_A_WRITE, "one call must not remove them all"
+    assert store.entries(1, 50_000, 10**9) == ()
+    assert store.term(39_999) is None
     store.close()
     store = opened(tmp_path)  # goes on where it was
     for index in range(40_001, 40_031):

@@ -254,6 +254,7 @@ def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
             "tokens",
             "nodes/{name}/approve",
             "nodes/{name}/revoke",
+            "nodes/{name}/remove",
             "events",
         ]
     }

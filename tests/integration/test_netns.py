@@ -75,6 +75,35 @@ def test_a_cut_host_is_unreachable_until_healed() -> None:
         assert _heard(ear) == "back"
 
 
+def test_a_muted_host_hears_and_is_not_heard() -> None:
+    with Lan(3) as lan:
+        muted, other = _listener(lan, 1), _listener(lan, 2)
+        lan.mute(1, 2)
+        assert _say(lan, 1, lan.address(2), "lost") == 0
+        assert _say(lan, 2, lan.address(1), "heard") == 0
+        assert _heard(muted) == "heard"
+        assert _say(lan, 3, lan.address(2), "from another") == 0
+        assert _heard(other) == "from another"
+        lan.unmute(1)
+        assert _say(lan, 1, lan.address(2), "back") == 0
+        assert _heard(other) == "back", "and the lost word never came"
+
+
+def test_isolated_hosts_reach_only_the_rest() -> None:
+    with Lan(3) as lan:
+        ear = _listener(lan, 2)
+        # Their addresses are known to each other: without the switch's help they could speak.
+        assert _say(lan, 1, lan.address(2), "before") == 0
+        assert _heard(ear) == "before"
+        lan.isolate(1, 2)
+        assert _say(lan, 1, lan.address(2), "lost") == 0
+        assert _say(lan, 3, lan.address(2), "from the rest") == 0
+        assert _heard(ear) == "from the rest"
+        lan.join(1, 2)
+        assert _say(lan, 1, lan.address(2), "back") == 0
+        assert _heard(ear) == "back"
+
+
 def test_an_unplugged_host_has_no_carrier_until_it_is_plugged_in() -> None:
     with Lan(2) as lan:
         ear = _listener(lan, 2)

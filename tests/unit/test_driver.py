@@ -20,7 +20,7 @@ from mesh.errors import (
 from mesh.ids import CommandId, NodeId, RaftId, node_of
 from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState
 from mesh.membership import Configuration
-from mesh.messages import Message
+from mesh.messages import Heartbeat, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing, founding_entries
 from node.compaction import Keep
 from node.driver import Driver
@@ -542,3 +542,44 @@ def test_a_late_loop_waits_longer_for_its_leader() -> None:
         await body(mesh)
 
     run(3, grown)
+
+
+def test_a_loop_that_stood_still_hears_its_leader_before_it_campaigns() -> None:
+    """What the leader said meanwhile waits in a socket that is read after the timer fired."""
+
+    async def main() -> list[Message]:
+        sent: list[Message] = []
+        storage = MemoryLog()
+        encoded = Configuration.of(IDS).encode()
+        storage.persist(HardState(term=2), [Entry(1, 1, "configuration", encoded)])
+        ledger = Ledger()
+        raft = Raft(
+            raft_id=IDS[0],
+            storage=storage,
+            timing=Timing(heartbeat_ms=20, election_min_ms=100, election_max_ms=200),
+            random=random.Random(1),
+            applied_index=0,
+            now_ms=clock.monotonic_ms(),
+        )
+        driver = Driver(
+            raft,
+            storage,
+            ledger,
+            lambda _, message: not sent.append(message),
+            shelf=Shelf(Shelves(), ledger),
+            timing=Timing(heartbeat_ms=20, election_min_ms=100, election_max_ms=200),
+        )
+        word = Heartbeat(sender=IDS[1], to=IDS[0], term=2, commit=0)
+        running = asyncio.ensure_future(driver.run())
+        for _ in range(3):
+            driver.receive(word)
+            await driver.leader_changed.wait(driver.leader_changed.count, 0.02)
+            threading.Event().wait(0.5)
+            await driver.ledger_changed.wait(driver.ledger_changed.count, 0.02)
+        running.cancel()
+        await asyncio.wait({running})
+        return sent
+
+    sent = asyncio.run(main())
+    assert sum(isinstance(message, HeartbeatAck) for message in sent) == 3
+    assert not [message for message in sent if isinstance(message, VoteRequest)]

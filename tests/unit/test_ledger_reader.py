@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger import commands as c
+from ledger import queries
 from ledger.invariants import violations
 from ledger.jobs import Attempt, Job, Task
 from ledger.queries import READY_TASKS_MAX, Reader
@@ -306,3 +307,25 @@ def test_invariants_see_damage(
 
 def test_grant_helper_makes_leases() -> None:
     assert grant(("t", "a", "n")).leases[0].node == "n"
+
+
+@pytest.mark.parametrize("looked_at", [10_000, 1])
+def test_jobs_since_a_time_are_found_whatever_the_order_of_clocks(
+    monkeypatch: pytest.MonkeyPatch, looked_at: int
+) -> None:
+    monkeypatch.setattr(queries, "CREATED_LOOKED_AT_MAX", looked_at)
+    ledger = Ledger().formed("bert")
+    ledger.submitted("a", "b", "c", "d")
+    rows = SqliteRows(ledger.store.connection)
+    for job, at_ms in {"a": 50, "b": 10, "c": 40, "d": 30}.items():
+        rows.put(replace(_job(rows, job), created_at_ms=at_ms))
+    for since_ms, expected in ((0, "dcba"), (30, "dca"), (31, "ca"), (50, "a"), (51, "")):
+        found = ledger.reader.jobs(since_ms=since_ms)
+        assert "".join(job.id for job in found) == expected, since_ms
+        assert ledger.reader.jobs(since_ms=since_ms, limit=1) == found[:1]
+
+
+def _job(rows: SqliteRows, key: str) -> Job:
+    found = rows.get(Job, key)
+    assert found is not None
+    return found

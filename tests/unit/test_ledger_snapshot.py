@@ -276,8 +276,15 @@ def test_installing_survives_a_loss_of_power(made: Ledger, tmp_path: Path) -> No
     path = snapshot_of(made, tmp_path)
     (tmp_path / "f").mkdir()
     with only_synced_survives(tmp_path / "survives") as files:
-        follower = working(str(tmp_path / "f" / "follower.db"))
+        follower = working(str(tmp_path / "f" / "follower.db"), jobs=9)
+        follower.store.make_durable()
+        follower.store.connection.wal_checkpoint()
+        # A reader of the old ledger keeps the checkpoint, and its sync, from happening.
+        reader = apsw.Connection(follower.store.path, flags=apsw.SQLITE_OPEN_READONLY)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM job").fetchall()
         follower.store.replace_by(str(path))
+        reader.close()
         after = LedgerStore(str(files.after() / "follower.db"))
         assert (after.applied_index, dump(after)) == (made.store.applied_index, made.dump())
         after.close()

@@ -93,6 +93,22 @@ def test_the_checksum_is_over_what_changed() -> None:
     assert one.store.checksum == before
 
 
+def test_checksums_are_known_at_each_entry_whatever_the_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries = history()
+    one, other = applied(1, entries), applied(7, entries)
+    for index in range(1, len(entries) + 1):
+        assert one.checksum_at(index) == other.checksum_at(index)
+        assert one.checksum_at(index) == applied(1_000, entries[:index]).checksum
+    assert one.checksum_at(len(entries)) == one.checksum
+    assert one.checksum_at(len(entries) + 1) is None
+    monkeypatch.setattr(store_sqlite, "CHECKSUMS_KEPT", 10)
+    few = applied(7, entries)
+    known = [n for n in range(len(entries) + 1) if few.checksum_at(n) is not None]
+    assert known == list(range(len(entries) - 9, len(entries) + 1))
+
+
 def test_applied_entries_are_skipped_and_gaps_refused() -> None:
     entries = history()
     store = applied(1, entries[:10])

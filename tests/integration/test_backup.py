@@ -1,0 +1,43 @@
+"""Backups beside running nodes, and a mesh that goes on from one after every disk is gone."""
+
+import shutil
+from pathlib import Path
+
+from tests.cluster import cluster, form
+
+
+def test_backed_up_wiped_and_restored(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["one", "two"]) as (one, two):
+        form([one, two])
+        for node in (one, two):
+            assert node.cli("ledger", "verify")["sound"] is True
+        file = tmp_path / "b.db"
+        made = two.cli("ledger", "backup", str(file))
+        export = one.cli("ledger", "export", str(tmp_path / "e.jsonl"))
+        assert export["rows"] > 3
+        # At one index, every replica has the same contents.
+        content = {
+            (found["applied_index"], found["content"])
+            for found in (one.cli("ledger", "verify"), two.cli("ledger", "verify"))
+        }
+        assert len({index for index, _ in content}) == len(content)
+        running = one.call("ledger", "restore", str(file))
+        assert (running.returncode, "error[in_use]" in running.stderr) == (6, True), running
+        mesh = one.status()["mesh"]
+        for node in (one, two):
+            assert node.stop() == 0
+            shutil.rmtree(node.home)
+
+        restored = one.cli("ledger", "restore", str(file), "--name", "new")
+        assert restored["mesh"] == mesh
+        assert restored["epoch"] > 1
+        assert restored["applied_index"] == made["applied_index"] + 2
+        one.start().ready()
+        status = one.status()
+        assert (status["mesh"], status["coordinator"], status["voters"]) == (mesh, "new", ["new"])
+        assert {node["name"] for node in one.cli("nodes")["nodes"]} == {"one", "two", "new"}
+        assert one.cli("ledger", "verify")["sound"] is True
+        # It decides, and takes in the other machine, whose key is new as well.
+        two.start("--join", one.token()).ready()
+        one.sees(2)
+        assert two.cli("ledger", "verify")["sound"] is True
