@@ -344,8 +344,7 @@ class Raft:
     def _on_election_timeout(self) -> None:
         configuration = self._log.configuration
         self._leader = None
-        voters = () if configuration is None else configuration.voters
-        if configuration is None or self.raft_id not in voters or self.is_installing:
+        if configuration is None or self.is_installing or not self._log.may_vote(self.raft_id):
             # While a snapshot is installed, what this node knows to be decided is not in its log.
             self._timer.restart(self._now_ms)
         elif self._is_sole_voter():

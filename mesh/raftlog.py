@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mesh.errors import DivergenceError
+from mesh.ids import RaftId
 from mesh.log import Base, Entry, LogStorage
 from mesh.membership import Configuration
 
@@ -99,6 +100,14 @@ class RaftLog:
     def configuration_index(self) -> int:
         """Index of the entry that holds `configuration`, 0 when there is none."""
         return self._configurations[-1][0] if self._configurations else 0
+
+    def may_vote(self, raft: RaftId) -> bool:
+        """Whether `raft` votes in the newest configuration, or in one that is not surely replaced.
+
+        A voter whose removal is not decided may hold the newest entry of all and must be able to
+        lead it to the end; nobody else could (dissertation, 4.2.2).
+        """
+        return any(raft in configuration.voters for _, configuration in self._configurations)
 
     @property
     def is_configuration_pending(self) -> bool:

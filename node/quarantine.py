@@ -38,7 +38,8 @@ REBUILDS_MAX: Final = 3
 RETRY_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 120.0
 """Making a snapshot of a large ledger on a slow disk."""
-CATCH_UP_S: Final = 60.0
+CATCH_UP_S: Final = 20.0
+"""Another snapshot cannot come here meanwhile, should this be what the node needs."""
 ASKED_MS: Final = 5_000
 """A snapshot is made for members that ask at most so often; in between they get the newest there is."""
 

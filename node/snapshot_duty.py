@@ -136,6 +136,8 @@ class SnapshotDuty:
         self._wanted: dict[RaftId, None] = {}
         self._offer: SnapshotOffer | None = None
         self._due = Signal()
+        self._taking = asyncio.Lock()
+        """One snapshot comes here at a time: there is one place for it, and one ledger."""
         self._offered: dict[RaftId, tuple[int, int]] = {}
 
     # --- what the core asks -----------------------------------------------------------------------
@@ -209,7 +211,8 @@ class SnapshotDuty:
             seen = self._due.count
             while (offer := self._offer) is not None:
                 self._offer = None
-                await self._install(offer)
+                async with self._taking:
+                    await self._install(offer)
             await self._due.wait(seen)
 
     async def _install(self, offer: SnapshotOffer) -> None:
@@ -264,6 +267,10 @@ class SnapshotDuty:
 
         Raises what transfers raise, `StorageError`.
         """
+        async with self._taking:
+            await self._rebuild(source, snapshot, timeout_s)
+
+    async def _rebuild(self, source: NodeId, snapshot: Snapshot, timeout_s: float) -> None:
         await self._shelf.fetch(source, snapshot, lambda done, size: None)
         # Never ahead of the log: what it does not hold could not be applied again after a crash.
         if not await self._host.wait_applied(snapshot.index, timeout_s):

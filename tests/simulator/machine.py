@@ -17,8 +17,8 @@ class Machine(Protocol):
     @property
     def applied_index(self) -> int: ...
 
-    def apply(self, entries: Sequence[Entry]) -> None:
-        """Applies committed entries; each command id takes effect once."""
+    def apply(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        """Applies committed entries; returns the ids that took effect now, and at which index."""
         ...
 
     def members(self) -> tuple[MemberView, ...]: ...
@@ -56,7 +56,8 @@ class MemoryMachine:
         self._ids: dict[str, None] = dict.fromkeys(image.ids)
         self._digest = image.digest
 
-    def apply(self, entries: Sequence[Entry]) -> None:
+    def apply(self, entries: Sequence[Entry]) -> list[tuple[str, int]]:
+        effective: list[tuple[str, int]] = []
         for entry in entries:
             assert entry.index == self.applied_index + 1, "applied once, in order"
             self.applied_index = entry.index
@@ -66,11 +67,14 @@ class MemoryMachine:
             if command_id in self._ids:
                 continue
             self._ids[command_id] = None
+            effective.append((command_id, entry.index))
             self._digest = crc32(entry.data, self._digest)
             if verb == "join":
                 self._members[node_of(RaftId(argument))] = argument
-            elif verb == "leave":
-                self._members.pop(node_of(RaftId(argument)), None)
+            # Late, it must not take out who came back with a new data directory.
+            elif verb == "leave" and self._members.get(node_of(RaftId(argument))) == argument:
+                del self._members[node_of(RaftId(argument))]
+        return effective
 
     def members(self) -> tuple[MemberView, ...]:
         return tuple(

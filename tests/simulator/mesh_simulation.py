@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 from mesh.ids import NodeId, RaftId, node_of, raft_id
+from mesh.log import LogStorage
 from mesh.membership import founding_entries, target_voters
 from mesh.messages import ConsensusMessage
 from tests.simulator.checks import Checks, Violation
+from tests.simulator.faults import Faults
 from tests.simulator.machine import Machine, MemoryMachine, plain_command
 from tests.simulator.network import Network, Time
 from tests.simulator.node import Node, World
 from tests.simulator.parameters import Parameters
 from tests.simulator.storage import MemoryLog
 
-FAULTS_EVERY_MS = 100
-HEALTHY_DISK_MS_MAX = 2
 STEPS_MAX = 1_000_000
 """Ten times what the busiest honest run takes: more is a storm of messages."""
 OPEN_REQUESTS_MAX = 64
@@ -40,11 +41,14 @@ class Result:
 
 def name_of(number: int) -> NodeId:
     """A node id that reads well in traces."""
-    return NodeId("abcdefgh"[number] * 2)
+    return NodeId(ascii_lowercase[number] * 2)
 
 
 class MeshSimulation:
     """One run of one seed; the state machine is a list of ids."""
+
+    members_return = True
+    """Whether somebody who was taken out may join again."""
 
     def __init__(self, parameters: Parameters, node_class: type[Node] = Node) -> None:
         self.parameters = parameters
@@ -56,6 +60,7 @@ class MeshSimulation:
         self.node_class = node_class
         self.wanted: dict[str, bytes] = {}
         self.made = 0
+        self.faults = Faults(self)
         self.world = World(
             parameters=parameters,
             random=self.random,
@@ -64,13 +69,19 @@ class MeshSimulation:
             checks=self.checks,
             disks={},
             open_machine=self.open_machine,
-            crash=self._crash,
+            crash=self.faults.crash,
+            split_change=self.faults.split_change,
         )
 
     # --- what a form with a real ledger replaces ----------------------------------------------
 
     def open_machine(self, raft: RaftId, image: Any) -> Machine:
         return MemoryMachine(image)
+
+    def open_disk(self, raft: RaftId) -> LogStorage:
+        """An empty log."""
+        del raft
+        return MemoryLog()
 
     def command(self, verb: str, argument: str) -> tuple[str, bytes]:
         """A new command's id and data."""
@@ -81,6 +92,10 @@ class MeshSimulation:
     def work(self) -> None:
         """Something for the mesh to decide."""
         self.request("work", "")
+
+    def work_at(self, node: Node) -> None:
+        """The same, from a client that knows this node only and gives up."""
+        node.propose(self.command("work", "")[1])
 
     def is_work_done(self) -> bool:
         """Whether, after healing, everything that was begun is finished."""
@@ -119,33 +134,33 @@ class MeshSimulation:
 
     def _found(self) -> None:
         founder = raft_id(name_of(0), "0" * 8)
-        disk = MemoryLog()
+        disk = self.open_disk(founder)
         hard_state, entries = founding_entries(founder)
         disk.persist(hard_state, entries)
         self.checks.written(founder, 0, entries)
-        self._add(founder, disk)
+        self.add(founder, disk)
         self.request("join", founder)
 
-    def _add(self, raft: RaftId, disk: MemoryLog | None = None) -> Node:
-        self.world.disks[raft] = disk or MemoryLog()
+    def add(self, raft: RaftId, disk: LogStorage | None = None) -> Node:
+        self.world.disks[raft] = disk or self.open_disk(raft)
         node = self.node_class(self.world, raft)
         self.nodes[node_of(raft)] = node
         if self.network.healed:
-            node.disk_ms_max = min(node.disk_ms_max, HEALTHY_DISK_MS_MAX)
+            node.heal()
         node.start()
         return node
 
     def _break(self) -> None:
         for number in range(1, self.parameters.nodes):
             self.time.after(number * self.parameters.join_every_ms, self._joiner(number))
-        self.time.after(FAULTS_EVERY_MS, self._inject)
+        self.faults.start()
         self._client()
         self._run_until(self.parameters.faults_ms)
 
     def _joiner(self, number: int) -> Callable[[], None]:
         def join() -> None:
             raft = raft_id(name_of(number), "0" * 8)
-            self._add(raft)
+            self.add(raft)
             self.request("join", raft)
 
         return join
@@ -181,88 +196,13 @@ class MeshSimulation:
         if node is not None:
             node.receive(message)
 
-    # --- faults -------------------------------------------------------------------------------
-
-    def _inject(self) -> None:
-        if self.network.healed:
-            return
-        self.time.after(FAULTS_EVERY_MS, self._inject)
-        parameters = self.parameters
-        per_round = FAULTS_EVERY_MS / 1_000
-        chance = self.random.random
-        if chance() < parameters.partitions_per_s * per_round and len(self.nodes) > 1:
-            leaders = [node_of(node.raft_id) for node in self.nodes.values() if node.is_leader]
-            aimed = leaders and chance() < parameters.aimed_partitions
-            around = self.random.choice(leaders) if aimed else None
-            self.network.partition(sorted(self.nodes), around)
-        for node in tuple(self.nodes.values()):
-            crash_rate = parameters.crashes_per_s
-            if node.is_leader:
-                crash_rate += parameters.leader_crashes_per_s
-            if chance() < crash_rate * per_round:
-                self._crash(node, parameters.down_ms_max)
-            if chance() < parameters.pauses_per_s * per_round:
-                node.pause(self.random.randrange(1, parameters.pause_ms_max))
-        if chance() < parameters.wipes_per_s * per_round:
-            self._wipe()
-        if chance() < parameters.removals_per_s * per_round:
-            self._remove()
-
-    def _crash(self, node: Node, down_ms_max: int) -> None:
-        if not node.is_up:
-            return
-        node.crash()
-        down_ms = self.random.randrange(1, down_ms_max)
-        self.time.after(down_ms, lambda: self._restart(node))
-
-    def _restart(self, node: Node) -> None:
-        if not node.is_up and self.nodes.get(node_of(node.raft_id)) is node:
-            node.start()
-
-    def _steady(self) -> bool:
-        """All members stand in a configuration of three or more voters that its leader committed."""
-        leaders = [node for node in self.nodes.values() if node.is_leader]
-        if len(leaders) != 1 or leaders[0].raft is None or not leaders[0].raft.term_committed:
-            return False
-        configuration = leaders[0].raft.configuration
-        assert configuration is not None
-        living = sorted(node.raft_id for node in self.nodes.values() if not node.retired)
-        return (
-            leaders[0].raft.pending_configuration is None
-            and len(configuration.voters) >= 3
-            and sorted(configuration.ids) == living
-        )
-
-    def _wipe(self) -> None:
-        """A node loses its data directory and comes back as somebody else with the same key."""
-        if not self._steady():
-            return
-        node = self.random.choice([n for n in self.nodes.values() if not n.retired])
-        if node.is_up:
-            node.crash()
-        self.made += 1
-        renewed = raft_id(node_of(node.raft_id), f"{self.made:08x}")
-        self._add(renewed)
-        self.request("join", renewed)
-
-    def _remove(self) -> None:
-        """A member is taken out and does not know it: it goes on and must disturb nobody."""
-        if not self._steady():
-            return
-        remaining = [node for node in self.nodes.values() if not node.retired]
-        if len(remaining) < 4:
-            return
-        node = self.random.choice(remaining)
-        node.retired = True
-        self.request("leave", node.raft_id)
-
     # --- liveness -----------------------------------------------------------------------------
 
     def _heal(self) -> None:
         self.network.heal()
+        self.world.leaving.clear()
         for node in self.nodes.values():
-            node.pause(0)
-            node.disk_ms_max = min(node.disk_ms_max, HEALTHY_DISK_MS_MAX)
+            node.heal()
             if not node.is_up:
                 node.start()
 
@@ -284,14 +224,14 @@ class MeshSimulation:
             if self.time.steps > STEPS_MAX:
                 raise Violation(f"more than {STEPS_MAX} steps")
 
-    def _members(self) -> list[Node]:
+    def members(self) -> list[Node]:
         return [node for node in self.nodes.values() if not node.retired]
 
     def _settled(self) -> bool:
         return self._why() == ""
 
     def _why(self) -> str:
-        members = self._members()
+        members = self.members()
         leaders = [node for node in members if node.is_leader]
         if len(leaders) != 1 or leaders[0].raft is None:
             return f"{len(leaders)} lead"

@@ -1,12 +1,16 @@
 """Virtual time, and a network that loses, doubles, delays, reorders and cuts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from heapq import heappop, heappush
 from random import Random
 
 from mesh.ids import NodeId, node_of
-from mesh.messages import WIRE, ConsensusMessage
+from mesh.messages import WIRE, AppendAck, ConsensusMessage
 from tests.simulator.parameters import Parameters
+
+HINT_BACK_MAX = (6, 60)
+"""A little, or past a tail that a leader collected while it was cut off."""
 
 
 class Time:
@@ -86,34 +90,27 @@ class Network:
             return
         if (node_of(message.sender), node_of(message.to)) in self._cuts:
             return
+        if isinstance(message, AppendAck) and not message.ok:
+            message = self._worse_hint(message)
         if self._parameters.over_the_wire:
             message = WIRE.decode(WIRE.encode(message))
         self._deliver(message)
 
-    def partition(self, nodes: list[NodeId], around: NodeId | None) -> None:
-        """Cuts some nodes off from the others for a while, perhaps in one direction only.
+    def _worse_hint(self, refusal: AppendAck) -> AppendAck:
+        """A hint is only a hint: a version that steps back further than it must is as safe."""
+        if self._random.random() >= self._parameters.poor_hints:
+            return refusal
+        back = self._random.randrange(1, self._random.choice(HINT_BACK_MAX) + 1)
+        lower = max(0, refusal.hint_index - back)
+        return replace(refusal, hint_index=lower)
 
-        `around` (a leader) is on the smaller side, alone or with another node.
-        """
-        if around is None:
-            size = self._random.randrange(1, len(nodes)) if len(nodes) > 1 else 1
-            side = frozenset(self._random.sample(nodes, size))
-        else:
-            side = frozenset([around, self._random.choice(nodes)])
-        directions = self._random.choice([0, 1]) if self._parameters.one_way else 2
-        cuts = [
-            (left, right)
-            for left in nodes
-            for right in nodes
-            if (left in side) != (right in side)
-            and (directions == 2 or (left in side) == bool(directions))
-        ]
-        for cut in cuts:
-            self._cuts[cut] = self._cuts.get(cut, 0) + 1
-        length_ms = self._random.randrange(50, self._parameters.partition_ms_max)
+    def cut(self, cuts: Sequence[tuple[NodeId, NodeId]], length_ms: int) -> None:
+        """Nothing passes from the first to the second of each pair, for so long."""
+        for pair in cuts:
+            self._cuts[pair] = self._cuts.get(pair, 0) + 1
         self._time.after(length_ms, lambda: self._mend(cuts))
 
-    def _mend(self, cuts: list[tuple[NodeId, NodeId]]) -> None:
+    def _mend(self, cuts: Sequence[tuple[NodeId, NodeId]]) -> None:
         for cut in cuts:
             self._cuts[cut] -= 1
             if not self._cuts[cut]:

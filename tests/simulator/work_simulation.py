@@ -5,7 +5,7 @@ and vanish; whoever leads grants and expires.  All of them act on their own repl
 far behind.  Films that were published outlive crashes and wiped data directories.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any, Literal
@@ -32,25 +32,24 @@ from ledger.commands import (
     TaskSpec,
     seal,
 )
-from ledger.invariants import violations
 from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
 from ledger.scheduler import plan
-from ledger.store_sqlite import LedgerStore, SqliteRows
 from mesh.ids import NodeId, RaftId, node_of
-from mesh.log import Entry
-from mesh.membership import MemberView
 from node.leases import Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
 from tests.simulator.checks import Violation
+from tests.simulator.ledger_machine import LedgerMachine
 from tests.simulator.machine import Machine
 from tests.simulator.mesh_simulation import MeshSimulation, Result, name_of
 from tests.simulator.node import Node
 from tests.simulator.parameters import Parameters
 
-TIMING = LeaseTiming(heartbeat_ms=200, suspect_ms=600, fence_ms=1_500, expiry_ms=2_000)
+TIMING = LeaseTiming(heartbeat_ms=100, suspect_ms=250, fence_ms=450, expiry_ms=600)
 ACT_EVERY_MS = 100
 RETRY_MS = 500
-JOBS_MAX = 24
+LATE_MS_MAX = 1_500
+SILENT_MS_MAX = 2_000
+JOBS_MAX = 32
 REPORT = AttemptReport(
     command_line="[]",
     stderr_tail="",
@@ -63,56 +62,6 @@ REPORT = AttemptReport(
     fetched_bytes=0,
     frames=0,
 )
-_CHECK_ONE_IN = 8
-
-
-class LedgerMachine:
-    """A replica on SQLite in memory; its durable image is the serialized database."""
-
-    def __init__(self, image: bytes | None, random: Random) -> None:
-        self._store = LedgerStore(":memory:")
-        self._random = random
-        if image is not None:
-            connection = self._store.connection
-            connection.deserialize("main", image)
-            index, term, checksum = connection.execute(
-                "SELECT applied_index, applied_term, checksum FROM state"
-            ).get
-            self._store.applied_index, self._store.applied_term = index, term
-            self._store.checksum = checksum
-        self.reader = Reader(self._store.connection)
-
-    @property
-    def applied_index(self) -> int:
-        return self._store.applied_index
-
-    def apply(self, entries: Sequence[Entry]) -> None:
-        self._store.apply(entries)
-        if self._random.randrange(_CHECK_ONE_IN) == 0:
-            self.verify()
-
-    def verify(self) -> None:
-        found = violations(SqliteRows(self._store.connection))
-        if found:
-            raise Violation(f"ledger at {self.applied_index}: {'; '.join(found[:4])}")
-
-    def members(self) -> tuple[MemberView, ...]:
-        return tuple(
-            MemberView(raft_id=RaftId(member.raft_id), role=member.role)
-            for member in self.reader.members(active_only=True)
-        )
-
-    def checksum(self) -> str:
-        return self._store.checksum.hex()
-
-    def image(self) -> bytes:
-        return bytes(self._store.connection.serialize("main"))
-
-    def done(self, command_id: str) -> bool:
-        return self.reader.outcome(command_id) is not None
-
-    def close(self) -> None:
-        self._store.close()
 
 
 class Actor:
@@ -123,11 +72,13 @@ class Actor:
         self.node = node
         self.machine = machine
         self.random = Random(f"actor {mesh.parameters.seed} {node} {mesh.time.now_ms}")
-        self.fence = Fence(TIMING, mesh.time.now_ms)
+        self.fence = Fence(TIMING, mesh.nodes[node].now_ms)
         self.running: dict[str, int] = {}
         self.handed: set[str] = set()
+        self.held: dict[str, Attempt] = {}
         self.asked: dict[tuple[str, ...], tuple[str, bytes, int]] = {}
         self.heartbeat_ms = 0
+        self.silent_until_ms = 0
         mesh.time.after(1, self._act)
 
     @property
@@ -145,7 +96,7 @@ class Actor:
         reader = self.machine.reader
         if reader.member(self.node) is None:
             return
-        now_ms = self.mesh.time.now_ms
+        now_ms = host.now_ms
         # What was answered needs no second asking; what was lost does.
         self.asked = {k: v for k, v in self.asked.items() if not self.machine.done(v[0])}
         for key, (_, data, again_ms) in tuple(self.asked.items()):
@@ -153,7 +104,10 @@ class Actor:
                 self._propose(key, data)
         if reader.node(self.node) is None:
             self.ask(("report",), self._report())
-        if now_ms >= self.heartbeat_ms:
+        if self.mesh.is_faulty(self.random, 0.04):
+            # Its heartbeats are lost and nothing else is: leases end under workers that go on.
+            self.silent_until_ms = now_ms + self.random.randrange(SILENT_MS_MAX)
+        if now_ms >= max(self.heartbeat_ms, self.silent_until_ms):
             self.heartbeat_ms = now_ms + TIMING.heartbeat_ms
             self.mesh.heartbeat(self, now_ms)
         self._own(reader)
@@ -221,6 +175,13 @@ class Actor:
 
     def _work(self, reader: Reader, now_ms: int) -> None:
         leased = {attempt.id: attempt for attempt in reader.active_attempts(node=self.node)}
+        for attempt_id, attempt in tuple(self.held.items()):
+            if attempt_id not in leased:
+                del self.held[attempt_id]
+                # It had looked at its fence, was stopped, and goes on after the lease is another's.
+                if attempt_id not in self.handed and self.mesh.is_faulty(self.random, 0.5):
+                    self._finish(attempt)
+        self.held.update(leased)
         # What runs for a lease that was taken back is killed.
         self.running = {a: until_ms for a, until_ms in self.running.items() if a in leased}
         for attempt in leased.values():
@@ -255,6 +216,9 @@ class Actor:
             )
             self.ask(("result", attempt.id), failed)
             return
+        self._finish(attempt)
+
+    def _finish(self, attempt: Attempt) -> None:
         finished = FinishAttempt(
             attempt=attempt.id,
             token=attempt.token,
@@ -286,9 +250,10 @@ class Actor:
 class WorkSimulation(MeshSimulation):
     """One run of one seed with jobs."""
 
+    members_return = False  # the ledger never takes back whom it revoked
+
     def __init__(self, parameters: Parameters, node_class: type[Node] = Node) -> None:
-        # Ledgers cost more than counters: fewer proposals, the same faults.
-        super().__init__(replace(parameters, proposals_per_s=2.0), node_class)
+        super().__init__(parameters.at_work(), node_class)
         self.published: dict[str, str] = {}
         self.jobs = 0
         self.submitted: dict[str, str] = {}
@@ -375,8 +340,8 @@ class WorkSimulation(MeshSimulation):
 
         return join
 
-    def _add(self, raft: RaftId, disk: Any = None) -> Node:
-        node = super()._add(raft, disk)
+    def add(self, raft: RaftId, disk: Any = None) -> Node:
+        node = super().add(raft, disk)
         node.act_as_leader = lambda: self.coordinate(node)
         return node
 
@@ -385,6 +350,9 @@ class WorkSimulation(MeshSimulation):
             n.machine is not None and n.machine.members() for n in self.nodes.values()
         ):
             self.request("work", "")
+
+    def work_at(self, node: Node) -> None:
+        """Nothing: `MeshSimulation` covers the tails that nobody else sees."""
 
     def is_faulty(self, random: Random, chance: float) -> bool:
         return not self.network.healed and random.random() < chance
@@ -411,8 +379,8 @@ class WorkSimulation(MeshSimulation):
 
         def receive(leader: Node) -> None:
             if leader.is_leader and leader.raft is not None:
-                clock = self._clock(leader.raft_id, leader.raft.term)
-                clock.heard(actor.node, beat, self.time.now_ms)
+                clock = self._clock(leader, leader.raft.term)
+                clock.heard(actor.node, beat, leader.now_ms)
                 self.call(
                     node_of(leader.raft_id),
                     actor.node,
@@ -423,10 +391,10 @@ class WorkSimulation(MeshSimulation):
 
     # --- the coordinator --------------------------------------------------------------------------
 
-    def _clock(self, leader: RaftId, term: int) -> LeaseClock:
-        key = (leader, term)
+    def _clock(self, leader: Node, term: int) -> LeaseClock:
+        key = (leader.raft_id, term)
         if key not in self.clocks:
-            self.clocks[key] = LeaseClock(TIMING, self.time.now_ms)
+            self.clocks[key] = LeaseClock(TIMING, leader.now_ms)
             self.seen_ms[key] = {}
             self.eligible_ms[key] = {}
         return self.clocks[key]
@@ -438,14 +406,14 @@ class WorkSimulation(MeshSimulation):
         assert raft is not None
         if machine.reader.mesh() is None:
             return
-        key, now_ms = (raft.raft_id, raft.term), self.time.now_ms
-        clock = self._clock(*key)
+        key, now_ms = (raft.raft_id, raft.term), node.now_ms
+        clock = self._clock(node, raft.term)
         active = [attempt.id for attempt in machine.reader.active_attempts()]
         seen = self.seen_ms[key] = {a: self.seen_ms[key].get(a, now_ms) for a in active}
         expired = clock.expired(seen.items(), now_ms)
         if expired:
             silent = ExpireLeases(attempts=expired, what="silent")
-            node.propose(self.sealed(node_of(node.raft_id), silent)[1])
+            self._propose_as_coordinator(node, silent)
         view = machine.reader.schedulable()
         waiting = {
             f"{task.task}/{task.attempts}": self.eligible_ms[key].get(
@@ -468,7 +436,20 @@ class WorkSimulation(MeshSimulation):
             new_attempt_id=self._attempt_id,
         )
         for command in plan(view, now_ms):
-            node.propose(self.sealed(node_of(node.raft_id), command)[1])
+            self._propose_as_coordinator(node, command)
+
+    def _propose_as_coordinator(self, node: Node, command: Command) -> None:
+        """At once, or late and to whoever leads then: what it rested on may have changed."""
+        data = self.sealed(node_of(node.raft_id), command)[1]
+        if not self.is_faulty(self.random, 0.3):
+            node.propose(data)
+            return
+
+        def propose() -> None:
+            for other in self.nodes.values():
+                other.propose(data)
+
+        self.time.after(self.random.randrange(LATE_MS_MAX), propose)
 
     def _attempt_id(self) -> str:
         self.made += 1
@@ -483,7 +464,7 @@ class WorkSimulation(MeshSimulation):
             raise Violation(f"{job.output} is published twice: {digest}, {attempt.result_digest}")
 
     def is_work_done(self) -> bool:
-        for node in self._members():
+        for node in self.members():
             if not isinstance(node.machine, LedgerMachine):
                 return False
             reader = node.machine.reader
@@ -493,7 +474,7 @@ class WorkSimulation(MeshSimulation):
         return True
 
     def verify(self) -> None:
-        for node in self._members():
+        for node in self.members():
             assert isinstance(node.machine, LedgerMachine)
             node.machine.verify()
             reader = node.machine.reader
