@@ -75,6 +75,11 @@ class Chaos:
         name = names.most_common(1)[0][0]
         return next(node for node in self.nodes if node.name == name)
 
+    def is_whole(self) -> bool:
+        """Whether every node sees every other and a coordinator."""
+        told = [face.ask("/status") for face in self.faces]
+        return all(s is not None and s["coordinator"] and s["nodes_alive"] == HOSTS for s in told)
+
 
 # --- faults: each is a context in which it lasts ------------------------------------------------------
 
@@ -179,7 +184,10 @@ def strike(chaos: Chaos) -> None:
         _NEVER.wait(max(0.0, left_s))
     took = "" if took_ms is None else f", no coordinator for {took_ms} ms"
     print(f"  {node.name} {name} for {(monotonic_ms() - begin) / 1000:.1f} s{took}", flush=True)
-    _NEVER.wait(chaos.draw.uniform(0.5, 2))
+    # A second voter struck while the first is still on its way back is no quorum for anybody: what
+    # is measured is one fault at a time.
+    wait_for("all see all again", chaos.is_whole, 60)
+    _NEVER.wait(chaos.draw.uniform(0.2, 1.5))
 
 
 def without_coordinator(chaos: Chaos, hit: Node) -> int:

@@ -4,6 +4,7 @@ The command id is drawn once and kept over all retries, and applying is idempote
 answer never doubles a change.
 """
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Final
@@ -67,7 +68,7 @@ class Proposer:
         while clock.monotonic_ms() < deadline_ms:
             seen = self._driver.leader_changed.count
             try:
-                outcome = await self._try(command_id, data)
+                outcome = await self._try(command_id, data, seen)
             except (NotLeaderError, UnreachableError, BusyError, TimeoutError):
                 left_s = (deadline_ms - clock.monotonic_ms()) / 1000
                 await self._driver.leader_changed.wait(seen, min(0.25, max(0.0, left_s)))
@@ -87,13 +88,23 @@ class Proposer:
             raise error_of(outcome.code, outcome.what, outcome.todo)
         return outcome.index
 
-    async def _try(self, command_id: CommandId, data: bytes) -> Outcome:
+    async def _try(self, command_id: CommandId, data: bytes, seen: int) -> Outcome:
         leader = self._driver.leader
         if leader is None:
             raise NotLeaderError("no coordinator is known", "wait for an election")
         if self._driver.is_leader:
             return await self._driver.propose(command_id, data, TRY_S)
-        return await self._batches.propose(node_of(leader), data)
+        asked = asyncio.ensure_future(self._batches.propose(node_of(leader), data))
+        changed = asyncio.ensure_future(self._driver.leader_changed.wait(seen))
+        try:
+            # A dead coordinator's silence must not outlast the election of the next one.
+            await asyncio.wait((asked, changed), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise NotLeaderError("the coordinator changed", "ask the new one")
+            return asked.result()
+        finally:
+            asked.cancel()
+            changed.cancel()
 
     async def _serve(self, caller: NodeId, body: bytes) -> bytes:
         asked = decoded_commands(body)
