@@ -274,6 +274,14 @@ def target_voters(members: int) -> int:
     return next((voters for least, voters in _VOTERS_BY_MEMBERS if members >= least), 1)
 
 
+def is_growing(view: AutopilotView) -> bool:
+    """Whether live learners are on their way to become voters: worth looking often."""
+    live = _active(view) & set(view.configuration.learners)
+    wanted = 2 if len(view.configuration.voters) % 2 else 1
+    target = target_voters(len(view.members))
+    return len(view.configuration.voters) < target and len(live) >= wanted
+
+
 def next_change(view: AutopilotView) -> Configuration | None:
     """The next single step towards the configuration that fits the members, or None.
 

@@ -20,6 +20,7 @@ from mesh.membership import (
     MemberView,
     PeerView,
     PeerWatch,
+    is_growing,
     next_change,
 )
 from node.driver import Driver
@@ -83,7 +84,7 @@ class Voters:
             wanted = next_change(view)
             if wanted is not None:
                 await self._change(wanted)
-            moving = wanted is not None or view.change_pending or view.configuration.learners
+            moving = wanted is not None or view.change_pending or is_growing(view)
             await self._driver.ledger_changed.wait(seen, CHANGE_ROUND_S if moving else ROUND_S)
 
     async def _change(self, wanted: Configuration) -> None:

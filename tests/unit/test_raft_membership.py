@@ -23,6 +23,7 @@ from mesh.membership import (
     changed_voters,
     election_outcome,
     founding_entries,
+    is_growing,
     majority_index,
     next_change,
     quorum_of,
@@ -233,6 +234,15 @@ def test_who_flaps_is_promoted_when_it_was_steady_again() -> None:
     # The third of three costs no quorum: it need not be steady.
     late = view(of("ab", "c"), everybody, steady_ms=0, flapping=(C,))
     assert next_change(late) == of("abc")
+
+
+def test_only_live_learners_below_the_target_are_on_their_way() -> None:
+    two, three = Configuration.of([A], [B]), Configuration.of([A], [B, C])
+    assert not is_growing(view(two, (A, B)))
+    assert is_growing(view(three, (A, B, C)))
+    assert not is_growing(view(three, (A, B, C), silent=(C,)))
+    assert is_growing(view(Configuration.of([A, B], [C]), (A, B, C)))
+    assert not is_growing(view(Configuration.of([A, B, C], [D]), (A, B, C, D)))
 
 
 def test_only_a_learner_that_caught_up_is_promoted() -> None:
