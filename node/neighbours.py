@@ -24,7 +24,7 @@ from mesh.messages import (
     PeerAddress,
 )
 from mesh.peers import PeerTable
-from mesh.transport import TEND_INTERVAL_MS, ControlTransport
+from mesh.transport import TEND_CALM_MS, TEND_INTERVAL_MS, ControlTransport
 from mesh.twins import MEMORY_MS, TwinWatch
 from node.signals import Signal
 
@@ -224,7 +224,9 @@ class Neighbours:
         connected: set[NodeId] = set()
         self.greet()
         while True:
-            await asyncio.sleep(TEND_INTERVAL_MS / 1000)
+            dialling = self._members.keys() - connected - {self.facts.node}
+            pause_ms = TEND_INTERVAL_MS if dialling else TEND_CALM_MS
+            await self.changed.wait(self.changed.count, pause_ms / 1000)
             now_ms = clock.monotonic_ms()
             before, connected = (
                 connected,
