@@ -41,3 +41,21 @@ def test_backed_up_wiped_and_restored(tmp_path: Path) -> None:
         two.start("--join", one.token()).ready()
         one.sees(2)
         assert two.cli("ledger", "verify")["sound"] is True
+
+
+def test_members_with_their_old_files_come_back_to_a_restored_mesh(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["one", "two", "three"]) as (one, two, three):
+        form([one, two, three])
+        file = tmp_path / "b.db"
+        one.cli("ledger", "backup", str(file))
+        for node in (one, two, three):
+            assert node.stop() == 0
+        one.cli("ledger", "restore", str(file))
+        one.start().ready()
+        assert one.status()["voters"] == ["one"]
+        two.start()
+        three.start()
+        one.sees(3, 40)
+        for node in (two, three):
+            node.ready(40).sees(3, 20)
+        assert len({node.status()["mesh"] for node in (one, two, three)}) == 1
