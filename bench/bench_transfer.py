@@ -93,7 +93,9 @@ class Meter:
 
     def _cpu_s(self) -> float:
         # A child that was waited for counts with its parent's `children_*`.
-        times = [p.cpu_times() for root in self._roots for p in (root, *root.children(recursive=True))]
+        times = [
+            p.cpu_times() for root in self._roots for p in (root, *root.children(recursive=True))
+        ]
         return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
     def settle(self) -> None:
@@ -118,10 +120,14 @@ class Meter:
 class Ours:
     """The product's two sides, started once as a node is."""
 
-    def __init__(self, folder: Path, root: Path, host: str, prefixes: tuple[list[str], list[str]]) -> None:
+    def __init__(
+        self, folder: Path, root: Path, host: str, prefixes: tuple[list[str], list[str]]
+    ) -> None:
         keys = folder / "keys.json"
         pairs = [load_or_create_identity(folder / name).keys for name in ("owner", "member")]
-        keys.write_text(json.dumps([half.hex() for pair in pairs for half in (pair.public, pair.secret)]))
+        keys.write_text(
+            json.dumps([half.hex() for pair in pairs for half in (pair.public, pair.secret)])
+        )
         argv = [sys.executable, str(PEER)]
         self._host = host
         self.owner = self._start([*prefixes[0], *argv, "serve", str(root), str(keys), host])
@@ -135,7 +141,7 @@ class Ours:
         return subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True)
 
     @staticmethod
-    def _line(process: subprocess.Popen[str]) -> Any:
+    def _line(process: subprocess.Popen[str]) -> Any:  # noqa: ANN401 - plain values of JSON
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
@@ -189,7 +195,9 @@ def measure(
     return Run(mb_s=size / seconds / 1e6, cpu_s_gib=cpu_s * GIB / size, extra_mb=meter.extra_mb())
 
 
-def rounds(place: Path, names: list[str], runs: int, *, disk: bool) -> dict[str, dict[str, list[Run]]]:
+def rounds(
+    place: Path, names: list[str], runs: int, *, disk: bool
+) -> dict[str, dict[str, list[Run]]]:
     """Every way takes its turn in every round, so that noise falls on all."""
     root, work = place / "root", place / "work"
     work.mkdir()
@@ -237,7 +245,9 @@ def report(found: dict[str, dict[str, list[Run]]]) -> dict[str, float]:
         others = [run for way, run in middle.items() if way != OURS]
         prefix = "" if what == "film" else "small_"
         figures[f"{prefix}ratio"] = middle[OURS].mb_s / max(run.mb_s for run in others)
-        figures[f"{prefix}cpu_ratio"] = middle[OURS].cpu_s_gib / min(run.cpu_s_gib for run in others)
+        figures[f"{prefix}cpu_ratio"] = middle[OURS].cpu_s_gib / min(
+            run.cpu_s_gib for run in others
+        )
         figures[f"{prefix}mb_s"] = middle[OURS].mb_s
         figures[f"{prefix}extra_mb"] = middle[OURS].extra_mb
     return figures
@@ -272,7 +282,9 @@ def main() -> int:
         make_files(place / "root", film_bytes, small)
         found = rounds(place, ["film", "small"], runs, disk=options.disk)
     figures = report(found)
-    print(f"{'aim':28}{RATIO_AIM} times the fastest, no more CPU, extra memory below {EXTRA_MB_AIM} MB")
+    print(
+        f"{'aim':28}{RATIO_AIM} times the fastest, no more CPU, extra memory below {EXTRA_MB_AIM} MB"
+    )
     line = {"bench": "transfer", **{name: round(value, 3) for name, value in figures.items()}}
     print(json.dumps({**line, "runs": runs, "quick": options.quick}))
     return 0

@@ -84,7 +84,12 @@ class Rivals:
         """The command that brings `what`, a file or folder below the root, into the folder `to`."""
         source = self.root / what
         ssh = [*("-F", "none", "-i", str(self.folder / "user_key"), "-o", f"Port={self.ssh_port}")]
-        ssh += ["-o", f"UserKnownHostsFile={self.folder / 'known_hosts'}", "-o", f"Ciphers={CIPHER}"]
+        ssh += [
+            "-o",
+            f"UserKnownHostsFile={self.folder / 'known_hosts'}",
+            "-o",
+            f"Ciphers={CIPHER}",
+        ]
         match way:
             case _ if way == SCP:
                 return [needed("scp"), *ssh, "-q", "-r", f"{self.host}:{source}", str(to)]
@@ -128,7 +133,9 @@ def _make_keys(folder: Path, host: str, ssh_port: int) -> None:
 
 
 @contextlib.contextmanager
-def rivals(folder: Path, root: Path, host: str = "127.0.0.1", prefix: list[str] | None = None) -> Iterator[Rivals]:
+def rivals(
+    folder: Path, root: Path, host: str = "127.0.0.1", prefix: list[str] | None = None
+) -> Iterator[Rivals]:
     """Starts both servers (with `prefix` before their commands) and ends them."""
     https_port, ssh_port = free_port("127.0.0.1"), free_port("127.0.0.1")
     _make_keys(folder, host, ssh_port)
@@ -137,7 +144,9 @@ def rivals(folder: Path, root: Path, host: str = "127.0.0.1", prefix: list[str] 
     (folder / "nginx.conf").write_text(_NGINX.format(port=https_port, **values))
     (folder / "sshd_config").write_text(_SSHD.format(port=ssh_port, **values))
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's own, made by its service elsewhere
+        Path("/run/sshd").mkdir(
+            mode=0o755, exist_ok=True
+        )  # sshd's own, made by its service elsewhere
     before = prefix or []
     nginx = [needed("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     sshd = [needed("sshd"), "-D", "-e", "-f", str(folder / "sshd_config")]
@@ -156,7 +165,15 @@ def rivals(folder: Path, root: Path, host: str = "127.0.0.1", prefix: list[str] 
 def _wait_for(made: Rivals, prefix: list[str]) -> None:
     deadline = monotonic_ms() + START_MS
     url = f"https://{made.host}:{made.https_port}/"
-    check = [*prefix, needed("curl"), "-s", "-o", "/dev/null", "--cacert", str(made.folder / "tls.pem")]
+    check = [
+        *prefix,
+        needed("curl"),
+        "-s",
+        "-o",
+        "/dev/null",
+        "--cacert",
+        str(made.folder / "tls.pem"),
+    ]
     probe = [*prefix, needed("ssh-keyscan"), "-T", "1", "-p", str(made.ssh_port), made.host]
     for argv in ([*check, url], probe):
         while subprocess.run(argv, check=False, capture_output=True).returncode != 0:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mesh import clock
-from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.errors import NotAllowedError
 from mesh.ids import NodeId, node_id_of
 from mesh.memory_posix import keep_freed_memory
@@ -33,7 +34,7 @@ def keys_of(path: Path) -> tuple[KeyPair, KeyPair]:
     return KeyPair(halves[0], halves[1]), KeyPair(halves[2], halves[3])
 
 
-def answer(**values: Any) -> None:
+def answer(**values: object) -> None:
     """One line for the bench."""
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
@@ -43,15 +44,17 @@ def serve(folder: Path, keys: Path, host: str) -> None:
     """Serves until stdin ends; tells port and handles first."""
     owner, member = keys_of(keys)
     table: dict[str, tuple[Path, Manifest]] = {}
+    tables = keys.parent / "tables"
 
     def source_for(node: NodeId, handle: str) -> Source:
         found = table.get(handle)
         if found is None or node != node_id_of(member.public):
             raise NotAllowedError("this handle is not yours")
-        return FileSource(*found)
+        path, manifest = found
+        return FileSource(path, manifest, tables / manifest.digest)
 
     for number, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
-        table[f"source/{number}"] = (path, make_manifest(path))
+        table[f"source/{number}"] = (path, make_manifest(path, tables=tables))
     server = ZmqBulkServer(owner, source_for, host=host)
     server.set_trust({member.public: node_id_of(member.public)})
     server.start()

@@ -19,6 +19,8 @@ Admit = Callable[[bytes], bool]
 """Whether the holder of this public key (32 bytes) may complete a handshake; answers from memory."""
 OUTBOX_MAX: Final = 256
 """Answers handed to a listener's thread and not yet sent; more are dropped."""
+RECEIVES_MAX: Final = 4
+"""Messages taken at once: each is a read of a mebibyte where chunks are served."""
 REBIND_RETRY_MS: Final = 5
 """libzmq closes a listener a moment after `unbind` returns."""
 REBIND_LOG_MS: Final = 2_000
@@ -125,7 +127,10 @@ class Listener:
         frame_bytes_max: int,
         send_queue_max: int,
         receive_queue_max: int,
+        tend: Callable[[], int | None] = lambda: None,
+        io_threads: int = 1,
     ) -> None:
+        """`tend` is called in the thread before each wait and says how long that may last, in ms."""
         # A ROUTER whose receive queue holds one message delivers none: the client's routing id fills it.
         assert receive_queue_max > 1, receive_queue_max
         self._name = name
@@ -136,15 +141,18 @@ class Listener:
         self._frame_bytes_max = frame_bytes_max
         self._send_queue_max = send_queue_max
         self._receive_queue_max = receive_queue_max
+        self._tend = tend
+        self._io_threads = io_threads
         self._outbox: deque[tuple[bytes, Frames]] = deque()
         self._rebinds = 0
+        self._rebound = 0
         self._stopping = False
         self.port = 0
         self._endpoint = ""
 
     def open(self, host: str, port: int) -> None:
         """Binds and starts the thread.  Raises `InUseError`, `ConfigurationError`."""
-        self.context = curve_context()
+        self.context = curve_context(self._io_threads)
         try:
             self._zap = ZapHandler(
                 self.context, self._name.encode("ascii"), self._admit, self._tally
@@ -172,6 +180,10 @@ class Listener:
     def rebind(self) -> None:
         """Cuts every open connection: the admitted come back, the others do not."""
         self._rebinds += 1
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Makes the thread call `tend` again."""
         self._wake.set()
 
     def post(self, to: Sender, frames: Frames) -> bool:
@@ -246,9 +258,8 @@ class Listener:
         poller = zmq.Poller()
         for socket in (self._socket, self._monitor, self._wake.inner):
             poller.register(socket, zmq.POLLIN)
-        rebinds = 0
         while not self._stopping:
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(self._tend()))
             if self._wake.inner in ready:
                 self._wake.clear()
                 while self._outbox:
@@ -258,14 +269,23 @@ class Listener:
                     host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
                     self._tally.refused("handshake", plain_address(host))
             if self._socket in ready:
-                self._receive()
-            if self._rebinds != rebinds:
-                rebinds = self._rebinds
+                self._receive_some()
+            if self._rebinds != self._rebound:
+                self._rebound = self._rebinds
                 self._bind_again()
 
-    def _receive(self) -> None:
-        # One message a round of polling: answers and rebinding never wait behind a flood.
-        frames: list[zmq.Frame] = self._socket.recv_multipart(copy=False)
+    def _receive_some(self) -> None:
+        # A few messages a round of polling: answers and rebinding never wait behind a flood.
+        for _ in range(RECEIVES_MAX):
+            try:
+                frames: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._receive(frames)
+            if self._stopping or self._rebinds != self._rebound:
+                return
+
+    def _receive(self, frames: list[zmq.Frame]) -> None:
         routing, *payload = frames
         if not payload:
             self._tally.refused("malformed")

@@ -15,7 +15,8 @@ from ledger.log_sqlite import LogStore
 from ledger.queries import Reader
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
-from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.control_zmq import ZmqControl
 from mesh.discovery import Advert
 from mesh.discovery_mdns import MdnsDiscovery

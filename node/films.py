@@ -19,7 +19,7 @@ import structlog
 from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
 from mesh import clock
-from mesh.bulk_zmq import ZmqBulkClient
+from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.destination_files import publish_new, safe_destination
 from mesh.errors import (
     BusyError,
@@ -129,6 +129,7 @@ class Films:
         self._media = media
         self._results = folder / "results"
         self._incoming = folder / "incoming"
+        self._tables = folder / "tables"
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="films")
         self._taken: set[str] = set()
         self._swept_ms = -SWEEP_MS
@@ -154,7 +155,8 @@ class Films:
             raise NotAllowedError("no such attempt is known here", "wait for the replica")
         leased_to_peer = attempt.node == peer and attempt.state == "leased"
         if kind == "source" and job.owner == self._own and leased_to_peer:
-            return FileSource(self._allowed.source(job.source), _source_manifest(job))
+            table = self._tables / _plain(job.source_digest)
+            return FileSource(self._allowed.source(job.source), _source_manifest(job), table)
         wanted_by_peer = job.owner == peer and attempt.state in ("finished", "accepted")
         if kind == "result" and attempt.node == self._own and wanted_by_peer:
             return self._result_source(attempt)
@@ -266,7 +268,9 @@ class Films:
         """Digest, probe and plan of a source that is what it was when it was submitted."""
         path = self._allowed.source(job.source)
         self._allowed.split(job.output)
-        manifest = await self._run(lambda should_stop: make_manifest(path, should_stop=should_stop))
+        manifest = await self._run(
+            lambda should_stop: make_manifest(path, should_stop=should_stop, tables=self._tables)
+        )
         if (manifest.size, manifest.mtime_ns, manifest.inode) != (
             job.source_bytes,
             job.source_mtime_ns,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import zmq
-from blake3 import blake3
 
-from mesh import transfer
-from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.curve_zmq import Tally
+from mesh.digests import chunk_digest, digest_of
+from mesh.download import CHUNK_TRIES_MAX
 from mesh.errors import (
     InUseError,
     NotAllowedError,
@@ -29,7 +30,13 @@ from mesh.ids import NodeId
 from mesh.listener_zmq import Listener, Sender
 from mesh.transfer import BULK, ChunkAnswer, ChunkRequest, Manifest, ManifestAnswer, Source
 from mesh.transfer_files import FileSource, PartialFile, make_manifest
-from mesh.transport import BULK_HEADER_BYTES_MAX, CHUNK_BYTES, KeyPair, Traffic
+from mesh.transport import (
+    BULK_HEADER_BYTES_MAX,
+    CHUNK_BYTES,
+    WINDOW_BYTES_MAX,
+    KeyPair,
+    Traffic,
+)
 from tests.meshwork import key_pair, node_of, wait_until
 from tests.strangers import GARBAGE, LOOPBACK, client, poke, taken_port
 
@@ -298,13 +305,13 @@ class Rogue:
         request = BULK.decode(bytes(frames[0].buffer))  # type: ignore[attr-defined]  # a Frame
         reply = self.listener.reply
         if not isinstance(request, ChunkRequest):
-            manifest = Manifest(size=CHUNK_BYTES, digest=blake3(self.data).hexdigest())
+            manifest = Manifest(size=CHUNK_BYTES, digest=digest_of(self.data, CHUNK_BYTES))
             reply(sender, [b"\xc1 garbage before the answer"])
             reply(sender, [BULK.encode(ChunkAnswer(offset=0, digest=b"")), b"too early"])
             reply(sender, [BULK.encode(ManifestAnswer(manifest=Manifest(size=-1, digest="")))])
             reply(sender, [BULK.encode(ManifestAnswer(manifest=manifest))])
             return
-        head = BULK.encode(ChunkAnswer(offset=0, digest=blake3(self.data).digest()))
+        head = BULK.encode(ChunkAnswer(offset=0, digest=chunk_digest(self.data)))
         wrong = bytearray(self.data)
         if self.left > 0:
             self.left -= 1
@@ -312,7 +319,7 @@ class Rogue:
         reply(sender, [head, bytes(wrong)])
 
 
-@pytest.mark.parametrize("wrong_times", [1, transfer.CHUNK_TRIES_MAX])
+@pytest.mark.parametrize("wrong_times", [1, CHUNK_TRIES_MAX])
 def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -> None:
     keys, member = key_pair(), key_pair()
     rogue = Rogue(keys, wrong_times)
@@ -320,7 +327,7 @@ def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -
     fetcher = ZmqBulkClient(member)
     try:
         with contextlib.ExitStack() as stack:
-            if wrong_times == transfer.CHUNK_TRIES_MAX:
+            if wrong_times == CHUNK_TRIES_MAX:
                 stack.enter_context(pytest.raises(TransferError, match="damaged"))
             fetcher.fetch(
                 peer=node_of(keys),
@@ -331,7 +338,7 @@ def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -
                 target=PartialFile(tmp_path / "out"),
             )
             assert (tmp_path / "out").read_bytes() == rogue.data
-        assert fetcher.counters().refused == {"bad_digest": wrong_times, "malformed": 3}
+        assert fetcher.counters().refused == {"bad_digest": wrong_times, "malformed": 2}
     finally:
         fetcher.close()
         rogue.listener.close()
@@ -340,7 +347,7 @@ def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -
 RECEIVER = """
 import sys
 from pathlib import Path
-from mesh.bulk_zmq import ZmqBulkClient
+from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.transfer_files import PartialFile
 from mesh.transport import KeyPair
 server, public, secret, port, peer, out = sys.argv[1:]
@@ -378,7 +385,7 @@ def test_a_killed_receiver_goes_on_where_it_was(
     owner.fetch(tmp_path / "out", fetcher, on_progress=lambda done, _: first.append(done))
     assert first[0] > SIZE // 2 - CHUNK_BYTES
     assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
-    assert owner.sent.bytes_out < SIZE + transfer.WINDOW_BYTES_MAX + 10_000
+    assert owner.sent.bytes_out < SIZE + WINDOW_BYTES_MAX + 10_000
 
 
 def test_a_port_that_is_taken(owner: Owner) -> None:
@@ -422,9 +429,12 @@ def test_garbage_strangers_and_bad_frames_leave_it_working(
         wait_until(lambda: sum(owner.server.counters().refused.values()) >= len(frames) + 2)
         assert not stranger.poll(0)
         assert not naked.poll(0)
+        assert member.poll(0)
+        (answer,) = member.recv_multipart()
+        assert BULK.decode(answer).code == "source_changed"
         assert not member.poll(0)
     refused = owner.server.counters().refused
-    assert refused["malformed"] == len(frames) - 1
+    assert refused["malformed"] == len(frames) - 2
     assert refused["oversized"] == 1
     assert refused["not_member"] >= 1
     assert refused["handshake"] >= 1

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
 from ledger.jobs import Attempt, Job
+from mesh.digests import digest_of
 from mesh.errors import ConflictError, PathError
 from mesh.ids import NodeId
+from mesh.transport import CHUNK_BYTES
 from node.films import Allowed, Films
 from tests.ledger_helper import Ledger
 from tests.work_bench import InlineReplica
@@ -39,7 +40,7 @@ class Stand:
         job, attempt = self.ledger.reader.job("j1"), self.ledger.reader.attempt("a1")
         assert job is not None
         assert attempt is not None
-        digest = blake3(RESULT).hexdigest()
+        digest = digest_of(RESULT, CHUNK_BYTES)
         return (
             replace(job, **values),
             replace(attempt, result_bytes=len(RESULT), result_digest=digest),
