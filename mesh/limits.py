@@ -52,8 +52,9 @@ class Bucket:
         """Another rate from now on; a debt at a slow one is not paid at it for long."""
         assert 0 <= rate <= RATE_BYTES_S_MAX, rate
         self._fill(now_ms)
+        # Whoever went as fast as it goes owes nothing.
+        self._tokens = min(self._tokens, rate * BURST_MS) if self.rate else rate * BURST_MS
         self.rate = rate
-        self._tokens = min(self._tokens, rate * BURST_MS)
 
     def delay_ms(self, now_ms: int) -> int:
         """How long until something may go; 0: now."""
