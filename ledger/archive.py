@@ -172,7 +172,8 @@ def _replay(
             continue
         if first > index + 1 or (until_index is not None and index >= until_index):
             break
-        entries, ended = _read_segment(path), False
+        entries: Sequence[Entry] = _read_segment(path)
+        ended = False
         if until_index is not None:
             entries = [entry for entry in entries if entry.index <= until_index]
         if until_ms is not None:
