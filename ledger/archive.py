@@ -69,13 +69,17 @@ def archive(ledger_path: str, log_path: str, folder: Path) -> Archived:
     Takes a snapshot where there is none, where the log forgot entries that the archive has not, and
     every `SNAPSHOT_ENTRIES`; each is read back and checked, and where the archive has all entries
     since the one before, it is made again from them (the drill).  Raises `ConflictError` before a
-    mesh is formed, `DamagedError` when the ledger is not sound or a drill fails, `StorageError`.
+    mesh is formed, `NotFoundError` when there is no such folder, `DamagedError` when the ledger is not sound or a drill fails, `StorageError`.
     """
     with closing(open_replica(ledger_path)) as connection:
         mesh: Any = connection.execute("SELECT id, epoch FROM mesh").get
         applied = int(connection.execute("SELECT applied_index FROM state").get)
     if mesh is None:
         raise ConflictError(f"{ledger_path} holds no mesh yet", "archive it later")
+    if not folder.is_dir():  # not made here: what should be mounted there would be missed silently
+        raise NotFoundError(
+            f"there is no folder {folder}", "make it, or mount the disk that it is on"
+        )
     place = folder / f"{mesh[0]}-{mesh[1]}"
     snapshots, segments = _snapshots(place), _segments(place)
     newest = snapshots[-1][0] if snapshots else None

@@ -192,6 +192,8 @@ class BackupConfig(_Section):
     """A folder, `s3://BUCKET/PATH` or `sftp://USER@HOST/PATH`: the coordinator's node mirrors the ledger to it."""
     litestream_every_s: int = Field(default=10, ge=1, le=86_400)
     """What is new is mirrored so often."""
+    litestream_program: Annotated[str, Field(min_length=1), AfterValidator(_program)] | None = None
+    """The litestream to use; else the one that was installed with DarkStream, else the one in PATH."""
     sftp_key: AbsolutePath | None = None
     """The private key's file, for sftp."""
     sftp_host_key: str | None = Field(default=None, pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$")

@@ -98,7 +98,7 @@ def _expanded(config: Config) -> Config:
     changed["backup"] = config.backup.model_copy(
         update={
             name: str(Path(value).expanduser())
-            for name in ("archive", "litestream", "sftp_key")
+            for name in ("archive", "litestream", "litestream_program", "sftp_key")
             if (value := getattr(config.backup, name)) is not None and value.startswith("~")
         }
     )

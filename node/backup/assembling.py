@@ -37,7 +37,7 @@ def duties_of(config: Config, member: MemberNode) -> Duties:
                 destination=wanted.destination,
                 keys=SftpKeys(key=wanted.sftp_key, host_key=wanted.sftp_host_key),
                 every_s=wanted.litestream_every_s,
-                find=find_litestream,
+                find=lambda: find_litestream(wanted.litestream_program),
                 mirrors=MirrorFolder(home / MIRROR_FOLDER),
             )
         )

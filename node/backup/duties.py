@@ -68,6 +68,10 @@ class Mirrors(Protocol):
         """The mirror of that name; others are removed."""
         ...
 
+    def reach(self, destination: Destination) -> None:
+        """Looks that a folder is there, and makes the place in it."""
+        ...
+
     def configure(self, text: str) -> Path:
         """Writes litestream's configuration; its path."""
         ...
@@ -256,15 +260,16 @@ class Mirroring:
         name = await self._name()
         if self._running is not None and self._running.name != name:
             await self._stop()
-        database = self._mirrors.database(name)
+        destination = self._destination.below(name)
+        self.rounds.state.target = destination.text
+        await asyncio.to_thread(self._mirrors.reach, destination)
+        database = await asyncio.to_thread(self._mirrors.database, name)
         try:
             made = await self._commands.run("mirror", str(database))
         except DamagedError:
             await self._stop()
-            self._mirrors.remove()
+            await asyncio.to_thread(self._mirrors.remove)
             raise
-        destination = self._destination.below(name)
-        self.rounds.state.target = destination.text
         running = await self._started(program, name, database, destination)
         await self._sync(program, running, database, destination)
         return int(made["index"])

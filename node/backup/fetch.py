@@ -39,23 +39,29 @@ def places_in(folder: Path) -> list[Path]:
 
 
 async def fetch(
-    destination: Destination, keys: SftpKeys, scratch: Path, until_ms: int | None
+    destination: Destination,
+    keys: SftpKeys,
+    scratch: Path,
+    *,
+    until_ms: int | None,
+    program: str | None,
 ) -> Fetched:
     """The ledger that litestream sent, or of a folder with several places the one that goes furthest.
 
-    `scratch` is an empty folder.  Raises `NotFoundError`, `NoLitestreamError`, `BackupError`,
+    `scratch` is an empty folder; `program` is the litestream that was configured.  Raises `NotFoundError`, `NoLitestreamError`, `BackupError`,
     `DamagedError`, `StorageError`.
     """
     places = [destination]
     if destination.kind == "folder":
         found = places_in(Path(destination.base))
         places = [Destination("folder", str(path)) for path in found[:PLACES_MAX]]
+    found_program = find_litestream(program)
     best: tuple[tuple[int, int], Path, Destination] | None = None
     faults: list[tuple[Destination, DarkStreamError]] = []
     for number, place in enumerate(places):
         file = scratch / f"{number}.db"
         try:
-            await _restored(place, keys, file, until_ms)
+            await _restored(found_program, place, keys, file, until_ms)
             reached = epoch_and_index(file)
         except DarkStreamError as error:
             faults.append((place, error))
@@ -79,8 +85,9 @@ async def fetch(
     )
 
 
-async def _restored(place: Destination, keys: SftpKeys, file: Path, until_ms: int | None) -> None:
-    program = find_litestream()
+async def _restored(
+    program: str, place: Destination, keys: SftpKeys, file: Path, until_ms: int | None
+) -> None:
     database = file.with_suffix(".mirror")
     config = private_file(file.with_suffix(".json"), configuration(database, place, keys))
     moment = None

