@@ -19,7 +19,7 @@ from ledger.log_sqlite import read_entries
 from ledger.queries import open_replica
 from ledger.snapshot_sqlite import copy_ledger, os_error, reading_snapshot, verify_snapshot
 from ledger.store_sqlite import LedgerStore, storage_error
-from mesh.errors import ConflictError, DamagedError, StorageError
+from mesh.errors import ConflictError, DamagedError, DiskFullError, StorageError
 
 ENTRIES_AT_ONCE: Final = 2_000
 BYTES_AT_ONCE: Final = 4 << 20
@@ -49,14 +49,15 @@ def mirror(ledger_path: str, log_path: str, file: Path) -> Mirrored:
 
     A new file, one of another mesh or epoch, and one that lacks more than the log has begin with a
     copy of the ledger, in one transaction.  Raises `ConflictError` before a mesh is formed,
-    `DamagedError` when ledger and log do not lead to the same contents, `StorageError`.
+    `DamagedError` when the mirror is not readable, or ledger and log do not lead to the same contents,
+    `StorageError`.
     """
     now = _seen(ledger_path)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise os_error(error, file.parent) from None
-    with closing(LedgerStore(str(file))) as store:
+    with closing(_opened(file)) as store:
         begun = store.applied_index
         fits = 0 < begun <= now.index and _mesh_of(store.connection) == now.mesh
         copied = not (fits and _replayed(store, log_path, now.index))
@@ -69,6 +70,15 @@ def mirror(ledger_path: str, log_path: str, file: Path) -> Mirrored:
             )
         entries = 0 if copied else now.index - begun
         return Mirrored(index=now.index, entries=entries, copied=copied)
+
+
+def _opened(file: Path) -> LedgerStore:
+    try:
+        return LedgerStore(str(file))
+    except DiskFullError:
+        raise
+    except StorageError as error:
+        raise DamagedError(error.what, "check its folder, and remove the mirror") from None
 
 
 def _seen(ledger_path: str) -> _Now:

@@ -72,6 +72,8 @@ _TRAFFIC_KEYS: Final = ("sent_bytes", "received_bytes")
 class Assembly:
     """The parts of one node and how they know each other."""
 
+    gateway: Gateway
+
     def __init__(
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
@@ -142,7 +144,6 @@ class Assembly:
             detection=self._machine.detection,
         )
         self._service.serve(self._admission)
-        self.gateway: Gateway
 
     def _admission_settings(self) -> AdmissionSettings:
         config = self._config

@@ -109,5 +109,5 @@ def not_restored(destination: Destination, result: RunResult) -> BackupError | N
         )
     return BackupError(
         f"litestream cannot restore from {destination.text}: {why}",
-        "name another MESH-EPOCH-NODE or an earlier moment with --until",
+        "check the address and its keys in the environment, or name another MESH-EPOCH-NODE",
     )
