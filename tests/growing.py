@@ -9,8 +9,9 @@ import json
 import os
 import random
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -125,7 +126,13 @@ class Step:
 class Growth:
     """Nodes that come and go, a writer on each that lives, and the table of steps."""
 
-    def __init__(self, nodes: Sequence[Node], options: Sequence[str]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        options: Sequence[str],
+        tell: Callable[[Step], None] = lambda _: None,
+    ) -> None:
+        self._tell = tell
         self.nodes = list(nodes)
         self.written = Written()
         self.steps: list[Step] = []
@@ -163,6 +170,17 @@ class Growth:
         told = wait_for("a status", lambda: self.status(self.alive[0]), 20)
         return [node for node in self.alive if node.name in told["voters"]]
 
+    def follower(self) -> Node:
+        """A voter that does not lead."""
+        lead = self.coordinator()
+        return next(node for node in self.voters() if node is not lead)
+
+    def other(self) -> Node:
+        """A node that does not lead, one that does not vote first."""
+        lead, voters = self.coordinator(), self.voters()
+        others = [node for node in self.alive if node is not lead]
+        return min(others, key=lambda node: node in voters)
+
     # --- steps ------------------------------------------------------------------------------------
 
     def found(self) -> None:
@@ -183,7 +201,7 @@ class Growth:
             for node in new:
                 node.start("--join", token, *self._options)
             for node in new:
-                wait_for(f"{node.name} is there", lambda node=node: self._ready(node), 90)
+                wait_for(f"{node.name} is there", partial(self._ready, node), 90)
                 self.alive.append(node)
                 self._write_on(node)
 
@@ -196,7 +214,7 @@ class Growth:
             assert node.process is not None
             code = node.process.wait(timeout=30)
             assert code == 4, f"{node.name} ended with {code}: {node.log_tail()}"
-            self._no_more_writes_on(node)
+            self._stop_writer(node.name)
 
     def kill(self, node: Node, voters: int) -> None:
         """SIGKILL; the others wait as long as they must and replace its vote where they can."""
@@ -204,7 +222,50 @@ class Growth:
             self.alive.remove(node)
             self.dead.append(node)
             node.kill()
-            self._no_more_writes_on(node)
+            self._stop_writer(node.name)
+
+    def go(self, node: Node, voters: int) -> None:
+        """SIGTERM: the node hands over what it has and stops, and remains a member."""
+        with self.step(f"{node.name} ({self._part(node)}) goes", voters=voters):
+            self.alive.remove(node)
+            self.dead.append(node)
+            code = node.stop()
+            assert code == 0, f"{node.name} ended with {code}: {node.log_tail()}"
+            self._stop_writer(node.name)
+
+    def undecided(self, node: Node) -> str:
+        """One goes too many: what the others say then, which is the same everywhere.
+
+        Nothing is acknowledged any more, and reading goes on.
+        """
+        self.alive.remove(node)
+        self.dead.append(node)
+        node.stop()
+        self._stop_writer(node.name)
+
+        def said() -> str | None:
+            told = [self.status(one) for one in self.alive]
+            notes = {n for t in told if t for n in t["notes"] if "are needed" in n}
+            return notes.pop() if len(notes) == 1 and all(told) else None
+
+        said_so = wait_for("all say that nothing is decided", said, 30)
+        seen_ms = monotonic_ms()
+        with contextlib.closing(Api(self.alive[0].home)) as api:
+            status, _ = api.ask("/api/v1/jobs?limit=1")
+        assert status == 200
+        assert not [ack for ack in self.written.acks if ack.begin_ms > seen_ms]
+        return said_so
+
+    def return_all(self, voters: int) -> None:
+        """All that are away start again, as they are."""
+        with self.step(f"{len(self.dead)} return", voters=voters):
+            back, self.dead = self.dead, []
+            for node in back:
+                node.start(*self._options)
+            for node in back:
+                wait_for(f"{node.name} is back", partial(self._ready, node), 90)
+                self.alive.append(node)
+                self._write_on(node)
 
     def bury(self, voters: int) -> None:
         """`nodes remove` of all that were killed: fewer members, hence fewer voters."""
@@ -224,19 +285,19 @@ class Growth:
         self._all_write(settled_ms)
         stayed = [node.name for node in self.alive if node.name in before]
         end_ms = monotonic_ms()
-        self.steps.append(
-            Step(
-                what=what,
-                members=self.members,
-                alive=len(self.alive),
-                voters=tuple(names),
-                settled_ms=settled_ms - begin_ms,
-                gap_ms=self.written.gap_ms(begin_ms, end_ms) if before else 0,
-                node_gap_ms=max(
-                    (self.written.gap_ms(begin_ms, end_ms, [name]) for name in stayed), default=0
-                ),
-            )
+        done = Step(
+            what=what,
+            members=self.members,
+            alive=len(self.alive),
+            voters=tuple(names),
+            settled_ms=settled_ms - begin_ms,
+            gap_ms=self.written.gap_ms(begin_ms, end_ms) if before else 0,
+            node_gap_ms=max(
+                (self.written.gap_ms(begin_ms, end_ms, [name]) for name in stayed), default=0
+            ),
         )
+        self.steps.append(done)
+        self._tell(done)
 
     def _settled(self, voters: int) -> list[str] | None:
         """The voters, when all living nodes name the same ones, of whom as many live as can."""
@@ -304,9 +365,6 @@ class Growth:
         writer = self._writers[node.name] = Writer(node, self.written)
         writer.start()
 
-    def _no_more_writes_on(self, node: Node) -> None:
-        self._stop_writer(node.name)
-
     def _stop_writer(self, name: str) -> None:
         writer = self._writers.pop(name)
         writer.stopping.set()
@@ -320,18 +378,20 @@ def applied(node: Node) -> AppliedState:
         return reader.applied()
 
 
-def table(steps: Sequence[Step]) -> str:
+HEAD: Final = (
+    f"{'step':34}{'members':>8}{'alive':>6}{'settled':>10}{'no write':>10}{'one node':>10}  voters"
+)
+
+
+def line(step: Step) -> str:
     """For people."""
-    head = f"{'step':44}{'members':>8}{'alive':>6}{'voters':>7}{'settled':>10}{'gap':>9}{'one node':>10}"
-    lines = [
-        f"{s.what:44}{s.members:>8}{s.alive:>6}{len(s.voters):>7}{s.settled_ms / 1000:>8.1f} s"
-        f"{s.gap_ms:>6} ms{s.node_gap_ms:>7} ms"
-        for s in steps
-    ]
-    return "\n".join([head, *lines])
+    return (
+        f"{step.what:34}{step.members:>8}{step.alive:>6}{step.settled_ms / 1000:>8.1f} s"
+        f"{step.gap_ms:>7} ms{step.node_gap_ms:>7} ms  {len(step.voters)}: {' '.join(step.voters)}"
+    )
 
 
 def errors_in(node: Node) -> list[str]:
     """Lines of a node's log that should make somebody look."""
     text = node.errors.read_text(errors="replace") if node.errors.exists() else ""
-    return [x for x in text.splitlines() if "Traceback" in x or "[error" in x or " error " in x]
+    return [line for line in text.splitlines() if "Traceback" in line or " error " in line]

@@ -26,6 +26,14 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.stopping = asyncio.Event()
+        self.servers = []
+
+    def close_connections(self) -> None:
+        """Takes no new request, neither from a new client nor over a connection that is kept."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -114,6 +122,7 @@ class Gateway:
 
     async def _end_requests(self) -> None:
         self._faces.stopping.set()
+        self._server.close_connections()
         if open_requests := set(self._server.server_state.tasks):
             _, waiting = await asyncio.wait(open_requests, timeout=_STREAMS_S)
             for request in waiting:
