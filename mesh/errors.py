@@ -202,6 +202,7 @@ class StoppedError(DarkStreamError):
 
     code = "stopped"
     retry = "here"
+    http_status = 503
 
 
 class SourceChangedError(TransferError):

@@ -256,6 +256,7 @@ class Assembly:
                 election_max_ms=timings.election_max_ms,
             ),
             leases=leases,
+            voter_silent_ms=timings.voter_silent_ms,
             status=self._told,
             random=SystemRandom(),
         )

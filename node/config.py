@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from mesh.membership import REPLACE_MS
 from node.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
 from node.backup.destination import Destination, parse_destination
 from node.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
@@ -142,6 +143,8 @@ class Timings(_Section):
     """The coordinator takes the leases back."""
     hand_back_ms: int = Field(default=15_000, ge=100, le=3_600_000)
     """A worker hands nothing back later than this after the last heartbeat that was answered."""
+    voter_silent_ms: int = Field(default=REPLACE_MS, ge=1_000, le=86_400_000)
+    """A voter silent for so long is replaced by a node that does not vote yet; the coordinator's counts."""
     look_ms: int = Field(default=3_000, ge=0, le=600_000)
     """First start: how long a node looks for a mesh before it may form one."""
     shutdown_ms: int = Field(default=30_000, ge=0, le=3_600_000)
@@ -153,6 +156,8 @@ class Timings(_Section):
             raise ValueError("election_min_ms must be at least 3 times heartbeat_ms")
         if self.election_max_ms < self.election_min_ms + self.heartbeat_ms:
             raise ValueError("election_max_ms must exceed election_min_ms by a heartbeat_ms")
+        if self.voter_silent_ms < 4 * self.election_max_ms:
+            raise ValueError("voter_silent_ms must be at least 4 times election_max_ms")
         if self.worker_suspect_ms < 2 * self.worker_heartbeat_ms:
             raise ValueError("worker_suspect_ms must be at least twice worker_heartbeat_ms")
         if not self.worker_suspect_ms <= self.hand_back_ms < self.worker_silent_ms:
