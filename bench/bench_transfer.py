@@ -158,6 +158,20 @@ class Ours:
         self.member.stdin.flush()
         self._line(self.member)
 
+    def limit_up(self, rate: int) -> None:
+        """The owner sends so many bytes a second from now on; 0: as fast as it goes."""
+        self._ask({"up": rate})
+
+    def sent_bytes(self) -> int:
+        """What the owner sent so far."""
+        return int(self._ask({})["sent"])
+
+    def _ask(self, what: dict[str, int]) -> Any:  # noqa: ANN401 - plain values of JSON
+        assert self.owner.stdin is not None
+        self.owner.stdin.write(json.dumps(what) + "\n")
+        self.owner.stdin.flush()
+        return self._line(self.owner)
+
     def close(self) -> None:
         """Ends both."""
         for process in (self.owner, self.member):

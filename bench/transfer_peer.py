@@ -19,6 +19,7 @@ from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.errors import NotAllowedError
 from mesh.ids import NodeId, node_id_of
+from mesh.limits import LinkRates, Rates
 from mesh.memory_posix import keep_freed_memory
 from mesh.transfer import Manifest, Source
 from mesh.transfer_files import FileSource, PartialFile, make_manifest
@@ -41,7 +42,7 @@ def answer(**values: object) -> None:
 
 
 def serve(folder: Path, keys: Path, host: str) -> None:
-    """Serves until stdin ends; tells port and handles first."""
+    """Serves until stdin ends; tells port and handles first, and what it sent when asked."""
     owner, member = keys_of(keys)
     table: dict[str, tuple[Path, Manifest]] = {}
     tables = keys.parent / "tables"
@@ -60,7 +61,11 @@ def serve(folder: Path, keys: Path, host: str) -> None:
     server.start()
     files = {str(p.relative_to(folder)): [h, m.size, m.digest] for h, (p, m) in table.items()}
     answer(port=server.port, files=files)
-    sys.stdin.read()
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        if "up" in wanted:
+            server.set_rates(LinkRates(node=Rates(up=wanted["up"])))
+        answer(sent=sum(peer.bytes_out for peer in server.counters().peers.values()))
     server.stop()
 
 
