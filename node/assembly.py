@@ -109,6 +109,8 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
+            cache_bytes_max=config.transfer.cache_gib << 30,
+            cache_age_max_ms=config.transfer.cache_days * 24 * 3_600_000,
         )
         self._shelf = SnapshotShelf(
             folder=home / SNAPSHOTS_FOLDER,

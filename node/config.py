@@ -199,6 +199,10 @@ class TransferConfig(_Section):
     """To other nodes, all together."""
     down: Annotated[str, AfterValidator(_rate)] = "off"
     """From other nodes, all together."""
+    cache_gib: int = Field(default=32, ge=0, le=1 << 20)
+    """Fetched films, or parts of them, that are kept for the next attempt, profile or piece; 0: none."""
+    cache_days: int = Field(default=7, ge=1, le=3_650)
+    """And for how long after their last use."""
 
     @property
     def rates(self) -> Rates:
