@@ -56,7 +56,8 @@ class Progress(Answer):
     """How far an attempt is, live.  Never in the log: it is lost with the process, and that is right.
 
     `done` of `total` are frames while encoding, else bytes; `total` 0 and `speed` 0.0 mean unknown.
-    `fps` is frames encoded a second, `speed` is times real time; `node` is the worker's name.
+    `fps` is frames encoded a second, `speed` is times real time, `bytes_s` is bytes a second;
+    `node` is the name of the node that works on it.
     """
 
     job: str
@@ -67,6 +68,9 @@ class Progress(Answer):
     total: int = 0
     fps: float = 0.0
     speed: float = 0.0
+    bytes_s: int = 0
+    left_s: int | None = None
+    """Seconds until this phase is over, at the present rate; null while nobody knows."""
 
     def share(self) -> float | None:
         """How much of this phase is done, 0.0 to 1.0; None when the whole is unknown."""
