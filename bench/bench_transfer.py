@@ -130,10 +130,21 @@ class Ours:
         )
         argv = [sys.executable, str(PEER)]
         self._host = host
-        self.owner = self._start([*prefixes[0], *argv, "serve", str(root), str(keys), host])
-        self.member = self._start([*prefixes[1], *argv, "fetch", str(keys)])
+        self._serve = [*prefixes[0], *argv, "serve", str(root), str(keys), host]
+        self._fetch = [*prefixes[1], *argv, "fetch", str(keys)]
+        self.member = self._start(self._fetch)
+        self._port = 0
+        self.start_owner()
+
+    def start_owner(self) -> None:
+        """The owner's side, at the same port when it ran before."""
+        self.owner = self._start([*self._serve, str(self._port)])
         hello = self._line(self.owner)
         self._port, self._files = hello["port"], hello["files"]
+
+    def start_member(self) -> None:
+        """The member's side anew, after it was killed."""
+        self.member = self._start(self._fetch)
 
     @staticmethod
     def _start(argv: list[str]) -> subprocess.Popen[str]:
@@ -148,15 +159,29 @@ class Ours:
             raise SystemExit("error[bench]: our own side ended")
         return json.loads(line)
 
-    def fetch(self, what: str, to: Path) -> None:
-        """Brings a file, or a folder's files, into `to`."""
+    def fetch(self, what: str, to: Path) -> Any:  # noqa: ANN401 - plain values of JSON
+        """Brings a file, or a folder's files, into `to`; what the member says of it."""
         names = [name for name in self._files if name == what or name.startswith(what + "/")]
         files = [[name, *self._files[name]] for name in names]
         task = {"host": self._host, "port": self._port, "folder": str(to), "files": files}
         assert self.member.stdin is not None
         self.member.stdin.write(json.dumps(task) + "\n")
         self.member.stdin.flush()
-        self._line(self.member)
+        return self._line(self.member)
+
+    def limit_up(self, rate: int) -> None:
+        """The owner sends so many bytes a second from now on; 0: as fast as it goes."""
+        self._ask({"up": rate})
+
+    def sent_bytes(self) -> int:
+        """What the owner sent so far."""
+        return int(self._ask({})["sent"])
+
+    def _ask(self, what: dict[str, int]) -> Any:  # noqa: ANN401 - plain values of JSON
+        assert self.owner.stdin is not None
+        self.owner.stdin.write(json.dumps(what) + "\n")
+        self.owner.stdin.flush()
+        return self._line(self.owner)
 
     def close(self) -> None:
         """Ends both."""

@@ -48,7 +48,8 @@ A = TypeVar("A")
 LOOK_MS: Final = 100
 """How often a waiting transfer looks whether it should stop or ask again."""
 REDIALS_MAX: Final = 8
-"""Rounds of dialling within one transfer without a chunk in between."""
+"""Rounds of dialling a peer that never answered; one that did is dialled until `GIVE_UP_MS` is over."""
+REDIAL_PAUSE_MAX_S: Final = 2.0
 REST_MS: Final = 10_000
 """How long an unused connection stays open: from one chunk of a film to the next."""
 RESTING_MAX: Final = 16
@@ -232,6 +233,7 @@ class Lane:
         self._should_stop = should_stop
         self._line: Line | None = None
         self._rounds = 0
+        self._heard_ms: int | None = None
 
     def close(self) -> None:
         """Lets the connection rest, unless something is still on its way on it."""
@@ -329,9 +331,10 @@ class Lane:
         intact = digest == answer.digest and (not table or table[at : at + DIGEST_BYTES] == digest)
         if not intact:
             self._lines.tally.refused("bad_digest", self.peer)
-        verdict = download.receive(answer.offset, len(data), intact, clock.monotonic_ms())
+        now_ms = clock.monotonic_ms()
+        verdict = download.receive(answer.offset, len(data), intact, now_ms)
         if verdict == "write":
-            self._rounds = 0
+            self._rounds, self._heard_ms = 0, now_ms
             target.write(index, data, digest)
 
     # --- the connection ---------------------------------------------------------------------------
@@ -349,9 +352,12 @@ class Lane:
             self._line = None
 
     def _dialled(self) -> Line:
-        while self._rounds < REDIALS_MAX:
-            self._rounds += 1
+        while True:
             now_ms = clock.monotonic_ms()
+            patient = self._heard_ms is not None and now_ms - self._heard_ms < GIVE_UP_MS
+            if self._rounds >= REDIALS_MAX and not patient:
+                break
+            self._rounds += 1
             dialer = self._lines.dialer(self._key, self._hosts, self._port, now_ms)
             pause = threading.Event()
             try:
@@ -363,7 +369,7 @@ class Lane:
                     pause.wait(0.01)
             finally:
                 dialer.close()
-            pause.wait(LOOK_MS / 1000 * self._rounds)
+            pause.wait(min(REDIAL_PAUSE_MAX_S, LOOK_MS / 1000 * self._rounds))
         raise UnreachableError(
             f"node {self.peer} does not answer on its bulk port", "check that it runs"
         )

@@ -1,5 +1,6 @@
 """How fast bytes may go: token buckets for the node and for each link, up and down.  No clock, no locks."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,6 +14,46 @@ _BOTH: Final[tuple[Direction, ...]] = get_args(Direction)
 BURST_MS: Final = 100
 """What may go at once after a rest, in time at the full rate: 1 % of a measurement of ten seconds."""
 RATE_BYTES_S_MAX: Final = 1 << 40
+_UNITS: Final = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+}
+_RATE: Final = re.compile(
+    r"(\d{1,12}(?:\.\d{1,3})?)\s*([kmg]i?)?\s*(b|bit)?(?:/s|ps)?", re.IGNORECASE
+)
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second from what people write: 20M, 20 MB/s, 1.5 MiB/s, 100 Mbit/s; off is 0.
+
+    Raises ValueError.
+    """
+    if text.strip().lower() in {"off", "none", "0"}:
+        return 0
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no rate; write it as 20MB/s, 500k, 100Mbit/s or off")
+    number, unit, kind = match.groups()
+    rate = float(number) * _UNITS[(unit or "").lower()]
+    rate = int(rate / 8 if (kind or "").lower() == "bit" else rate)
+    if not 1 <= rate <= RATE_BYTES_S_MAX:
+        raise ValueError(f"{text!r} is less than a byte a second or more than a terabyte")
+    return rate
+
+
+def rate_text(rate: int) -> str:
+    """A rate for people."""
+    if not rate:
+        return "off"
+    for unit, size in (("GB/s", 10**9), ("MB/s", 10**6), ("kB/s", 10**3)):
+        if rate >= size:
+            return f"{rate / size:.3g} {unit}"
+    return f"{rate} B/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from mesh.forming import FormingTimes
 from mesh.ids import MeshId, NodeId, raft_id
 from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
 from mesh.joining import JOIN, Facts, JoinGrant, Place
+from mesh.limits import LinkRates
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
 from mesh.transfer import Source
@@ -49,6 +50,8 @@ from node.home_files import write_api_files
 from node.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.leases import LeaseTiming
 from node.left_behind_files import write_left_behind
+from node.limiting import Limiting
+from node.limits_files import LimitsFile
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
 from node.member import MemberNode, Membership, granted_members
@@ -61,13 +64,14 @@ from node.service import Service, new_job_id
 from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.submission import Submission
 from node.submission_files import prepare
+from node.traffic import Traffic
 from node.worker import Worker
 
 _log = structlog.get_logger("node")
 
 VERSION: Final = package_version("darkstream")
 PEERS_FILE: Final = "peers.json"
-_TRAFFIC_KEYS: Final = ("sent_bytes", "received_bytes")
+LIMITS_FILE: Final = "limits"
 
 
 class Assembly:
@@ -105,6 +109,8 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
+            cache_bytes_max=config.transfer.cache_gib << 30,
+            cache_age_max_ms=config.transfer.cache_days * 24 * 3_600_000,
         )
         self._shelf = SnapshotShelf(
             folder=home / SNAPSHOTS_FOLDER,
@@ -114,6 +120,20 @@ class Assembly:
             contacts=self._contact,
         )
         self._bulk = ZmqBulkServer(identity.keys, self._source_for, host=host, port=bulk_port)
+        self._limiting = Limiting(
+            store=LimitsFile(home / LIMITS_FILE),
+            configured=config.transfer.rates,
+            use_rates=self._use_rates,
+            use_slots=self._machine.use_slots,
+        )
+        self._traffic = Traffic(
+            own=identity.node_id,
+            sent=self._bulk.counters,
+            received=self._client.counters,
+            speeds=self._client.speeds,
+            rates=lambda: self._limiting.rates,
+            status_of=self._status_of,
+        )
         self._mesh = LedgerMesh(reader, identity.node_id)
         self._discovery = MdnsDiscovery(
             on_heard=self._heard,
@@ -262,6 +282,7 @@ class Assembly:
             random=SystemRandom(),
         )
         self._member = member
+        self._limiting.listen(member.requests)
         self._mesh.begin(member.proposer, member.neighbours, lambda: member.leader)
         group.create_task(member.run(), name="member")
         group.create_task(self._machine.report(member, VERSION), name="report")
@@ -426,24 +447,16 @@ class Assembly:
             new_id=new_job_id,
         )
 
-    def _traffic(self, node: NodeId) -> tuple[int, int]:
-        """Film bytes that a node sent and received in all since its start: others tell theirs."""
-        if node == self._identity.node_id:
-            return (
-                sum(peer.bytes_out for peer in self._bulk.counters().peers.values()),
-                sum(peer.bytes_in for peer in self._client.counters().peers.values()),
-            )
-        told = self._member.neighbours.status_of(node) if self._member is not None else {}
-        sent, received = (told.get(key) for key in _TRAFFIC_KEYS)
-        return (
-            sent if isinstance(sent, int) and sent >= 0 else 0,
-            received if isinstance(received, int) and received >= 0 else 0,
-        )
+    def _use_rates(self, rates: LinkRates) -> None:
+        self._bulk.set_rates(rates)
+        self._client.set_rates(rates)
+
+    def _status_of(self, node: NodeId) -> Mapping[str, object]:
+        return self._member.neighbours.status_of(node) if self._member is not None else {}
 
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
-        traffic = dict(zip(_TRAFFIC_KEYS, self._traffic(self._identity.node_id), strict=True))
-        return {**self._service.told(), **traffic}
+        return {**self._service.told(), **self._traffic.told()}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:
         sockets: tuple[tuple[str, Counters], ...] = (

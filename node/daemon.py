@@ -15,6 +15,7 @@ from ledger.store_sqlite import LedgerStore
 from mesh import clock
 from mesh.errors import DarkStreamError, OvertakenError
 from mesh.ids import MeshId, NodeId, raft_id
+from mesh.memory_posix import keep_freed_memory
 from mesh.trust import Identity, mesh_fingerprint
 from mesh.trust_files import load_or_create_identity
 from node.assembly import Assembly
@@ -27,6 +28,7 @@ _log = structlog.get_logger("node")
 
 def run(config: Config) -> int:
     """Runs a node until it is told to stop or cannot go on; the exit code."""
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(Daemon(config).run())
 

@@ -31,7 +31,7 @@ from mesh.errors import (
     TransferError,
 )
 from mesh.ids import NodeId
-from mesh.transfer import Manifest, Source, kept_inode
+from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
     FileSource,
@@ -46,6 +46,7 @@ from node.foreign import is_plain_id
 from node.media.convert import Media
 from node.owner import Plan
 from node.replica import Replica
+from node.source_cache_files import SourceCache
 from node.threads import run_stoppable
 from node.worker import Order, ReportBytes
 
@@ -56,6 +57,8 @@ THREADS: Final = 8
 SWEEP_MS: Final = 10_000
 LEFTOVERS_MS: Final = 7 * 24 * 3_600_000
 """Partial files that nobody has written for a week belong to no job that still runs."""
+CACHE_BYTES: Final = 32 << 30
+CACHE_AGE_MS: Final = 7 * 24 * 3_600_000
 REPLICA_LAG_TRIES: Final = 20
 REPLICA_LAG_S: Final = 0.25
 """A worker may hear of its lease before the owner does: refusals are asked again for five seconds."""
@@ -120,6 +123,8 @@ class Films:
         client: ZmqBulkClient,
         contacts: Contacts,
         media: Callable[[], Awaitable[Media]],
+        cache_bytes_max: int = CACHE_BYTES,
+        cache_age_max_ms: int = CACHE_AGE_MS,
     ) -> None:
         self._own = own
         self._allowed = allowed
@@ -130,8 +135,11 @@ class Films:
         self._results = folder / "results"
         self._incoming = folder / "incoming"
         self._tables = folder / "tables"
+        self._cache = SourceCache(
+            folder / "sources", bytes_max=cache_bytes_max, age_max_ms=cache_age_max_ms
+        )
+        self._fetching: dict[str, asyncio.Lock] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="films")
-        self._taken: set[str] = set()
         self._swept_ms = -SWEEP_MS
         for made in (self._results, self._incoming):
             made.mkdir(parents=True, exist_ok=True)
@@ -178,8 +186,17 @@ class Films:
 
     # --- the worker's side ------------------------------------------------------------------------
 
-    async def fetch(self, order: Order, folder: Path, on_bytes: ReportBytes) -> tuple[Path, int]:
-        """The source: the film itself on its owner's node, else fetched and verified."""
+    async def fetch(
+        self,
+        order: Order,
+        folder: Path,
+        on_bytes: ReportBytes,
+        ranges: Sequence[ByteRange] | None = None,
+    ) -> tuple[Path, int]:
+        """The source: the film itself on its owner's node, else fetched and verified.
+
+        With `ranges` only the chunks that hold these bytes; the rest of the file is a hole.
+        """
         job = order.job
         if job.owner == self._own:
             path = self._allowed.source(job.source)
@@ -187,12 +204,50 @@ class Films:
             await self._run(lambda _: require_space(folder, job.source_bytes))
             return path, 0
         target = folder / f"source{Path(job.source).suffix}"
+        brought = await self._bring_source(order, target, on_bytes, ranges)
+        return target, brought
+
+    async def _bring_source(
+        self,
+        order: Order,
+        target: Path,
+        on_bytes: ReportBytes,
+        ranges: Sequence[ByteRange] | None,
+    ) -> int:
+        """The film or these parts of it through the cache, under a name of the attempt's own."""
+        job = order.job
         expected = Manifest(size=job.source_bytes, digest=job.source_digest)
-        await self._run(lambda _: require_space(folder, 2 * job.source_bytes))
-        await self._bring(
-            NodeId(job.owner), f"source/{order.attempt.id}", target, expected, on_bytes
+        wanted = bytes_of(
+            expected, expected.whole if ranges is None else spans_of(expected, ranges)
         )
-        return target, job.source_bytes
+        path = self._cache.path(_plain(job.source_digest))
+        first_done = -1
+        done = 0
+
+        def count(now_done: int, total: int) -> None:
+            nonlocal first_done, done
+            first_done = now_done if first_done < 0 else first_done
+            done = now_done
+            on_bytes(now_done, total)
+
+        # Two attempts at one film: the second finds what the first brought.
+        lock = self._fetching.setdefault(job.source_digest, asyncio.Lock())
+        try:
+            async with lock:
+                await self._run(lambda _: self._cache.make_room(wanted, path))
+                await self._bring(
+                    NodeId(job.owner),
+                    f"source/{order.attempt.id}",
+                    PartialFile(path, stays=True),
+                    expected,
+                    count,
+                    ranges=ranges,
+                )
+                await self._run(lambda _: self._cache.lend(path, target))
+        finally:
+            if not lock.locked():
+                self._fetching.pop(job.source_digest, None)
+        return done - max(first_done, 0)
 
     async def keep(self, order: Order, result: Path) -> tuple[int, str]:
         """Digests and syncs a judged result and keeps it for its owner."""
@@ -214,7 +269,9 @@ class Films:
         if now_ms - self._swept_ms < SWEEP_MS:
             return
         self._swept_ms = now_ms
+        self._client.tidy()
         try:
+            await self._run(lambda _: self._cache.sweep(clock.wall_ms()))
             await replica.read(self._sweep)
         except OSError as error:
             _log.warning("results could not be swept", reason=str(error))
@@ -235,9 +292,11 @@ class Films:
         self,
         peer: NodeId,
         handle: str,
-        path: Path,
+        target: PartialFile,
         expected: Manifest,
         on_bytes: ReportBytes,
+        *,
+        ranges: Sequence[ByteRange] | None = None,
     ) -> None:
         for left in reversed(range(REPLICA_LAG_TRIES)):
             contact = self._contacts(peer)
@@ -249,8 +308,9 @@ class Films:
                         hosts=contact.hosts,
                         port=contact.port,
                         handle=handle,
-                        target=PartialFile(path),
+                        target=target,
                         expected=expected,
+                        ranges=ranges,
                         on_progress=on_bytes,
                         should_stop=should_stop,
                     )
@@ -293,15 +353,14 @@ class Films:
                 await self._run(lambda _: _copy(kept, staging, expected))
             else:
                 handle = f"result/{attempt.id}"
-                await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
+                target = PartialFile(staging)
+                await self._bring(NodeId(attempt.node), handle, target, expected, on_bytes)
         await judge_delivered(await self._media(), job, attempt, staging)
-        self._taken.add(job.id)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
         """Renames staging into place; says nothing when exactly this result lies there already."""
         staging = self._staging(job)
         expected = Manifest(size=attempt.result_bytes, digest=attempt.result_digest)
-        verified = job.id in self._taken
 
         def work(_: Callable[[], bool]) -> None:
             root, name = self._allowed.split(job.output)
@@ -310,7 +369,8 @@ class Films:
                     if destination.exists() and _holds(destination.path, expected):
                         return
                     raise TransferError("the staged result is gone", "it is fetched again")
-                if not verified and not _holds(staging, expected):
+                # As it lies on the disk now, whatever it was when it came.
+                if not _holds(staging, expected):
                     raise TransferError("the staged result is damaged", "it is fetched again")
                 if destination.exists() and _is_same(destination.path, Path(job.source)):
                     raise ConflictError(
@@ -326,11 +386,9 @@ class Films:
                     staging.unlink()
 
         await self._run(work)
-        self._taken.discard(job.id)
 
     async def discard(self, job: Job) -> None:
         """Removes staging."""
-        self._taken.discard(job.id)
         await self._run(lambda _: PartialFile(self._staging(job)).discard())
 
     def _staging(self, job: Job) -> Path:
