@@ -6,7 +6,6 @@ from typing import Any, Final
 from node.media.child import AnyPath, text_of
 from node.media.formats import FORMATS, PROTOCOLS
 from node.media.plan import EncodePlan, PlannedStream
-from node.media.probe import Probe
 from node.media.split import SplitPlan
 
 GLOBAL: Final = (
@@ -105,7 +104,7 @@ class Parts:
 
 
 def assembly_command(
-    plan: EncodePlan, probe: Probe, split: SplitPlan, parts: Parts, *, ffmpeg: str, output: AnyPath
+    plan: EncodePlan, split: SplitPlan, parts: Parts, *, ffmpeg: str, output: AnyPath
 ) -> tuple[str, ...]:
     """The one mux: the joined picture, the sound, and everything else from the source.
 
@@ -118,7 +117,6 @@ def assembly_command(
     if parts.sound is not None:
         words += _input(parts.sound)
     words += [*_shifted(-split.zero_us), *_input(parts.source)]
-    flags = {stream.index: stream.disposition for stream in probe.streams}
     sounds = 0
     for position, stream in enumerate(plan.streams):
         codec = stream.encoder
@@ -127,7 +125,7 @@ def assembly_command(
             codec = "copy"
             origin = "0:v:0" if position == 0 else f"1:a:{sounds}"
             sounds += position > 0
-            words += [f"-disposition:{position}", flags.get(stream.source) or "0"]
+            words += [f"-disposition:{position}", stream.disposition or "0"]
         else:
             words += [w for key, value in stream.options for w in (f"-{key}:{position}", value)]
         words += ["-map", origin, f"-c:{position}", codec]
@@ -162,12 +160,16 @@ def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
             *plan.time_base
         ),  # independent of each version's default; 9.0 refuses -1
         "max_muxing_queue_size": MUXING_QUEUE_PACKETS,
-        "map_metadata": "0",
+        "map_metadata:g": "0:g",
         "map_chapters": "0",
     }
     if plan.container == "mp4" and plan.faststart:
         options["movflags"] = "+faststart"
+    # What passed a filter has lost its origin: its title, language and flags are named by hand, and
+    # naming one stream's means naming all.
+    options["disposition:0"] = plan.streams[0].disposition or "0"
     for position, stream in enumerate(plan.streams):
+        options[f"map_metadata:s:{position}"] = f"0:s:{stream.source}"
         options[f"c:{position}"] = stream.encoder
         options |= {f"{key}:{position}": value for key, value in stream.options}
     if threads:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.logging
@@ -61,7 +61,9 @@ def moving(film: InputContainer) -> VideoStream:
 
 def zero_us(film: InputContainer) -> int:
     """When the film begins on its own clock."""
-    start: int | None = film.start_time  # None where no stream tells, whatever its type says
+    start = cast(
+        "int | None", film.start_time
+    )  # None where no stream tells, whatever its type says
     return 0 if start is None else start * MICRO // av.time_base
 
 

@@ -181,9 +181,7 @@ class Pieces:
         plan, media = film.plan, self._media
         words = ("join", text_of(parts.index), text_of(parts.picture), *map(text_of, parts.chunks))
         await self._said("join_av", words, encode_limits(plan).output_bytes)
-        command = assembly_command(
-            plan, film.probe, film.split, parts, ffmpeg=media.ffmpeg.path, output=output
-        )
+        command = assembly_command(plan, film.split, parts, ffmpeg=media.ffmpeg.path, output=output)
         made = await media.make(command, output, plan, on_progress=on_progress, on_verify=on_verify)
         fault = await self._time_fault(parts.index, output, plan)
         if fault is not None:

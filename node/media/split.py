@@ -206,6 +206,7 @@ def chunk_plan(whole: EncodePlan, split: SplitPlan, chunk: Chunk, probe: Probe) 
                         "source": 0,
                         "options": _joinable(picture, probe.video),
                         "duration_us": span_us,
+                        "disposition": "",
                     }
                 ),
             ),
