@@ -31,6 +31,7 @@ from mesh.errors import (
     TransferError,
 )
 from mesh.ids import NodeId
+from mesh.source_cache_files import SourceCache
 from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
@@ -46,7 +47,6 @@ from node.foreign import is_plain_id
 from node.media.convert import Media
 from node.owner import Plan
 from node.replica import Replica
-from node.source_cache_files import SourceCache
 from node.threads import run_stoppable
 from node.worker import Order, ReportBytes
 

@@ -6,8 +6,7 @@ from typing import Final
 
 import structlog
 
-from mesh.destination_files import as_storage, sync_folder
-from mesh.errors import WireError
+from mesh.errors import StorageError, WireError
 from node.limiting import LIMITS, NodeLimits
 
 BYTES_MAX: Final = 256 << 10
@@ -36,10 +35,13 @@ class LimitsFile:
     def save(self, limits: NodeLimits) -> None:
         """Replaces the file, durably.  Raises `StorageError`."""
         made = self._path.with_name(f".{self._path.name}.new")
-        with as_storage("write", str(self._path)):
+        try:
             with made.open("wb") as file:
                 file.write(LIMITS.encode(limits))
                 file.flush()
                 os.fsync(file.fileno())
             made.replace(self._path)
-            sync_folder(self._path.parent)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self._path}: {error.strerror}", "check disk and permissions"
+            ) from error

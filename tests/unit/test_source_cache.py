@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import DiskFullError
-from node.source_cache_files import BUSY_MS, SourceCache
+from mesh.source_cache_files import BUSY_MS, SourceCache
 
 MIB = 1 << 20
 DAY_MS = 24 * 3_600_000
