@@ -23,7 +23,7 @@ from mesh.codec import Vocabulary
 from mesh.curve_zmq import Dial, Dialer, MakeSocket, Tally, curve_context, dealer
 from mesh.errors import UnknownKindError, WireError
 from mesh.ids import NodeId
-from mesh.listener_zmq import Listener, Sender
+from mesh.listener_zmq import LoopListener, Sender
 from mesh.messages import WIRE, Message
 from mesh.transport import (
     CONTROL_FRAME_BYTES_MAX,
@@ -145,12 +145,11 @@ class ZmqControl:
         self._members: Mapping[bytes, NodeId] = MappingProxyType({})
         self._links: dict[NodeId, _Link] = {}
         self._inbox: asyncio.Queue[Received] = asyncio.Queue(INBOX_MAX)
-        # One writer each (the listener's thread, the loop's), so that neither needs a lock.
-        self._taken_in: Counter[NodeId] = Counter()
-        self._handed_out: Counter[NodeId] = Counter()
+        self._waiting: Counter[NodeId] = Counter()
+        """Messages of each peer in the inbox."""
         self._tending: asyncio.Task[None] | None = None
         self._dialling = asyncio.Event()
-        self._listener = Listener(
+        self._listener = LoopListener(
             name="control",
             identity=identity,
             admit=lambda key: key in self._members,
@@ -186,7 +185,8 @@ class ZmqControl:
         self._tending = None
         for node in tuple(self._links):
             self.disconnect(node)
-        await asyncio.to_thread(self._listener.close)
+        self._listener.close()
+        await asyncio.to_thread(self._listener.end)
         await asyncio.to_thread(self._context.term)
 
     def set_trust(self, members: Mapping[bytes, NodeId]) -> None:
@@ -254,14 +254,14 @@ class ZmqControl:
     async def receive(self) -> Received:
         """The next message of a member."""
         received = await self._inbox.get()
-        self._handed_out[received.node] += 1
+        self._waiting[received.node] -= 1
         return received
 
     def counters(self) -> Counters:
         """What went in and out, and what was refused."""
         return self._tally.snapshot()
 
-    # --- the loop's thread ----------------------------------------------------------------------
+    # --- links ------------------------------------------------------------------------------------
 
     def _dealer(self, server_key: bytes) -> zmq.Socket[bytes]:
         return dealer(
@@ -303,14 +303,7 @@ class ZmqControl:
         await asyncio.sleep(REDIAL_MAX_MS / 1000)
         link.resolving = None
 
-    def _deliver(self, received: Received) -> None:
-        try:
-            self._inbox.put_nowait(received)
-        except asyncio.QueueFull:
-            self._handed_out[received.node] += 1
-            self._tally.refused("inbox_full", received.node)
-
-    # --- the listener's thread ------------------------------------------------------------------
+    # --- what comes in ----------------------------------------------------------------------------
 
     def _on_frames(self, sender: Sender, frames: list[zmq.Frame]) -> None:
         node = self._members.get(sender.key)
@@ -325,13 +318,13 @@ class ZmqControl:
             self._tally.refused("oversized", node)
             return
         self._tally.received(node, size)
-        if self._taken_in[node] - self._handed_out[node] >= INBOX_PER_PEER_MAX:
+        if self._waiting[node] >= INBOX_PER_PEER_MAX or self._inbox.full():
             self._tally.refused("inbox_full", node)
             return
         message = self._decoded(node, frames[0])
         if message is not None:
-            self._taken_in[node] += 1
-            self._hand_over(Received(node, message))
+            self._waiting[node] += 1
+            self._inbox.put_nowait(Received(node, message))
 
     def _decoded(self, node: NodeId, frame: zmq.Frame) -> Any:  # noqa: ANN401 - the kind decides the class
         try:
@@ -341,10 +334,3 @@ class ZmqControl:
         except WireError:
             self._tally.refused("malformed", node)
         return None
-
-    def _hand_over(self, received: Received) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, received)
-        except RuntimeError:
-            # The loop is closed: the process ends and nobody waits for messages any more.
-            self._tally.refused("inbox_full", received.node)
