@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import zmq
@@ -43,7 +43,9 @@ from mesh.transport import (
 )
 
 _log = structlog.get_logger("transport")
-_CLIENT_RECEIVES_MAX = 2
+LOOK_MS: Final = 10
+"""A connection that is up is looked at when something is sent, but not more often: a look costs as much as a small message."""
+_CLIENT_RECEIVES_MAX: Final = 2
 """Nothing is ever sent to a control client."""
 
 
@@ -62,6 +64,7 @@ class _Link:
         self._dialer: Dialer | None = None
         self._redial_ms = REDIAL_MIN_MS
         self._next_round_ms = 0
+        self._tended_ms = 0
         self.hosts: tuple[str, ...] = ()
         self.addresses: tuple[str, ...] = ()
         self.port = port
@@ -75,8 +78,15 @@ class _Link:
     def good_host(self) -> str | None:
         return self._good[0] if self._good is not None else None
 
+    def socket(self, now_ms: int) -> zmq.Socket[bytes] | None:
+        """The socket to send on, if there is one; a connection that is up is not looked at each time."""
+        if self._good is not None and now_ms - self._tended_ms < LOOK_MS:
+            return self._good[1].socket
+        return self.tend(now_ms)
+
     def tend(self, now_ms: int) -> zmq.Socket[bytes] | None:
         """Looks at the connections, dials where due; the socket to send on, if there is one."""
+        self._tended_ms = now_ms
         if self._good is not None:
             host, dial = self._good
             dial.look()
@@ -236,7 +246,7 @@ class ZmqControl:
         link = self._links.get(node)
         if link is None or self._tending is None:
             return False
-        socket = link.tend(clock.monotonic_ms())
+        socket = link.socket(clock.monotonic_ms())
         if socket is None:
             return False
         data = self._vocabulary.encode(message)
@@ -246,7 +256,9 @@ class ZmqControl:
         try:
             socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
-            self._tally.refused("send_queue_full", node)
+            # Of a connection that is gone as well: nothing can be queued for it.
+            if link.tend(clock.monotonic_ms()) is socket:
+                self._tally.refused("send_queue_full", node)
             return False
         self._tally.sent(node, len(data))
         return True
