@@ -280,7 +280,7 @@ class Watch:
         with self._inner, selectors.DefaultSelector() as selector:
             selector.register(self._descriptor, selectors.EVENT_READ)
             selector.register(self._inner, selectors.EVENT_READ)
-            while not self._is_closed:
+            while True:
                 selector.select()
                 self._looked.clear()
                 if self._is_closed:
