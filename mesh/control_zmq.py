@@ -20,13 +20,15 @@ import zmq
 
 from mesh import clock
 from mesh.codec import Vocabulary
-from mesh.curve_zmq import Dial, Dialer, MakeSocket, Tally, curve_context, dealer
+from mesh.curve_zmq import Dial, Dialer, MakeSocket, Tally, curve_context, dealer, limit
 from mesh.errors import UnknownKindError, WireError
 from mesh.ids import NodeId
 from mesh.listener_zmq import Listener, Sender
 from mesh.messages import WIRE, Message
 from mesh.transport import (
     CONTROL_FRAME_BYTES_MAX,
+    CONTROL_HEARTBEAT_INTERVAL_MS,
+    CONTROL_HEARTBEAT_TIMEOUT_MS,
     CONTROL_RECEIVE_QUEUE_MAX,
     CONTROL_SEND_QUEUE_MAX,
     INBOX_MAX,
@@ -115,6 +117,10 @@ class _Link:
         if not stays:
             self.close()
             self._redial_ms, self._next_round_ms = REDIAL_MIN_MS, 0
+
+    def hurry(self) -> None:
+        """The peer gave a sign of life: the next round of dialling need not wait."""
+        self._redial_ms, self._next_round_ms = REDIAL_MIN_MS, 0
 
     def close(self) -> None:
         """Closes every connection; dialling begins anew with the next `tend`."""
@@ -209,6 +215,8 @@ class ZmqControl:
             self._links[node] = link = _Link(node, public_key, hosts, port, make)
         elif (link.hosts, link.port) != (tuple(hosts), port):
             link.move(hosts, port)
+        elif not link.is_up:
+            link.hurry()
         if self._tending is not None:
             self._tend_link(link)
         self._dialling.set()
@@ -224,7 +232,10 @@ class ZmqControl:
     def is_connected(self, node: NodeId) -> bool:
         """Whether messages to this peer leave now."""
         link = self._links.get(node)
-        return link is not None and link.is_up
+        if link is None or self._tending is None:
+            return False
+        # Looked at now: whoever asks wants to know of a loss before something is sent.
+        return link.tend(clock.monotonic_ms()) is not None
 
     def host_of(self, node: NodeId) -> str | None:
         """The address at which this peer is connected, if it is."""
@@ -264,7 +275,7 @@ class ZmqControl:
     # --- the loop's thread ----------------------------------------------------------------------
 
     def _dealer(self, server_key: bytes) -> zmq.Socket[bytes]:
-        return dealer(
+        socket = dealer(
             self._context,
             self._identity,
             server_key,
@@ -272,6 +283,13 @@ class ZmqControl:
             send_queue_max=CONTROL_SEND_QUEUE_MAX,
             receive_queue_max=_CLIENT_RECEIVES_MAX,
         )
+        limit(
+            socket,
+            CONTROL_FRAME_BYTES_MAX,
+            heartbeat_ms=CONTROL_HEARTBEAT_INTERVAL_MS,
+            silence_ms=CONTROL_HEARTBEAT_TIMEOUT_MS,
+        )
+        return socket
 
     async def _tend(self) -> None:
         while True:

@@ -103,12 +103,18 @@ def curve_context() -> zmq.Context[zmq.Socket[bytes]]:
     return context
 
 
-def limit(socket: zmq.Socket[bytes], frame_bytes_max: int) -> None:
+def limit(
+    socket: zmq.Socket[bytes],
+    frame_bytes_max: int,
+    *,
+    heartbeat_ms: int = HEARTBEAT_INTERVAL_MS,
+    silence_ms: int = HEARTBEAT_TIMEOUT_MS,
+) -> None:
     """The limits that every socket has, client or server."""
     socket.setsockopt(zmq.MAXMSGSIZE, wire_limit(frame_bytes_max))
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_INTERVAL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms)
 
 
 def dealer(

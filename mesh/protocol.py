@@ -263,6 +263,15 @@ class Raft:
         """
         self._timer.stretch(factor_percent)
 
+    def suspect(self, leader: RaftId, now_ms: int) -> None:
+        """The connection to `leader` broke: unless it is heard within a heartbeat, it is gone.
+
+        A hint that may be wrong: pre-votes decide as ever, and a leader that others hear stays.
+        """
+        self._advance(now_ms)
+        if self._role is Role.FOLLOWER and self._leader == leader:
+            self._timer.suspect(self._now_ms)
+
     # --- snapshots ----------------------------------------------------------------------------
 
     def compacted(self, base: Base) -> None:
@@ -391,8 +400,25 @@ class Raft:
         if granted and not request.pre:
             self._vote = request.sender
             self._timer.restart(self._now_ms)
+        elif granted:
+            self._timer.give_way()
         term = request.term if granted else self._term
         self._outbox.vote(request, term, granted=granted)
+        if request.pre and not granted and self._should_lead_instead(request):
+            self._on_election_timeout()
+
+    def _should_lead_instead(self, request: VoteRequest) -> bool:
+        """Whether this node may as well campaign at once as wait for its own time-out.
+
+        Somebody noticed that the leader is gone, and cannot win against this node's longer log.
+        """
+        return (
+            self._role is Role.FOLLOWER
+            and not self._has_fresh_leader()
+            and not self.is_installing
+            and self._log.may_vote(self.raft_id)
+            and not self._log.is_up_to_date(request.last_index, request.last_term)
+        )
 
     def _on_vote(self, vote: Vote) -> None:
         campaigning = Role.PRE_CANDIDATE if vote.pre else Role.CANDIDATE

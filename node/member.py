@@ -136,7 +136,11 @@ class MemberNode:
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
         self.read_index = ReadIndex(self.driver, self.requests)
         self.neighbours = Neighbours(
-            facts, control, book, lambda: {**status(), **self.quarantine.told()}
+            facts,
+            control,
+            book,
+            lambda: {**status(), **self.quarantine.told()},
+            lost=self.driver.link_lost,
         )
         for place in membership.places:
             self.neighbours.hint(place)
