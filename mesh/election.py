@@ -88,16 +88,17 @@ class ElectionTimer:
         self._percent = STRETCH_PERCENT_MIN
         self._suspect_ms: int | None = None
         """From then on the leader is not fresh: the way to it broke, and it was not heard since."""
-        self._suspect_deadline_ms: int | None = None
+        self._soon_ms: int | None = None
+        """A deadline before the regular one: there is a reason not to wait."""
         self.restart(now_ms)
 
     @property
     def deadline_ms(self) -> int:
         """When the time-out is over."""
         regular_ms = self._since_ms + self._timeout_ms * self._percent // 100
-        if self._suspect_deadline_ms is None:
+        if self._soon_ms is None:
             return regular_ms
-        return min(regular_ms, self._suspect_deadline_ms)
+        return min(regular_ms, self._soon_ms)
 
     def restart(self, now_ms: int) -> None:
         """Draws a new time-out: after every change of role or term, so that split votes dissolve."""
@@ -106,7 +107,7 @@ class ElectionTimer:
             configured.election_min_ms, configured.election_max_ms + 1
         )
         self._since_ms = now_ms
-        self._suspect_deadline_ms = None
+        self._soon_ms = None
 
     def expire(self, now_ms: int) -> None:
         """The time-out is over at once: nobody else could be waited for."""
@@ -116,7 +117,7 @@ class ElectionTimer:
     def heard_leader(self, now_ms: int) -> None:
         """The leader lives: the same time-out again."""
         self._heard_ms = self._since_ms = now_ms
-        self._suspect_ms = self._suspect_deadline_ms = None
+        self._suspect_ms = self._soon_ms = None
 
     def suspect(self, now_ms: int) -> None:
         """The way to the leader broke: if it lives, it speaks with the next heartbeat.
@@ -129,11 +130,18 @@ class ElectionTimer:
         self._suspect_ms = now_ms + configured.heartbeat_ms * self._percent // 100
         # All notice it at about one time: half the usual range keeps their campaigns apart.
         spread_ms = (configured.election_max_ms - configured.election_min_ms) // 2
-        self._suspect_deadline_ms = self._suspect_ms + self._random.randrange(0, spread_ms + 1)
+        self._soon_ms = self._suspect_ms + self._random.randrange(0, spread_ms + 1)
+
+    def hurry(self, now_ms: int) -> None:
+        """Somebody campaigns who may not win: unless a leader is heard, this node is the next."""
+        if self._soon_ms is None:
+            heartbeat_ms = self._configured.heartbeat_ms
+            # Whoever asked has the head start of a round trip: it may win after all.
+            self._soon_ms = now_ms + self._random.randrange(heartbeat_ms // 2, heartbeat_ms + 1)
 
     def give_way(self) -> None:
         """Another campaigns: what is suspected starts no second campaign beside it."""
-        self._suspect_deadline_ms = None
+        self._soon_ms = None
 
     def is_leader_fresh(self, now_ms: int) -> bool:
         """Whether a leader was heard within the shortest election time-out (dissertation, 4.2.3)."""

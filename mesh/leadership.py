@@ -45,7 +45,7 @@ class Leadership:
         self._outbox = outbox
         self._term_is_durable = False
         self._heartbeat_deadline_ms = now_ms + timer.timing.heartbeat_ms
-        self._quorum_checked_ms = self._began_ms = now_ms
+        self._quorum_checked_ms = self._began_ms = self._listening_ms = now_ms
         self._replication = Replication(raft_id, term, log, limits)
         self._replication.follow(self._configuration)
         self._reads = Reads()
@@ -89,8 +89,13 @@ class Leadership:
         """Heartbeats, and the check of the quorum."""
         if now_ms >= self._quorum_checked_ms + self._timer.timing.election_max_ms:
             self._quorum_checked_ms = now_ms
-            self._replication.forget_silent_guards()
+            if not self._replication.check_quorum(self._configuration):
+                self._resign()
+                return
         if now_ms >= self._heartbeat_deadline_ms:
+            if now_ms - self._heartbeat_deadline_ms >= self._timer.timing.election_min_ms:
+                # It stood still: what others answered meanwhile is still to be read.
+                self._listening_ms = now_ms
             if not self._hears_quorum(now_ms):
                 self._resign()
                 return
@@ -105,8 +110,9 @@ class Leadership:
             self._advance_commit(now_ms)
 
     def _hears_quorum(self, now_ms: int) -> bool:
+        """Looked at with each heartbeat: a check once in an election time-out misses nearly two."""
         since_ms = self._live_since_ms(now_ms)
-        return since_ms < self._began_ms or self._replication.hears_quorum(
+        return since_ms < self._listening_ms or self._replication.hears_quorum(
             self._configuration, since_ms
         )
 

@@ -405,12 +405,12 @@ class Raft:
         term = request.term if granted else self._term
         self._outbox.vote(request, term, granted=granted)
         if request.pre and not granted and self._should_lead_instead(request):
-            self._on_election_timeout()
+            self._timer.hurry(self._now_ms)
 
     def _should_lead_instead(self, request: VoteRequest) -> bool:
-        """Whether this node may as well campaign at once as wait for its own time-out.
+        """Whether this node need not wait for its own time-out.
 
-        Somebody noticed that the leader is gone, and cannot win against this node's longer log.
+        Somebody noticed that the leader is gone, and may not win against this node's longer log.
         """
         return (
             self._role is Role.FOLLOWER

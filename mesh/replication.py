@@ -103,7 +103,7 @@ class Progress:
         """
         self.commit_sent = 0
         self.active = False
-        """Heard since guards were looked at last."""
+        """Heard since the last check of the quorum."""
         self.heard_ms = _NEVER_MS
         self.round = 0
         """The newest round of confirmation that it answered."""
@@ -353,6 +353,18 @@ class Replication:
         """The highest index that a majority of voters holds durably, this node by its own sync."""
         return majority_index(configuration.voters, self._matched)
 
+    def check_quorum(self, configuration: Configuration) -> bool:
+        """Whether a majority of voters was heard since the last check; starts the next one."""
+        heard = sum(
+            1
+            for voter in configuration.voters
+            if voter == self._raft_id or self._followers[voter].active
+        )
+        for progress in self._followers.values():
+            progress.guards = progress.guards and progress.active
+            progress.active = False
+        return heard >= configuration.quorum
+
     def hears_quorum(self, configuration: Configuration, since_ms: int) -> bool:
         """Whether a majority of voters was heard since then."""
         heard = sum(
@@ -361,12 +373,6 @@ class Replication:
             if voter == self._raft_id or self._followers[voter].heard_ms >= since_ms
         )
         return heard >= configuration.quorum
-
-    def forget_silent_guards(self) -> None:
-        """Who was not heard since the last call is not in line any more."""
-        for progress in self._followers.values():
-            progress.guards = progress.guards and progress.active
-            progress.active = False
 
     def status(self, *, heard_since_ms: int) -> tuple[FollowerStatus, ...]:
         """What is known of each follower."""
