@@ -20,7 +20,7 @@ import zmq
 
 from mesh import clock
 from mesh.codec import Vocabulary
-from mesh.curve_zmq import Dial, Dialer, MakeSocket, Tally, curve_context, dealer, limit
+from mesh.curve_zmq import Dial, Dialer, MakeSocket, Tally, curve_context, dealer
 from mesh.errors import UnknownKindError, WireError
 from mesh.ids import NodeId
 from mesh.listener_zmq import Listener, Sender
@@ -275,21 +275,16 @@ class ZmqControl:
     # --- the loop's thread ----------------------------------------------------------------------
 
     def _dealer(self, server_key: bytes) -> zmq.Socket[bytes]:
-        socket = dealer(
+        return dealer(
             self._context,
             self._identity,
             server_key,
             frame_bytes_max=CONTROL_FRAME_BYTES_MAX,
             send_queue_max=CONTROL_SEND_QUEUE_MAX,
             receive_queue_max=_CLIENT_RECEIVES_MAX,
-        )
-        limit(
-            socket,
-            CONTROL_FRAME_BYTES_MAX,
             heartbeat_ms=CONTROL_HEARTBEAT_INTERVAL_MS,
             silence_ms=CONTROL_HEARTBEAT_TIMEOUT_MS,
         )
-        return socket
 
     async def _tend(self) -> None:
         while True:
