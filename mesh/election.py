@@ -128,8 +128,8 @@ class ElectionTimer:
             return
         configured = self._configured
         self._suspect_ms = now_ms + configured.heartbeat_ms * self._percent // 100
-        # All notice it at about one time: half the usual range keeps their campaigns apart.
-        spread_ms = (configured.election_max_ms - configured.election_min_ms) // 2
+        # All notice it at about one time; those that ask at one time give way to each other.
+        spread_ms = (configured.election_max_ms - configured.election_min_ms) // 4
         self._soon_ms = self._suspect_ms + self._random.randrange(0, spread_ms + 1)
 
     def hurry(self, now_ms: int) -> None:

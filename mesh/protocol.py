@@ -401,11 +401,19 @@ class Raft:
             self._vote = request.sender
             self._timer.restart(self._now_ms)
         elif granted:
-            self._timer.give_way()
+            self._give_way(request)
         term = request.term if granted else self._term
         self._outbox.vote(request, term, granted=granted)
         if request.pre and not granted and self._should_lead_instead(request):
             self._timer.hurry(self._now_ms)
+
+    def _give_way(self, request: VoteRequest) -> None:
+        """Of two that ask at one time only one goes on, or both would vote for themselves."""
+        self._timer.give_way()
+        own = (self._log.last_term, self._log.last_index, self.raft_id)
+        other = (request.last_term, request.last_index, request.sender)
+        if self._role is Role.PRE_CANDIDATE and other > own:
+            self._become_follower(self._term, None)
 
     def _should_lead_instead(self, request: VoteRequest) -> bool:
         """Whether this node need not wait for its own time-out.

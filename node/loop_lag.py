@@ -12,7 +12,7 @@ PROBE_MS: Final = 100
 """How often the loop is asked to be on time: as often as a leader speaks."""
 HALF_LIFE_MS: Final = 10_000
 """After so long half of a usual lateness is forgotten: encoders come and go in minutes."""
-LONE_HALF_LIFE_MS: Final = 1_000
+LONE_HALF_LIFE_MS: Final = 500
 """The same for a lone one: an election time-out later it must not hold up the next election."""
 USUAL: Final = 3
 """So many within the memory are usual: the lateness that this many reached counts for long."""
@@ -29,6 +29,7 @@ class LoopLag:
 
     def __init__(self, election_min_ms: int) -> None:
         self._election_min_ms = election_min_ms
+        self._lag_ms_max = election_min_ms * (STRETCH_MAX_PERCENT - 100) // 200
         self._stalls: list[tuple[int, int]] = []
         """The worst ones, at most `USUAL`: when, and how late."""
 
@@ -36,6 +37,8 @@ class LoopLag:
         """The loop came so much later than it was due."""
         if lag_ms <= 0:
             return
+        # Beyond the widest stretch it says nothing more, and would only be forgotten later.
+        lag_ms = min(lag_ms, self._lag_ms_max)
         stalls = self._stalls
         if stalls and now_ms - stalls[-1][0] < max(STALL_MS, lag_ms):
             _, before_ms = stalls.pop()

@@ -8,7 +8,7 @@ from tests.scenarios.cluster import Cluster, configuration_of
 
 A, B, C = RaftId("a"), RaftId("b"), RaftId("c")
 TIMES = Timing()
-SPREAD_MS = (TIMES.election_max_ms - TIMES.election_min_ms) // 2
+SPREAD_MS = (TIMES.election_max_ms - TIMES.election_min_ms) // 4
 
 
 def led() -> Cluster:
@@ -78,6 +78,19 @@ def test_who_grants_a_pre_vote_starts_no_campaign_of_its_own_beside_it() -> None
     cluster.tick("c")
     cluster.deliver("c", "b", rounds=1)
     assert cluster.nodes["b"].next_deadline_ms() - cluster.now_ms > SPREAD_MS
+    cluster.deliver()
+    assert cluster.nodes["c"].role is Role.LEADER
+
+
+def test_of_two_that_ask_at_one_time_one_gives_way_and_no_vote_is_split() -> None:
+    cluster = led()
+    cluster.crash("a")
+    cluster.now_ms += TIMES.election_max_ms
+    cluster.tick("b")
+    cluster.tick("c")
+    assert {raft.role for raft in cluster.nodes.values()} == {Role.PRE_CANDIDATE}
+    cluster.deliver(rounds=1)
+    assert cluster.nodes["b"].role is Role.FOLLOWER
     cluster.deliver()
     assert cluster.nodes["c"].role is Role.LEADER
 
