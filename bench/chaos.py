@@ -220,11 +220,11 @@ def deck(draw: random.Random, count: int, only: Sequence[str]) -> list[tuple[str
 
 
 def strike(chaos: Chaos, name: str, *, to_leader: bool) -> None:
-    """One fault, for one to four seconds."""
+    """One fault, for one to three seconds."""
     leader = wait_for("a coordinator", chaos.coordinator, 60)
     node = leader if to_leader else chaos.draw.choice(chaos.nodes)
     fault, _, replaces = FAULTS[name]
-    lasts_s = chaos.draw.uniform(1, 4)
+    lasts_s = chaos.draw.uniform(1, 3)
     chaos.faults[name] += 1
     chaos.on_coordinator += node is leader
     chaos.coordinators_killed += node is leader and name == "killed"

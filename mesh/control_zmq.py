@@ -27,10 +27,9 @@ from mesh.listener_zmq import Listener, Sender
 from mesh.messages import WIRE, Message
 from mesh.transport import (
     CONTROL_FRAME_BYTES_MAX,
-    CONTROL_HEARTBEAT_INTERVAL_MS,
-    CONTROL_HEARTBEAT_TIMEOUT_MS,
     CONTROL_RECEIVE_QUEUE_MAX,
     CONTROL_SEND_QUEUE_MAX,
+    CONTROL_SILENCE_MS,
     INBOX_MAX,
     INBOX_PER_PEER_MAX,
     REDIAL_MAX_MS,
@@ -282,8 +281,7 @@ class ZmqControl:
             frame_bytes_max=CONTROL_FRAME_BYTES_MAX,
             send_queue_max=CONTROL_SEND_QUEUE_MAX,
             receive_queue_max=_CLIENT_RECEIVES_MAX,
-            heartbeat_ms=CONTROL_HEARTBEAT_INTERVAL_MS,
-            silence_ms=CONTROL_HEARTBEAT_TIMEOUT_MS,
+            silence_ms=CONTROL_SILENCE_MS,
         )
 
     async def _tend(self) -> None:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from mesh.effects import Effect
-from mesh.election import Ballot, ElectionTimer, RandomSource, Role, Timing, may_grant
+from mesh.election import (
+    Ballot,
+    ElectionTimer,
+    RandomSource,
+    Role,
+    Timing,
+    has_precedence,
+    may_grant,
+)
 from mesh.errors import DivergenceError, NotLeaderError, UsageError
 from mesh.following import Following
 from mesh.ids import RaftId
@@ -401,32 +409,16 @@ class Raft:
             self._vote = request.sender
             self._timer.restart(self._now_ms)
         elif granted:
-            self._give_way(request)
+            self._timer.give_way()
+            if self._role is Role.PRE_CANDIDATE and has_precedence(
+                request, self.raft_id, self._log
+            ):
+                self._become_follower(self._term, None)
+        elif request.pre and self._role is Role.FOLLOWER and not self._has_fresh_leader():
+            # Refused for the better log here, or for a vote given away: this node may be the next.
+            self._timer.hurry(self._now_ms)
         term = request.term if granted else self._term
         self._outbox.vote(request, term, granted=granted)
-        if request.pre and not granted and self._should_lead_instead(request):
-            self._timer.hurry(self._now_ms)
-
-    def _give_way(self, request: VoteRequest) -> None:
-        """Of two that ask at one time only one goes on, or both would vote for themselves."""
-        self._timer.give_way()
-        own = (self._log.last_term, self._log.last_index, self.raft_id)
-        other = (request.last_term, request.last_index, request.sender)
-        if self._role is Role.PRE_CANDIDATE and other > own:
-            self._become_follower(self._term, None)
-
-    def _should_lead_instead(self, request: VoteRequest) -> bool:
-        """Whether this node need not wait for its own time-out.
-
-        Somebody noticed that the leader is gone, and may not win against this node's longer log.
-        """
-        return (
-            self._role is Role.FOLLOWER
-            and not self._has_fresh_leader()
-            and not self.is_installing
-            and self._log.may_vote(self.raft_id)
-            and not self._log.is_up_to_date(request.last_index, request.last_term)
-        )
 
     def _on_vote(self, vote: Vote) -> None:
         campaigning = Role.PRE_CANDIDATE if vote.pre else Role.CANDIDATE

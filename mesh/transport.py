@@ -62,10 +62,12 @@ HANDSHAKE_INTERVAL_MS: Final = 5_000
 HEARTBEAT_INTERVAL_MS: Final = 1_000
 HEARTBEAT_TIMEOUT_MS: Final = 3_000
 """A cut link is noticed after about 4 s (measured); sooner would cut busy machines."""
-CONTROL_HEARTBEAT_INTERVAL_MS: Final = 500
-CONTROL_HEARTBEAT_TIMEOUT_MS: Final = 2_000
-"""The same where nothing large is on its way.  A link that was bad waits for TCP's next try, whose
-pauses double: after a few seconds of loss, longer than a new connection takes."""
+KEEPALIVE_S: Final = 1
+KEEPALIVES_MAX: Final = 3
+"""The system asks an idle connection so often, and ends it after so many questions without an answer."""
+CONTROL_SILENCE_MS: Final = 2_000
+"""The system ends a control connection that acknowledged nothing for so long.  One that was bad waits
+for TCP's next try, whose pauses double: after some seconds, longer than a new connection takes."""
 CONNECT_TIMEOUT_MS: Final = 1_000
 """For the TCP part of reaching one address: a LAN answers in far less, and a new try sends at once
 what the system would repeat after one, three and seven seconds."""

@@ -16,7 +16,12 @@ from mesh.curve_zmq import Tally, curve_context, dealer
 from mesh.errors import ConfigurationError, InUseError
 from mesh.listener_zmq import Listener, ZapHandler
 from mesh.messages import WIRE, Notice, Request
-from mesh.transport import CONTROL_FRAME_BYTES_MAX, HEARTBEAT_INTERVAL_MS, KeyPair
+from mesh.transport import (
+    CONTROL_FRAME_BYTES_MAX,
+    CONTROL_SILENCE_MS,
+    HEARTBEAT_INTERVAL_MS,
+    KeyPair,
+)
 from tests.meshwork import eventually, key_pair, node_of, notice, within
 from tests.strangers import GARBAGE, LOOPBACK, client, poke, taken_port
 
@@ -454,14 +459,15 @@ def test_a_server_that_stood_still_outlives_a_client_that_went_meanwhile() -> No
             frame_bytes_max=1 << 20,
             send_queue_max=2_000,
             receive_queue_max=2,
+            silence_ms=CONTROL_SILENCE_MS,
         )
         sender.connect(f"tcp://{LOOPBACK}:{port}")
         for _ in range(500):
             sender.send(bytes(10_000))
-        # Until it holds what it takes: then its end of the connection is not read any more.
-        assert not sender.poll(500)
+        # Long enough that its queue is full, and that a heartbeat would stand behind it.
+        assert not sender.poll(1_500)
         context.destroy(linger=0)
-        # The first heartbeat would find out that the client is gone, the second one would abort.
+        # A first heartbeat of its own would find out that the client is gone, a second one abort.
         with pytest.raises(subprocess.TimeoutExpired):
             server.wait(2.5 * HEARTBEAT_INTERVAL_MS / 1_000)
         said, _ = server.communicate("go on\n", timeout=20)
