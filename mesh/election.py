@@ -185,10 +185,10 @@ def may_grant(
     return free and log.is_up_to_date(request.last_index, request.last_term)
 
 
-def has_precedence(request: VoteRequest, raft_id: RaftId, log: RaftLog) -> bool:
+def gives_way(own: RaftId, request: VoteRequest, log: RaftLog) -> bool:
     """Whether of two that ask for pre-votes at one time the other goes on.
 
     Both would win them, vote for themselves and wait for another time-out.
     """
     other = (request.last_term, request.last_index, request.sender)
-    return other > (log.last_term, log.last_index, raft_id)
+    return other > (log.last_term, log.last_index, own)

@@ -8,15 +8,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from mesh.effects import Effect
-from mesh.election import (
-    Ballot,
-    ElectionTimer,
-    RandomSource,
-    Role,
-    Timing,
-    has_precedence,
-    may_grant,
-)
+from mesh.election import Ballot, ElectionTimer, RandomSource, Role, Timing, gives_way, may_grant
 from mesh.errors import DivergenceError, NotLeaderError, UsageError
 from mesh.following import Following
 from mesh.ids import RaftId
@@ -272,10 +264,7 @@ class Raft:
         self._timer.stretch(factor_percent)
 
     def suspect(self, leader: RaftId, now_ms: int) -> None:
-        """The connection to `leader` broke: unless it is heard within a heartbeat, it is gone.
-
-        A hint that may be wrong: pre-votes decide as ever, and a leader that others hear stays.
-        """
+        """The connection to `leader` broke: a hint that it is gone, until it is heard again."""
         self._advance(now_ms)
         if self._role is Role.FOLLOWER and self._leader == leader:
             self._timer.suspect(self._now_ms)
@@ -410,9 +399,7 @@ class Raft:
             self._timer.restart(self._now_ms)
         elif granted:
             self._timer.give_way()
-            if self._role is Role.PRE_CANDIDATE and has_precedence(
-                request, self.raft_id, self._log
-            ):
+            if self._role is Role.PRE_CANDIDATE and gives_way(self.raft_id, request, self._log):
                 self._become_follower(self._term, None)
         elif request.pre and self._role is Role.FOLLOWER and not self._has_fresh_leader():
             # Refused for the better log here, or for a vote given away: this node may be the next.
