@@ -11,6 +11,7 @@ from ledger import apply_jobs as jobs
 from ledger import apply_members as members
 from ledger.change import Change, RefusedError
 from ledger.commands import (
+    SINCE,
     AcceptResult,
     AddMember,
     Command,
@@ -23,6 +24,7 @@ from ledger.commands import (
     FinishJob,
     FormMesh,
     GrantLeases,
+    MigrateLedger,
     Outcome,
     PlanJob,
     RecoverMesh,
@@ -32,9 +34,11 @@ from ledger.commands import (
     ReportNode,
     RevokeMember,
     StartPlanning,
+    SubmitFilms,
     SubmitJobs,
 )
 from ledger.rows import Rows
+from ledger.schema import FIRST_SCHEMA
 
 
 def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Outcome:
@@ -47,6 +51,8 @@ def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Ou
         rows=rows, index=index, at_ms=envelope.proposed_at_ms, proposer=envelope.proposer
     )
     try:
+        if SINCE.get(type(command), FIRST_SCHEMA) > rows.schema:
+            raise RefusedError("conflict", "the ledger does not have the form for this yet")
         _dispatch(change, command)
     except RefusedError as refused:
         return Outcome(
@@ -59,6 +65,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
     match command:
         case FormMesh():
             members.form_mesh(change, command)
+        case MigrateLedger():
+            members.migrate_ledger(change, command)
         case AddMember():
             members.add_member(change, command)
         case RevokeMember():
@@ -73,6 +81,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.report_node(change, command)
         case SubmitJobs():
             jobs.submit_jobs(change, command)
+        case SubmitFilms():
+            jobs.submit_films(change, command)
         case StartPlanning():
             jobs.start_planning(change, command)
         case PlanJob():

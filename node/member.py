@@ -9,6 +9,7 @@ import structlog
 
 from ledger.commands import FormMesh, MemberRole, MemberSpec, ReportNode
 from ledger.jobs import Member
+from ledger.schema import SCHEMA_VERSION
 from mesh import clock
 from mesh.errors import (
     DarkStreamError,
@@ -29,6 +30,7 @@ from node.coordinator import Coordinator
 from node.driver import Driver
 from node.leases import LeaseTiming
 from node.ledger_port import Ledger
+from node.migration import Migration
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
@@ -160,6 +162,12 @@ class MemberNode:
                 requests=self.requests,
                 replica=replica,
                 is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
+            ),
+            migration=Migration(
+                driver=self.driver,
+                proposer=self.proposer,
+                replica=replica,
+                known=self.neighbours.schema_of,
             ),
         )
         self.refused: dict[str, int] = {}
@@ -311,6 +319,7 @@ class MemberNode:
         membership = self.membership
         command = FormMesh(
             mesh=membership.mesh,
+            schema=SCHEMA_VERSION,
             founder=MemberSpec(
                 node=self.own,
                 raft_id=membership.raft_id,
