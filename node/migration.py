@@ -68,14 +68,16 @@ class Migration:
 
     async def _moved_to(self, schema: int) -> bool:
         try:
-            await self._proposer.commit(MigrateLedger(schema=schema), cause="coordinator")
+            outcome = await self._proposer.propose(
+                MigrateLedger(schema=schema), cause="coordinator"
+            )
         except StorageError:
             raise
         except DarkStreamError as error:
-            _log.warning("the ledger was not migrated", schema=schema, reason=error.what)
+            _log.warning("the ledger was not migrated yet", schema=schema, reason=error.what)
             return False
-        _log.info("the ledger was migrated", schema=schema)
-        return True
+        _log.info("the ledger has a new form", schema=schema, by_this=outcome.ok)
+        return outcome.ok
 
 
 def waiting_notes(members: Sequence[Member], known: Known, present: int) -> list[str]:
