@@ -213,8 +213,11 @@ class LedgerStore:
         return None if found is None else ENVELOPES.decode(found)
 
     def close(self) -> None:
-        """Closes the file."""
-        self.connection.close()
+        """Closes the file.  Raises `StorageError`; what was applied is there nevertheless."""
+        try:
+            self.connection.close()
+        except apsw.Error as error:
+            raise storage_error(error, self.path) from None
 
 
 class SqliteRows:
