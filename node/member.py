@@ -119,6 +119,7 @@ class MemberNode:
         book: AddressBook,
         timing: Timing,
         leases: LeaseTiming,
+        voter_silent_ms: int,
         status: Callable[[], dict[str, object]],
         random: RandomSource,
     ) -> None:
@@ -162,6 +163,7 @@ class MemberNode:
                 requests=self.requests,
                 replica=replica,
                 is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
+                replace_ms=voter_silent_ms,
             ),
             migration=Migration(
                 driver=self.driver,
