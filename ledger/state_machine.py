@@ -9,6 +9,7 @@ from typing import assert_never
 
 from ledger import apply_jobs as jobs
 from ledger import apply_members as members
+from ledger import apply_submissions as submissions
 from ledger.change import Change, RefusedError
 from ledger.commands import (
     SINCE,
@@ -80,9 +81,9 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
         case ReportNode():
             members.report_node(change, command)
         case SubmitJobs():
-            jobs.submit_jobs(change, command)
+            submissions.submit_jobs(change, command)
         case SubmitFilms():
-            jobs.submit_films(change, command)
+            submissions.submit_films(change, command)
         case StartPlanning():
             jobs.start_planning(change, command)
         case PlanJob():

@@ -152,32 +152,35 @@ class MemberNode:
             name_of=self._name_of,
         )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
-        self.coordinator = Coordinator(
-            driver=self.driver,
-            proposer=self.proposer,
-            requests=self.requests,
-            replica=replica,
-            timing=leases,
-            voters=Voters(
-                driver=self.driver,
-                requests=self.requests,
-                replica=replica,
-                is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
-                replace_ms=voter_silent_ms,
-            ),
-            migration=Migration(
-                driver=self.driver,
-                proposer=self.proposer,
-                replica=replica,
-                known=self.neighbours.schema_of,
-            ),
-        )
+        self.coordinator = self._coordinator(leases, voter_silent_ms)
         self.refused: dict[str, int] = {}
         self._control = control
         self._trust_users = tuple(trust_users)
         self._trusted: tuple[Member, ...] = ()
         self._running = False
         self._farewell_until_ms: dict[str, int] = {}
+
+    def _coordinator(self, leases: LeaseTiming, voter_silent_ms: int) -> Coordinator:
+        return Coordinator(
+            driver=self.driver,
+            proposer=self.proposer,
+            requests=self.requests,
+            replica=self.replica,
+            timing=leases,
+            voters=Voters(
+                driver=self.driver,
+                requests=self.requests,
+                replica=self.replica,
+                is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
+                replace_ms=voter_silent_ms,
+            ),
+            migration=Migration(
+                driver=self.driver,
+                proposer=self.proposer,
+                replica=self.replica,
+                known=self.neighbours.schema_of,
+            ),
+        )
 
     @property
     def leader(self) -> NodeId | None:
