@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from ledger.jobs import Member
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from mesh import clock
 from mesh.codec import pack, unpack
 from mesh.errors import TwinIdentityError, WireError
@@ -34,6 +35,8 @@ HINTS_MAX: Final = 1_024
 """Nodes whose addresses are remembered, members first: more than any mesh has."""
 TWINS: Final = "twins"
 """Key in a hello's status: nodes that two processes speak for."""
+SCHEMA: Final = "schema"
+"""Key in a hello's status: the newest form of the ledger that its sender knows."""
 HINTS_SAVED_S: Final = 30.0
 """How often known addresses are written down for the next start."""
 
@@ -191,9 +194,10 @@ class Neighbours:
 
     def _hello(self) -> Hello:
         twins = self._twins.twins(clock.monotonic_ms())
-        status = pack({**self._status(), **({TWINS: twins} if twins else {})})
+        known = {SCHEMA: SCHEMA_VERSION}
+        status = pack({**self._status(), **known, **({TWINS: twins} if twins else {})})
         if len(status) > HELLO_STATUS_BYTES_MAX:
-            status = pack({})
+            status = pack(known)
         facts = self.facts
         return Hello(
             raft_id=facts.raft_id,
@@ -221,6 +225,17 @@ class Neighbours:
         except WireError:
             return {}
         return status if isinstance(status, dict) else {}
+
+    def schema_of(self, node: NodeId) -> int | None:
+        """The newest form of the ledger that a node says it knows; None: it was not heard yet."""
+        if node == self.facts.node:
+            return SCHEMA_VERSION
+        peer = self.peers.get(node)
+        if peer is None or peer.hello is None:
+            return None
+        told = self.status_of(node).get(SCHEMA)
+        # Nodes that say none are older than this word.
+        return told if isinstance(told, int) else FIRST_SCHEMA
 
     async def run(self) -> None:
         """Greets all members every two seconds, and each at once when its connection comes up.
