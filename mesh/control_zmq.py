@@ -29,6 +29,7 @@ from mesh.transport import (
     CONTROL_FRAME_BYTES_MAX,
     CONTROL_RECEIVE_QUEUE_MAX,
     CONTROL_SEND_QUEUE_MAX,
+    CONTROL_SILENCE_MS,
     INBOX_MAX,
     INBOX_PER_PEER_MAX,
     REDIAL_MAX_MS,
@@ -126,6 +127,10 @@ class _Link:
             self.close()
             self._redial_ms, self._next_round_ms = REDIAL_MIN_MS, 0
 
+    def hurry(self) -> None:
+        """The peer gave a sign of life: the next round of dialling need not wait."""
+        self._redial_ms, self._next_round_ms = REDIAL_MIN_MS, 0
+
     def close(self) -> None:
         """Closes every connection; dialling begins anew with the next `tend`."""
         if self._dialer is not None:
@@ -219,6 +224,8 @@ class ZmqControl:
             self._links[node] = link = _Link(node, public_key, hosts, port, make)
         elif (link.hosts, link.port) != (tuple(hosts), port):
             link.move(hosts, port)
+        elif not link.is_up:
+            link.hurry()
         if self._tending is not None:
             self._tend_link(link)
         self._dialling.set()
@@ -234,7 +241,10 @@ class ZmqControl:
     def is_connected(self, node: NodeId) -> bool:
         """Whether messages to this peer leave now."""
         link = self._links.get(node)
-        return link is not None and link.is_up
+        if link is None or self._tending is None:
+            return False
+        # Looked at now: whoever asks wants to know of a loss before something is sent.
+        return link.tend(clock.monotonic_ms()) is not None
 
     def host_of(self, node: NodeId) -> str | None:
         """The address at which this peer is connected, if it is."""
@@ -283,6 +293,7 @@ class ZmqControl:
             frame_bytes_max=CONTROL_FRAME_BYTES_MAX,
             send_queue_max=CONTROL_SEND_QUEUE_MAX,
             receive_queue_max=_CLIENT_RECEIVES_MAX,
+            silence_ms=CONTROL_SILENCE_MS,
         )
 
     async def _tend(self) -> None:

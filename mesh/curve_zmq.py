@@ -25,6 +25,8 @@ from mesh.transport import (
     HANDSHAKE_INTERVAL_MS,
     HEARTBEAT_INTERVAL_MS,
     HEARTBEAT_TIMEOUT_MS,
+    KEEPALIVE_S,
+    KEEPALIVES_MAX,
     Counters,
     KeyPair,
     Traffic,
@@ -110,8 +112,10 @@ def limit(socket: zmq.Socket[bytes], frame_bytes_max: int) -> None:
     """The limits that every socket has, client or server."""
     socket.setsockopt(zmq.MAXMSGSIZE, wire_limit(frame_bytes_max))
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_INTERVAL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVES_MAX)
 
 
 def dealer(
@@ -122,14 +126,25 @@ def dealer(
     frame_bytes_max: int,
     send_queue_max: int,
     receive_queue_max: int,
+    silence_ms: int | None = None,
 ) -> zmq.Socket[bytes]:
     """A client socket for one peer that never reconnects by itself.
 
     After a refusal libzmq would not try again, and after a loss only the same address: dialling is
     the adapter's, the same way for every cause.
+
+    With `silence_ms` the system watches the connection: it is over when nothing was acknowledged for
+    so long.  Else ZeroMQ's heartbeats do, from the client alone.  A socket with a full receive queue
+    must get and send none: it would end the whole process when its peer goes (libzmq 4364, open).
     """
     socket = context.socket(zmq.DEALER)
     limit(socket, frame_bytes_max)
+    if silence_ms is None:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    else:
+        socket.setsockopt(zmq.TCP_MAXRT, silence_ms)
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.setsockopt(zmq.SNDHWM, send_queue_max)

@@ -143,6 +143,13 @@ class Driver:
             self.dropped += 1
         self._wake.set()
 
+    def link_lost(self, node: NodeId) -> None:
+        """The connection to this node broke: if it leads, its process may have ended."""
+        leader = self.raft.leader
+        if leader is not None and node_of(leader) == node:
+            self.raft.suspect(leader, clock.monotonic_ms())
+            self._wake.set()
+
     async def propose(self, command_id: CommandId, data: bytes, timeout_s: float) -> Outcome:
         """Commits and applies a sealed command here, on the leader.
 
