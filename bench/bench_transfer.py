@@ -295,6 +295,9 @@ def main() -> int:
     """Measures and prints; always 0 when all arrived: a bench tells, it does not judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="256 MiB and 500 files, three times")
+    parser.add_argument(
+        "--only", choices=("film", "small"), help="the large file, or the small ones"
+    )
     parser.add_argument("--folder", default="/dev/shm", help="file system for source and target")
     parser.add_argument("--disk", action="store_true", help="each one's time includes a sync")
     options = parser.parse_args()
@@ -304,8 +307,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="darkstream-bench-", dir=options.folder) as name:
         place = Path(name)
         place.chmod(0o755)
-        make_files(place / "root", film_bytes, small)
-        found = rounds(place, ["film", "small"], runs, disk=options.disk)
+        names = [options.only] if options.only else ["film", "small"]
+        make_files(place / "root", film_bytes, small if "small" in names else 0)
+        found = rounds(place, names, runs, disk=options.disk)
     figures = report(found)
     print(
         f"{'aim':28}{RATIO_AIM} times the fastest, no more CPU, extra memory below {EXTRA_MB_AIM} MB"
