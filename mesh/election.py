@@ -144,15 +144,10 @@ class ElectionTimer:
         self._soon_ms = None
 
     def is_leader_fresh(self, now_ms: int) -> bool:
-        """Whether a leader was heard lately (dissertation, 4.2.3: within the shortest time-out).
-
-        Three heartbeats suffice: who asks was silent for a whole time-out of its own.  Where single
-        links are bad, each follower hears the leader now and then, and all of them seldom.
-        """
+        """Whether a leader was heard within the shortest election time-out (dissertation, 4.2.3)."""
         if self._suspect_ms is not None and now_ms >= self._suspect_ms:
             return False
-        fresh_ms = _BROADCASTS_MIN * self._configured.heartbeat_ms * self._percent // 100
-        return now_ms - self._heard_ms < fresh_ms
+        return now_ms - self._heard_ms < self.timing.election_min_ms
 
     def stretch(self, percent: int) -> None:
         """From now on, also for the time-out that runs, time-outs are so many percent long."""
