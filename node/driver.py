@@ -24,15 +24,7 @@ from mesh.effects import (
     Send,
     SnapshotNeeded,
 )
-from mesh.errors import (
-    BusyError,
-    ConflictError,
-    DamagedError,
-    DarkStreamError,
-    NotLeaderError,
-    UnknownKindError,
-    WireError,
-)
+from mesh.errors import BusyError, ConflictError, DarkStreamError, NotLeaderError
 from mesh.ids import CommandId, NodeId, RaftId, node_of
 from mesh.log import Base, Entry, HardState, LogStorage
 from mesh.membership import Configuration
@@ -40,7 +32,7 @@ from mesh.messages import ConsensusMessage, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing
 from node.compaction import Keep
 from node.divergence import OwnMarks
-from node.ledger_port import Ledger
+from node.ledger_port import Ledger, apply_own
 from node.log_writer import LogWriter
 from node.outgoing import Outgoing
 from node.proposals import Proposals, Waiting, outcomes_of
@@ -458,17 +450,9 @@ class Driver:
             while self._to_apply:
                 batch = _next_batch(self._to_apply)
                 del self._to_apply[: len(batch)]
-                try:
-                    done = await loop.run_in_executor(self._apply_thread, self._ledger.apply, batch)
-                except UnknownKindError:
-                    raise
-                except WireError as error:
-                    # Nobody sent it just now: it stands in this node's own log.
-                    raise DamagedError(
-                        f"an entry of the log from {batch[0].index} to {batch[-1].index} cannot be"
-                        f" read: {error.what}",
-                        "run mesh-cli ledger verify; restore the node, or let it join anew",
-                    ) from None
+                done = await loop.run_in_executor(
+                    self._apply_thread, apply_own, self._ledger, batch
+                )
                 self.upkeep.applied([(entry.index, len(entry.data)) for entry in batch])
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:

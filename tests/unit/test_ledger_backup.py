@@ -13,8 +13,10 @@ from ledger.backup import back_up, verify_replica
 from ledger.log_soundness_sqlite import faults_of_log
 from ledger.store_sqlite import LedgerStore
 from mesh.errors import ConflictError, DamagedError, NotFoundError
+from mesh.log import Entry
 from node.cli.faults import run
 from node.cli.mesh_cli import cli
+from node.ledger_port import apply_own
 from tests.home_helper import Home
 from tests.ledger_helper import dump
 
@@ -284,3 +286,10 @@ def test_what_is_left_of_a_ledger_is_called_damaged(home: Home, kept: int) -> No
     Path(home.ledger_path).write_bytes(data[:kept])
     with pytest.raises(DamagedError):
         verify_replica(home.ledger_path, home.log_path)
+
+
+def test_an_entry_of_the_own_log_that_cannot_be_read_is_damage(home: Home) -> None:
+    index = home.ledger.applied_index + 1
+    with pytest.raises(DamagedError, match=f"from {index} to {index} cannot be read"):
+        apply_own(home.ledger, [Entry(index, 1, "command", b"\x00\xff")])
+    assert home.ledger.applied_index == index - 1
