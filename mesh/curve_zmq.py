@@ -4,6 +4,9 @@ With mesh.listener_zmq the only files of this suffix that others of it may impor
 message.
 """
 
+import asyncio
+import selectors
+import socket as sockets
 import struct
 import threading
 from collections import Counter, OrderedDict
@@ -253,7 +256,62 @@ def monitor_events(monitor: zmq.Socket[bytes]) -> list[tuple[int, str]]:
 
 def is_ready(socket: zmq.Socket[bytes], flag: int) -> bool:
     """Whether the socket can receive (POLLIN) or send (POLLOUT) now."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & flag)
+    return int(socket.getsockopt(zmq.EVENTS)) & int(flag) != 0
+
+
+class Watch:
+    """Calls back on the event loop when a socket that it owns has news, and once at the beginning.
+
+    A socket's descriptor tells of news, not of what is left: the callback looks at the socket until
+    it finds nothing.  Where the loop cannot wait for descriptors (Windows' default), a thread does.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._callback = callback
+        self._descriptor = int(socket.getsockopt(zmq.FD))
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        try:
+            self._loop.add_reader(self._descriptor, callback)
+        except NotImplementedError:
+            self._looked = threading.Event()
+            self._inner, self._outer = sockets.socketpair()
+            self._thread = threading.Thread(target=self._wait, name="watch", daemon=True)
+            self._thread.start()
+        self._loop.call_soon(callback)
+
+    def close(self) -> None:
+        """Calls no more; before the socket is closed."""
+        self._is_closed = True
+        if self._thread is None:
+            self._loop.remove_reader(self._descriptor)
+            return
+        self._looked.set()
+        self._outer.close()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        with self._inner, selectors.DefaultSelector() as selector:
+            selector.register(self._descriptor, selectors.EVENT_READ)
+            selector.register(self._inner, selectors.EVENT_READ)
+            while True:
+                selector.select()
+                self._looked.clear()
+                if self._is_closed:
+                    return
+                try:
+                    self._loop.call_soon_threadsafe(self._look)
+                except RuntimeError:  # the loop is closed, and the process ends
+                    return
+                self._looked.wait()
+
+    def _look(self) -> None:
+        try:
+            if not self._is_closed:
+                self._callback()
+        finally:
+            self._looked.set()
 
 
 class Wake:

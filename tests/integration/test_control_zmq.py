@@ -419,6 +419,34 @@ def test_admission_answers_no_to_anything_but_curve_in_its_domain() -> None:
     assert tally.snapshot().refused == {"not_member": 6}
 
 
+class NoDescriptors(asyncio.SelectorEventLoop):
+    """A loop that cannot wait for descriptors, as Windows' default cannot."""
+
+    def add_reader(self, fd: object, callback: object, *args: object) -> None:
+        raise NotImplementedError
+
+
+def test_a_loop_that_cannot_wait_for_descriptors() -> None:
+    async def scenario() -> None:
+        a, b, c = key_pair(), key_pair(), key_pair()
+        async with nodes(a, b, known=[c]) as (first, second):
+            first.connect(node_of(b), b.public, [LOOPBACK], second.port)
+            await eventually(lambda: first.is_connected(node_of(b)))
+            for number in range(200):
+                assert first.send(node_of(b), notice(str(number)))
+            for number in range(200):
+                assert (await within(second.receive())).message == notice(str(number))
+            with client(second.port, key_pair(), b.public):
+                await eventually(lambda: second.counters().refused.get("not_member", 0) > 0)
+            second.set_trust({a.public: node_of(a)})  # binds anew, which cuts the first as well
+            await eventually(lambda: not first.is_connected(node_of(b)))
+            await eventually(lambda: first.send(node_of(b), notice("back")))
+            assert (await within(second.receive())).message == notice("back")
+
+    with asyncio.Runner(loop_factory=NoDescriptors) as runner:
+        runner.run(asyncio.wait_for(scenario(), 60))
+
+
 BUSY_SERVER = """
 import threading
 from mesh.curve_zmq import Tally, curve_context, dealer
