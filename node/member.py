@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -139,7 +140,7 @@ class MemberNode:
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
         self.read_index = ReadIndex(self.driver, self.requests)
         self.neighbours = Neighbours(
-            facts, control, book, lambda: {**status(), **self.quarantine.told()}
+            facts, control, book, partial(self._told, status), lost=self.driver.link_lost
         )
         for place in membership.places:
             self.neighbours.hint(place)
@@ -187,6 +188,9 @@ class MemberNode:
         """The node that coordinates, as far as this one knows."""
         leader = self.driver.leader
         return None if leader is None else node_of(leader)
+
+    def _told(self, status: Callable[[], dict[str, object]]) -> dict[str, object]:
+        return {**status(), **self.quarantine.told()}
 
     def _name_of(self, node: NodeId) -> str:
         return next((member.name for member in self._trusted if member.node == node), node)
