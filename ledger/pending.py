@@ -102,7 +102,7 @@ class PendingRows:
             return stored
         if column == columns_of(cls, self.schema)[0]:
             written = self._written[cls]
-            keys = [key for key in values if written.get(key) is not None]  # type: ignore[arg-type]  # a key is no bytes
+            keys = [k for k in values if not isinstance(k, bytes) and written.get(k) is not None]
             return self._merged(cls, stored, keys)
         index = self._index(cls, (column,))
         return self._merged(cls, stored, [k for one in values for k in index.keys_of((one,))])
