@@ -4,7 +4,7 @@ The rolling checksum is a chain over changes and cannot be computed from rows; w
 about each other can be checked, and two replicas at one index can be compared by `content_digest`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -153,6 +153,11 @@ class _Part:
         raise NotImplementedError
 
     def put(self, row: Row) -> None:
+        raise NotImplementedError
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
         raise NotImplementedError
 
     def delete(self, cls: type[Row], key: str | int) -> None:
