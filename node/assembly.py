@@ -120,20 +120,7 @@ class Assembly:
             contacts=self._contact,
         )
         self._bulk = ZmqBulkServer(identity.keys, self._source_for, host=host, port=bulk_port)
-        self._limiting = Limiting(
-            store=LimitsFile(home / LIMITS_FILE),
-            configured=config.transfer.rates,
-            use_rates=self._use_rates,
-            use_slots=self._machine.use_slots,
-        )
-        self._traffic = Traffic(
-            own=identity.node_id,
-            sent=self._bulk.counters,
-            received=self._client.counters,
-            speeds=self._client.speeds,
-            rates=lambda: self._limiting.rates,
-            status_of=self._status_of,
-        )
+        self._limiting, self._traffic = self._limits_and_traffic()
         self._mesh = LedgerMesh(reader, identity.node_id)
         self._discovery = MdnsDiscovery(
             on_heard=self._heard,
@@ -165,6 +152,23 @@ class Assembly:
             detection=self._machine.detection,
         )
         self._service.serve(self._admission)
+
+    def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
+        limiting = Limiting(
+            store=LimitsFile(self._home / LIMITS_FILE),
+            configured=self._config.transfer.rates,
+            use_rates=self._use_rates,
+            use_slots=self._machine.use_slots,
+        )
+        traffic = Traffic(
+            own=self._identity.node_id,
+            sent=self._bulk.counters,
+            received=self._client.counters,
+            speeds=self._client.speeds,
+            rates=lambda: limiting.rates,
+            status_of=self._status_of,
+        )
+        return limiting, traffic
 
     def _admission_settings(self) -> AdmissionSettings:
         config = self._config
