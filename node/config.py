@@ -21,6 +21,7 @@ from pydantic import (
 
 from mesh.membership import REPLACE_MS
 from node.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
+from node.backup.destination import Destination, parse_destination
 from node.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
 from node.config_text import ConfigFault, ConfigFaultsError, Place, nearest, parse_toml
 
@@ -36,6 +37,7 @@ SLOTS_MAX = 256
 """More parallel encodes than any machine of today can hold."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 COMPONENTS = (
+    "backup",
     "consensus",
     "coordinator",
     "discovery",
@@ -85,6 +87,11 @@ def _loopback(text: str) -> str:
 def _path(text: str) -> str:
     if not re.match(r"(/|~|[A-Za-z]:[\\/]|\\\\)", text) or "\x00" in text:
         raise ValueError(f"{text!r} is not absolute: begin with / or ~")
+    return text
+
+
+def _destination(text: str) -> str:
+    parse_destination(text)
     return text
 
 
@@ -179,6 +186,37 @@ class LedgerConfig(_Section):
         return Keep(entries=self.keep_entries, bytes=self.keep_mib << 20)
 
 
+class BackupConfig(_Section):
+    """Backups that the node makes by itself while it works; see docs/backup.md."""
+
+    archive: AbsolutePath | None = None
+    """A folder for snapshots of the ledger and all that was decided since; nodes may share it."""
+    archive_every_s: int = Field(default=60, ge=1, le=86_400)
+    """What is new is archived so often."""
+    litestream: Annotated[str, AfterValidator(_destination)] | None = None
+    """A folder, `s3://BUCKET/PATH` or `sftp://USER@HOST/PATH`: the coordinator's node mirrors the ledger to it."""
+    litestream_every_s: int = Field(default=10, ge=1, le=86_400)
+    """What is new is mirrored so often."""
+    litestream_program: Annotated[str, Field(min_length=1), AfterValidator(_program)] | None = None
+    """The litestream to use; else the one that was installed with DarkStream, else the one in PATH."""
+    sftp_key: AbsolutePath | None = None
+    """The private key's file, for sftp."""
+    sftp_host_key: str | None = Field(default=None, pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$")
+    """The host's public key, for sftp, as `ssh-keyscan HOST` prints it behind the name: `ssh-ed25519 AAAA...`."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        sftp = self.destination is not None and self.destination.kind == "sftp"
+        if sftp and (self.sftp_key is None or self.sftp_host_key is None):
+            raise ValueError("sftp needs sftp_key and sftp_host_key: a stranger is never trusted")
+        return self
+
+    @property
+    def destination(self) -> Destination | None:
+        """Where litestream writes."""
+        return None if self.litestream is None else parse_destination(self.litestream)
+
+
 class Config(_Section):
     """Everything a node can be told.  Paths are absolute texts; `None` means: decide by yourself."""
 
@@ -207,6 +245,7 @@ class Config(_Section):
     log: LogConfig = Field(default_factory=LogConfig)
     timings: Timings = Field(default_factory=Timings)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    backup: BackupConfig = Field(default_factory=BackupConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -297,6 +336,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "log": LogConfig,
     "timings": Timings,
     "ledger": LedgerConfig,
+    "backup": BackupConfig,
 }
 _HINTS = {
     "string_type": "write it as a text in quotes",
