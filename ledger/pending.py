@@ -11,11 +11,13 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ledger.change import RefusedError
 from ledger.jobs import Row
-from ledger.rows import SqlValue, columns_of, encoded, int_columns_of, table_of
+from ledger.rows import SqlValue, columns_of, encoder_of, int_columns_of, table_of
 
 R = TypeVar("R", bound=Row)
 Values = tuple[SqlValue, ...]
 Key = str | int
+RowChange = tuple[str, Values]
+"""A table and the values put into it; the key alone: its row is removed."""
 _BEYOND_INT64: Final = 1 << 63
 
 
@@ -29,6 +31,11 @@ _UNWRITTEN: Final = _Unwritten()
 class Stored(Protocol):
     """The rows as they were before the batch; they do not change until it is written."""
 
+    @property
+    def schema(self) -> int:
+        """The form that the ledger has now."""
+        ...
+
     def get(self, cls: type[R], key: Key) -> R | None:
         """The row of this key."""
         ...
@@ -37,11 +44,16 @@ class Stored(Protocol):
         """All rows whose columns have these values, by key."""
         ...
 
+    def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
+        """All rows with one of these values in this column, by key."""
+        ...
+
 
 class PendingRows:
     """`Rows` that remembers instead of writing; `keep` or `undo` ends each command."""
 
     def __init__(self, stored: Stored) -> None:
+        self.schema = stored.schema
         self._stored = stored
         self._known: dict[type[Row], dict[Key, Row | None]] = defaultdict(dict)
         """What was read or put; None: there is no such row (any more)."""
@@ -52,7 +64,7 @@ class PendingRows:
         """Stored tables that were read whole."""
         self._before: list[tuple[type[Row], Key, Row | None, Values | _Unwritten | None]] = []
         """To undo the present command: class, key, the row, and as what it was written already."""
-        self._changes: list[tuple[object, ...]] = []
+        self._changes: list[RowChange] = []
 
     # --- Rows ---------------------------------------------------------------------------------
 
@@ -67,13 +79,24 @@ class PendingRows:
     def where(self, cls: type[R], **equal: SqlValue) -> Sequence[R]:
         """All rows whose columns have these values, by key."""
         stored = self._stored_where(cls, equal)
-        written = self._written.get(cls)
-        if not written:
+        if not self._written.get(cls):
             return stored
-        key_of = attrgetter(columns_of(cls)[0])
+        keys = self._index(cls, tuple(equal)).keys_of(tuple(equal.values()))
+        return self._merged(cls, stored, keys)
+
+    def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
+        """All rows with one of these values in this column, by key."""
+        stored = self._stored.where_any(cls, column, values)
+        if not self._written.get(cls):
+            return stored
+        index = self._index(cls, (column,))
+        return self._merged(cls, stored, [k for one in values for k in index.keys_of((one,))])
+
+    def _merged(self, cls: type[R], stored: Sequence[R], pending: Sequence[Key]) -> Sequence[R]:
+        written, known = self._written[cls], self._known[cls]
+        key_of = attrgetter(columns_of(cls, self.schema)[0])
         found = {key_of(row): row for row in stored if key_of(row) not in written}
-        known = self._known[cls]
-        for key in self._index(cls, tuple(equal)).keys_of(tuple(equal.values())):
+        for key in pending:
             row = known[key]
             assert row is not None, "an index holds rows that are there"
             found[key] = row  # type: ignore[assignment]  # a row is kept under its own class
@@ -82,24 +105,24 @@ class PendingRows:
     def put(self, row: Row) -> None:
         """Takes a row."""
         cls = type(row)
-        ints = int_columns_of(cls)(row)
+        ints = int_columns_of(cls, self.schema)(row)
         if ints and not (max(ints) < _BEYOND_INT64 and min(ints) >= -_BEYOND_INT64):
             # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
             raise RefusedError("usage", "a number of the command exceeds 64 bit")
-        values = encoded(row)
+        values = encoder_of(cls, self.schema)(row)
         key = values[0]
         assert not isinstance(key, bytes)
         self._set(cls, key, row, values)
-        self._changes.append((table_of(cls), *values))
+        self._changes.append((table_of(cls), values))
 
     def delete(self, cls: type[Row], key: Key) -> None:
         """Removes a row."""
         self._set(cls, key, None, None)
-        self._changes.append((table_of(cls), key))
+        self._changes.append((table_of(cls), (key,)))
 
     # --- the end of a command, the end of a batch ---------------------------------------------
 
-    def keep(self) -> Sequence[tuple[object, ...]]:
+    def keep(self) -> Sequence[RowChange]:
         """The command is applied: its changes in their order, for the checksum."""
         changes, self._changes = self._changes, []
         self._before.clear()

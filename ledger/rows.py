@@ -4,19 +4,26 @@
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 
 from ledger.jobs import ROW_CLASSES, Row
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION, is_held
 
 R = TypeVar("R", bound=Row)
 SqlValue = str | int | bytes
+Encoder = Callable[[Row], tuple[SqlValue, ...]]
 
 
 class Rows(Protocol):
     """Rows of the ledger inside one transaction."""
+
+    @property
+    def schema(self) -> int:
+        """The form that the ledger has now."""
+        ...
 
     def get(self, cls: type[R], key: str | int) -> R | None:
         """The row of this key."""
@@ -24,6 +31,10 @@ class Rows(Protocol):
 
     def where(self, cls: type[R], **equal: SqlValue) -> Sequence[R]:
         """All rows whose columns have these values, in the order of their keys."""
+        ...
+
+    def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
+        """All rows with one of these values in this column, in the order of their keys."""
         ...
 
     def put(self, row: Row) -> None:
@@ -35,8 +46,14 @@ class Rows(Protocol):
         ...
 
 
+_FORMS: Final = range(FIRST_SCHEMA, SCHEMA_VERSION + 1)
 _TABLES: Final = {cls: cls.__name__.lower() for cls in ROW_CLASSES}
-_COLUMNS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in ROW_CLASSES}
+_HELD: Final = {
+    (cls, schema): tuple(field for field in fields(cls) if is_held(field.metadata, schema))
+    for cls in ROW_CLASSES
+    for schema in _FORMS
+}
+_COLUMNS: Final = {key: tuple(field.name for field in held) for key, held in _HELD.items()}
 _TUPLES: Final = {
     cls: frozenset(f.name for f in fields(cls) if str(f.type).startswith("tuple"))
     for cls in ROW_CLASSES
@@ -49,11 +66,25 @@ def _getter(names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
     return lambda row: tuple(getattr(row, name) for name in names)
 
 
-_VALUES: Final = {cls: _getter(names) for cls, names in _COLUMNS.items()}
+def _encoder(names: Sequence[str], tuples: Collection[str]) -> Encoder:
+    values_of = _getter(names)
+    if not tuples:
+        return values_of
+
+    def encoded_values(row: Row) -> tuple[SqlValue, ...]:
+        return tuple(
+            json.dumps(value, separators=(",", ":"), ensure_ascii=True) if name in tuples else value
+            for name, value in zip(names, values_of(row), strict=True)
+        )
+
+    return encoded_values
+
+
 _INTS: Final = {
-    cls: _getter([field.name for field in fields(cls) if field.type in (int, "int")])
-    for cls in ROW_CLASSES
+    key: _getter([field.name for field in held if field.type in (int, "int")])
+    for key, held in _HELD.items()
 }
+_ENCODERS: Final = {key: _encoder(names, _TUPLES[key[0]]) for key, names in _COLUMNS.items()}
 
 
 def table_of(cls: type[Row]) -> str:
@@ -61,32 +92,29 @@ def table_of(cls: type[Row]) -> str:
     return _TABLES[cls]
 
 
-def columns_of(cls: type[Row]) -> tuple[str, ...]:
-    """The columns in their order; the first is the key."""
-    return _COLUMNS[cls]
+def columns_of(cls: type[Row], schema: int) -> tuple[str, ...]:
+    """The columns of a table of this form in their order; the first is the key."""
+    return _COLUMNS[cls, schema]
 
 
-def int_columns_of(cls: type[Row]) -> Callable[[Row], tuple[int, ...]]:
+def int_columns_of(cls: type[Row], schema: int) -> Callable[[Row], tuple[int, ...]]:
     """Takes the values of the integer columns out of a row."""
-    return _INTS[cls]
+    return _INTS[cls, schema]
 
 
-def encoded(row: Row) -> tuple[SqlValue, ...]:
+def encoder_of(cls: type[Row], schema: int) -> Encoder:
+    """Takes the values of a row as SQL holds them, in the order of the columns."""
+    return _ENCODERS[cls, schema]
+
+
+def encoded(row: Row, schema: int) -> tuple[SqlValue, ...]:
     """The values of a row as SQL holds them, in the order of the columns."""
-    cls = type(row)
-    values = _VALUES[cls](row)
-    tuples = _TUPLES[cls]
-    if not tuples:
-        return values
-    return tuple(
-        json.dumps(value, separators=(",", ":"), ensure_ascii=True) if name in tuples else value
-        for name, value in zip(_COLUMNS[cls], values, strict=True)
-    )
+    return _ENCODERS[type(row), schema](row)
 
 
-def decoded(cls: type[R], values: Sequence[Any]) -> R:
+def decoded(cls: type[R], values: Sequence[Any], schema: int) -> R:
     """The row of these SQL values."""
-    named = dict(zip(_COLUMNS[cls], values, strict=True))
+    named = dict(zip(_COLUMNS[cls, schema], values, strict=True))
     for name in _TUPLES[cls]:
         named[name] = tuple(json.loads(named[name]))
     return cls(**named)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ledger import commands as c
 from ledger.log_sqlite import LogStore
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore
 from mesh.ids import raft_id
 from mesh.log import Base, Entry, HardState
@@ -35,6 +36,7 @@ class Home:
                     name="anna",
                     role="full",
                 ),
+                schema=SCHEMA_VERSION,
             ),
             node_report(self.identity.node_id),
             self.submission(*(f"j{n}" for n in range(jobs))),

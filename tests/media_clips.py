@@ -258,3 +258,93 @@ RECIPES = {
     "cut.avi": _cut("xvid.avi", 0.5),
     "holed.mkv": _holed,
 }
+
+
+# --- films long enough to be split ------------------------------------------------------------------
+
+LONG = ["-f", "lavfi", "-i", "testsrc2=s=160x120:r=25:d=6"]
+LONG_2997 = ["-f", "lavfi", "-i", "testsrc2=s=160x120:r=30000/1001:d=6"]
+LONG_SOUND = ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000:d=6"]
+OPEN = "open-gop=1:keyint=24:min-keyint=24:scenecut=0:bframes=3:b-pyramid=2"
+
+
+def _open(_: Clips, path: Path) -> None:
+    late = ["-output_ts_offset", "1000"] if path.suffix == ".ts" else []
+    make(path, *LONG, *LONG_SOUND, *X264, "-preset", "medium", "-x264-params", OPEN, *AAC, *late)
+
+
+def _ntsc(_: Clips, path: Path) -> None:
+    make(path, *LONG_2997, *LONG_SOUND, *X264, "-preset", "medium", "-g", "30", *AAC)
+
+
+def _long_vfr(_: Clips, path: Path) -> None:
+    drop = "select='not(eq(mod(n,7),3)+eq(mod(n,7),4))',settb=1/1000,setpts='PTS+mod(N,3)*7'"
+    words = ["-vf", drop, "-fps_mode", "passthrough", *X264, "-preset", "medium", "-g", "18"]
+    make(path, *LONG, *LONG_SOUND, *words, *AAC)
+
+
+def _open_hevc(_: Clips, path: Path) -> None:
+    params = "log-level=error:open-gop=1:keyint=24:min-keyint=24:scenecut=0"
+    make(
+        path, *LONG, *LONG_SOUND, "-c:v", "libx265", "-preset", "fast", "-x265-params", params, *AAC
+    )
+
+
+def _encoded(*words: str):  # noqa: ANN202 - a recipe
+    def recipe(_: Clips, path: Path) -> None:
+        make(path, *LONG, *LONG_SOUND, *words)
+
+    return recipe
+
+
+def _edited(clips: Clips, path: Path) -> None:
+    # A cut in the middle of a group: the edit list leaves out what stands before it.
+    make(path, "-ss", "0.5", "-i", str(clips.get("split_open.mp4")), "-c", "copy")
+
+
+def _turned(clips: Clips, path: Path) -> None:
+    make(path, "-display_rotation", "90", "-i", str(clips.get("split_2997.mp4")), "-c", "copy")
+
+
+def _split_many(clips: Clips, path: Path) -> None:
+    words = clips.folder / "words.srt"
+    words.write_text(SRT)
+    font = clips.folder / "face.ttf"
+    font.write_bytes(b"\x00\x01\x00\x00" + bytes(200))
+    chapters = clips.folder / "chapters.txt"
+    chapters.write_text(
+        ";FFMETADATA1\ntitle=Many\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=3000\ntitle=One\n"
+        "[CHAPTER]\nTIMEBASE=1/1000\nSTART=3000\nEND=6000\ntitle=Two\n"
+    )
+    film = str(clips.get("split_open.mkv"))
+    make(
+        path, "-i", film, "-itsoffset", "0.7", "-i", film, "-i", str(words), "-i", str(chapters),
+        "-map", "0:v", "-map", "0:a", "-map", "1:a", "-map", "2:s", "-map_metadata", "3", "-map_chapters", "3",
+        "-c", "copy", "-c:a:1", "flac", "-c:s", "srt", "-attach", str(font), "-metadata:s:t", "mimetype=font/ttf",
+        "-metadata:s:a:0", "language=eng", "-metadata:s:a:1", "language=deu", "-metadata:s:s:0", "language=fra",
+        "-metadata:s:v:0", "title=Picture", "-disposition:a:1", "comment",
+    )  # fmt: skip
+
+
+RECIPES |= {
+    "split_open.mkv": _open,
+    "split_open.mp4": _open,
+    "split_open.ts": _open,
+    "split_2997.mkv": _ntsc,
+    "split_2997.mp4": _ntsc,
+    "split_vfr.mp4": _long_vfr,
+    "split_vfr.mkv": _long_vfr,
+    "split_hevc.mkv": _open_hevc,
+    "split_hevc.mp4": _open_hevc,
+    "split_vp9.webm": _encoded(
+        "-c:v", "libvpx-vp9", "-cpu-used", "8", "-deadline", "realtime", "-auto-alt-ref", "1",
+        "-lag-in-frames", "10", "-g", "24", "-b:v", "200k", "-c:a", "libopus",
+    ),
+    "split_av1.mp4": _encoded("-c:v", "libsvtav1", "-preset", "12", "-g", "24", *AAC),
+    "split_mpeg2.mkv": _encoded("-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-b:v", "1M", "-c:a", "mp2"),
+    "split_ffv1.mkv": _encoded("-c:v", "ffv1", "-g", "5", "-c:a", "flac"),
+    "split_prores.mov": _encoded("-c:v", "prores_ks", "-c:a", "pcm_s16le"),
+    "split_many.mkv": _split_many,
+    "split_edited.mp4": _edited,
+    "split_turned.mp4": _turned,
+}  # fmt: skip

@@ -1,10 +1,12 @@
 """From a plan to FFmpeg's exact command line; ffmpeg-python builds the graph."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from node.media.child import AnyPath, text_of
 from node.media.formats import FORMATS, PROTOCOLS
 from node.media.plan import EncodePlan, PlannedStream
+from node.media.split import SplitPlan
 
 GLOBAL: Final = (
     "-hide_banner",
@@ -33,12 +35,24 @@ def input_options(threads: int) -> dict[str, Any]:
 
 
 def command_line(
-    plan: EncodePlan, ffmpeg: str, source: AnyPath, output: AnyPath, *, threads: int = 0
+    plan: EncodePlan,
+    ffmpeg: str,
+    source: AnyPath,
+    output: AnyPath,
+    *,
+    threads: int = 0,
+    exact: bool = False,
 ) -> tuple[str, ...]:
-    """The whole command; `threads` 0 lets FFmpeg take every core."""
+    """The whole command; `threads` 0 lets FFmpeg take every core.
+
+    `exact` keeps the source's clock and turns nothing by itself: filters of the plan count in ticks.
+    """
     import ffmpeg as graph  # noqa: PLC0415 - 9 MB and 80 ms that an idle node does not need
 
-    film = graph.input("file:" + text_of(source), **input_options(threads))
+    opened = input_options(threads)
+    if exact:
+        opened |= {"copyts": None, "noautorotate": None}
+    film = graph.input("file:" + text_of(source), **opened)
     picture = film[str(plan.streams[0].source)]
     for step in plan.filters:
         picture = picture.filter(step.name, *step.arguments, **dict(step.options))
@@ -50,13 +64,92 @@ def command_line(
 
 def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str, ...]:
     """Decodes every picture and all sound of a file and writes nothing."""
-    opened = [
-        word for key, value in input_options(threads).items() for word in (f"-{key}", str(value))
-    ]
     return (
-        ffmpeg, *GLOBAL, *opened, "-i", "file:" + text_of(path),
-        "-map", "0:v:0", "-map", "0:a?", "-fps_mode", "passthrough", "-f", "null", "-",
+        ffmpeg, *GLOBAL, *_opened(threads), "-i", "file:" + text_of(path),
+        # In units of a guessed rate, frames of a varying one would fall on the same time.
+        "-map", "0:v:0", "-map", "0:a?", "-fps_mode", "passthrough", "-enc_time_base:v", "1:1000000",
+        "-f", "null", "-",
     )  # fmt: skip
+
+
+def sound_command(
+    plan: EncodePlan, ffmpeg: str, source: AnyPath, output: AnyPath, *, zero_us: int
+) -> tuple[str, ...]:
+    """Encodes every sound of the plan that is not copied, once and whole, into an MP4 without picture.
+
+    MP4 keeps the sample clock and the encoder's priming exactly; Matroska would round to milliseconds.
+    """
+    words = [ffmpeg, *GLOBAL, "-copyts", *_shifted(-zero_us), *_input(source)]
+    for position, stream in enumerate(encoded_sound(plan)):
+        words += ["-map", f"0:{stream.source}", f"-c:{position}", stream.encoder]
+        words += [word for key, value in stream.options for word in (f"-{key}:{position}", value)]
+    return (*words, "-max_muxing_queue_size", str(MUXING_QUEUE_PACKETS), "-f", "mp4", "file:" + text_of(output))  # fmt: skip
+
+
+def encoded_sound(plan: EncodePlan) -> tuple[PlannedStream, ...]:
+    """The sound streams that are encoded and not copied."""
+    return tuple(s for s in plan.streams if s.kind == "audio" and s.encoder != "copy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The files that an assembled film is made of; `sound` None where none is encoded."""
+
+    source: AnyPath
+    index: AnyPath
+    chunks: tuple[AnyPath, ...]
+    sound: AnyPath | None
+    picture: AnyPath
+    """Where the joined chunks are written to: a MOV, whose name must end so."""
+
+
+def assembly_command(
+    plan: EncodePlan, split: SplitPlan, parts: Parts, *, ffmpeg: str, output: AnyPath
+) -> tuple[str, ...]:
+    """The one mux: the joined picture, the sound, and everything else from the source.
+
+    All inputs are put on one clock by hand (`-copyts`), so that nothing depends on what a version of
+    FFmpeg takes for the start of a file.
+    """
+    sound = 0 if parts.sound is None else 1
+    last = 1 + sound
+    words = [ffmpeg, *GLOBAL, "-copyts", *_shifted(split.start_us), *_input(parts.picture)]
+    if parts.sound is not None:
+        words += _input(parts.sound)
+    words += [*_shifted(-split.zero_us), *_input(parts.source)]
+    sounds = 0
+    for position, stream in enumerate(plan.streams):
+        codec = stream.encoder
+        origin = f"{last}:{stream.source}"
+        if position == 0 or stream in encoded_sound(plan):
+            codec = "copy"
+            origin = "0:v:0" if position == 0 else f"1:a:{sounds}"
+            sounds += position > 0
+            words += [f"-disposition:{position}", stream.disposition or "0"]
+        else:
+            words += [w for key, value in stream.options for w in (f"-{key}:{position}", value)]
+        words += ["-map", origin, f"-c:{position}", codec]
+        words += [f"-map_metadata:s:{position}", f"{last}:s:{stream.source}"]
+    tag = dict(plan.streams[0].options).get("tag")
+    words += ["-tag:0", tag] if tag else []
+    words += ["-map_metadata:g", f"{last}:g", "-map_chapters", str(last)]
+    words += ["-max_muxing_queue_size", str(MUXING_QUEUE_PACKETS)]
+    if plan.container == "mp4" and plan.faststart:
+        words += ["-movflags", "+faststart"]
+    return (*words, "-f", MUXERS[plan.container], "file:" + text_of(output))
+
+
+def _opened(threads: int) -> list[str]:
+    options = input_options(threads).items()
+    return [word for key, value in options for word in (f"-{key}", str(value))]
+
+
+def _input(path: AnyPath) -> list[str]:
+    return [*_opened(0), "-i", "file:" + text_of(path)]
+
+
+def _shifted(by_us: int) -> list[str]:
+    return ["-itsoffset", f"{by_us}us"] if by_us else []
 
 
 def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
@@ -67,12 +160,16 @@ def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
             *plan.time_base
         ),  # independent of each version's default; 9.0 refuses -1
         "max_muxing_queue_size": MUXING_QUEUE_PACKETS,
-        "map_metadata": "0",
+        "map_metadata:g": "0:g",
         "map_chapters": "0",
     }
     if plan.container == "mp4" and plan.faststart:
         options["movflags"] = "+faststart"
+    # What passed a filter has lost its origin: its title, language and flags are named by hand, and
+    # naming one stream's means naming all.
+    options["disposition:0"] = plan.streams[0].disposition or "0"
     for position, stream in enumerate(plan.streams):
+        options[f"map_metadata:s:{position}"] = f"0:s:{stream.source}"
         options[f"c:{position}"] = stream.encoder
         options |= {f"{key}:{position}": value for key, value in stream.options}
     if threads:
@@ -86,6 +183,7 @@ def _threads(video: PlannedStream, threads: int) -> dict[str, Any]:
             given = dict(video.options).get("x265-params", "")
             return {"x265-params:0": f"{given}:pools={threads}".lstrip(":")}
         case "libsvtav1":
-            return {"svtav1-params:0": f"lp={threads}"}
+            given = dict(video.options).get("svtav1-params", "")
+            return {"svtav1-params:0": f"{given}:lp={threads}".lstrip(":")}
         case _:
             return {"threads:0": threads}

@@ -3,6 +3,7 @@
 Composed of pure decisions and one port, the runner of child processes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,14 +72,14 @@ class Media:
     def __init__(
         self, *, runner: ChildRunner, ffmpeg: FFmpegBinary, encoders: frozenset[str], python: str
     ) -> None:
+        self.runner = runner
         self.ffmpeg = ffmpeg
         self.encoders = encoders
-        self._runner = runner
-        self._python = python
+        self.python = python
 
     async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
         """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
-        return await probe_file(self._runner, self._python, path, size=size)
+        return await probe_file(self.runner, self.python, path, size=size)
 
     async def convert(
         self,
@@ -99,8 +100,26 @@ class Media:
         """
         plan = plan_whole(probe, profile, self.encoders)
         command = command_line(plan, self.ffmpeg.path, source, output, threads=threads)
-        run = await self._runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
-        report = self._report(plan, run)
+        return await self.make(
+            command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
+        )
+
+    async def make(
+        self,
+        command: Sequence[str],
+        output: AnyPath,
+        plan: EncodePlan,
+        *,
+        on_progress: OnProgress,
+        on_verify: OnProgress | None = None,
+        threads: int = 0,
+    ) -> Converted:
+        """Runs the command that makes `output`, and proves that it is what was planned.
+
+        Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
+        """
+        run = await self.runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        report = self.report(plan, run)
         verdict = judge_run(run, plan)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
@@ -114,7 +133,7 @@ class Media:
         on_verify: OnProgress,
         threads: int,
     ) -> Converted:
-        decode = await self._runner.run(
+        decode = await self.runner.run(
             decode_command(self.ffmpeg.path, output, threads=threads),
             limits=decode_limits(plan),
             on_progress=on_verify,
@@ -141,7 +160,8 @@ class Media:
             return _unreadable(error)
         return judge_packets(delivered, plan, claimed)
 
-    def _report(self, plan: EncodePlan, run: RunResult) -> RunReport:
+    def report(self, plan: EncodePlan, run: RunResult) -> RunReport:
+        """What is kept of a run."""
         return RunReport(
             command_line=run.command,
             stderr_tail=run.stderr.tail,

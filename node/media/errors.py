@@ -73,6 +73,12 @@ class UnsupportedSourceError(SourceError):
     code = "unsupported_source"
 
 
+class FilmChangedError(SourceError):
+    """The source is not the film any more that was planned: something wrote it meanwhile. Submit it again."""
+
+    code = "film_changed"
+
+
 class ProbeLimitError(SourceError):
     """Reading the source took too long, too much memory or crashed the reader. It is refused; the node goes on."""
 

@@ -57,6 +57,8 @@ class ResultFacts(BaseModel):
     width: int
     height: int
     pixel_format: str
+    extradata: str = ""
+    """Digest of the picture's parameter sets: chunks of one film must have the same."""
 
     def to_json(self) -> str:
         """What the ledger keeps."""
@@ -94,11 +96,18 @@ def facts_of(result: Probe) -> ResultFacts:
         width=result.video.width,
         height=result.video.height,
         pixel_format=result.video.pixel_format,
+        extradata=result.video.extradata,
     )
 
 
 def judge_run(run: RunResult, plan: EncodePlan) -> Verdict:
     """How FFmpeg ended: the first half of the judgement, before the result is looked at."""
+    verdict = judge_end(run, plan)
+    return _judge_progress(run, plan) if verdict.ok else verdict
+
+
+def judge_end(run: RunResult, plan: EncodePlan) -> Verdict:
+    """How FFmpeg ended and what it said, whatever it counted."""
     said = run.stderr
     if not run.ok:
         return _why_not(run)
@@ -107,7 +116,7 @@ def judge_run(run: RunResult, plan: EncodePlan) -> Verdict:
         return _no(DamagedSourceError, cut, _MEND)
     if damaged is not None and not plan.source_undecodable:
         return _no(DamagedSourceError, damaged, _MEND)
-    return _judge_progress(run, plan)
+    return Verdict(ok=True)
 
 
 def _why_not(run: RunResult) -> Verdict:

@@ -72,6 +72,8 @@ class PlannedStream(_Strict):
     """Relative to the main picture."""
     packets: bool = True
     """Whether the source's stream holds anything."""
+    disposition: str = ""
+    """The source's flags, as FFmpeg's option takes them."""
 
 
 class PlannedFilter(_Strict):
@@ -161,6 +163,7 @@ def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> Enc
                 encoder, profile, _level(profile, (width, height), video, notes)
             ),
             duration_us=video.duration_us,
+            disposition=video.disposition,
         ),
         *_other_streams(probe, profile, notes),
     ]
@@ -359,6 +362,7 @@ def _other_streams(probe: Probe, profile: Profile, notes: list[str]) -> list[Pla
                 duration_us=stream.duration_us,
                 start_us=stream.start_us - probe.video.start_us,
                 packets=stream.packets > 0,
+                disposition=stream.disposition,
             )
         )
     return planned

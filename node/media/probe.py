@@ -53,6 +53,10 @@ class StreamInfo(_Strict):
     default: bool = False
     forced: bool = False
     attached_picture: bool = False
+    disposition: str = ""
+    """All its flags as FFmpeg's option takes them: `default+comment`."""
+    extradata: str = ""
+    """BLAKE2b of the codec's parameter sets, 16 hex digits; "" where it has none."""
     packets: int = 0
     """Without those that the container marks as discarded (edit lists)."""
     bytes: int = 0
@@ -72,6 +76,7 @@ class StreamInfo(_Strict):
     sample_aspect: Ratio = (1, 1)
     rotation: int = 0
     """Degrees that a player turns the picture counter-clockwise, as FFmpeg gives it: -90, 0, 90, 180."""
+    mirrored: bool = False
     interlaced: bool = False
     colour_range: str = ""
     colour_space: str = ""

@@ -4,9 +4,11 @@ Never imported by the node: a hostile file may hang, crash or bloat this process
 memory goes with it.  Only whitelisted demuxers are used, and only local files are opened.
 """
 
+import hashlib
 import json
 import os
 import stat
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -319,6 +321,8 @@ def stream_facts(stream: Any, tally: Tally) -> dict[str, Any]:  # noqa: ANN401 -
         "default": bool(stream.disposition & Disposition.default),
         "forced": bool(stream.disposition & Disposition.forced),
         "attached_picture": bool(stream.disposition & Disposition.attached_pic),
+        "disposition": _flags(stream.disposition),
+        "extradata": digest_of(getattr(context, "extradata", None)),
         "packets": tally.packets,
         "bytes": tally.size,
         "start_us": round((tally.first or 0) * base * 1_000_000) if span else 0,
@@ -345,6 +349,20 @@ def stream_facts(stream: Any, tally: Tally) -> dict[str, Any]:  # noqa: ANN401 -
     return facts
 
 
+def digest_of(data: bytes | None) -> str:
+    """A name for parameter sets."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest() if data else ""
+
+
+def mirrored(frame: VideoFrame) -> bool:
+    """Whether the container's display matrix turns left into right."""
+    for data in cast("Iterator[SideData]", iter(frame.side_data)):
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+            return bool(a * d - b * c < 0)
+    return False
+
+
 def picture_facts(seen: Decoded) -> dict[str, Any]:
     """What only a decoded frame tells for certain."""
     frame = seen.first
@@ -355,6 +373,7 @@ def picture_facts(seen: Decoded) -> dict[str, Any]:
         "height": frame.height,
         "pixel_format": frame.format.name,
         "rotation": int(frame.rotation),
+        "mirrored": mirrored(frame),
         "interlaced": seen.interlaced,
         "colour_range": RANGES.get(int(frame.color_range), ""),
         "colour_space": SPACES.get(int(frame.colorspace), ""),
@@ -375,6 +394,10 @@ TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte24
              18: "arib-std-b67"}  # fmt: skip
 PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
              9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip
+
+
+def _flags(disposition: Disposition) -> str:
+    return "+".join(str(one.name) for one in Disposition if one and disposition & one)
 
 
 def _ratio(value: Fraction | None) -> list[int]:

@@ -87,7 +87,7 @@ def a_lost_row(home: Home) -> None:
 
 
 def a_lost_index(home: Home) -> None:
-    sql(home.ledger_path, "DROP INDEX job_by_seq")
+    sql(home.ledger_path, "DROP INDEX job_by_tenant")
 
 
 @pytest.mark.parametrize(

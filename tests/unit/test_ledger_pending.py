@@ -9,6 +9,7 @@ import pytest
 from ledger.change import RefusedError
 from ledger.jobs import Event, Job, Mesh, Node, Row
 from ledger.pending import PendingRows
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
 
 KEYS = ("a", "b", "ä", "z", "Z", "")
@@ -120,7 +121,7 @@ def test_changes_are_told_in_their_order_and_of_kept_commands_only() -> None:
     rows = PendingRows(SqliteRows(store.connection))
     rows.put(event(2))
     rows.delete(Event, 2)
-    assert [change[:2] for change in rows.keep()] == [("event", 2), ("event", 2)]
+    assert [(table, key) for table, (key, *_) in rows.keep()] == [("event", 2), ("event", 2)]
     rows.put(event(3))
     rows.undo()
     assert rows.keep() == []
@@ -132,6 +133,8 @@ def test_a_table_that_is_read_whole_is_read_once() -> None:
     reads: list[type[Row]] = []
 
     class Stored:
+        schema = SCHEMA_VERSION
+
         def get(self, cls: type, key: object) -> None:
             reads.append(cls)
 

@@ -1,0 +1,157 @@
+"""Joins encoded chunks to one picture with the times of the contract: run as a child process around PyAV.
+
+`python -m node.media.join_av join INDEX TARGET CHUNK...` writes an MP4 or MOV (by the target's name)
+without sound; `python -m node.media.join_av times INDEX RESULT` measures how far a finished film's
+times are from the contract.
+"""
+
+import json
+import sys
+from array import array
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from node.media.index import index_from_bytes
+from node.media.probe_av import WARNING_LEVEL, FaultError, main_stream, open_film
+from node.media.retime import dts_of, ranks_of, reorder_depth
+
+JOIN_PACKETS_MAX = 8_000_000
+
+
+def moving(film: InputContainer) -> VideoStream:
+    """The one picture of a chunk or result."""
+    stream = main_stream(film)
+    if stream is None or stream.time_base is None:
+        raise FaultError("result_damaged", "a chunk holds no picture")
+    return stream
+
+
+def times_in(path: str) -> "array[int]":
+    """Presentation times in decode order."""
+    with open_film(path) as film:
+        stream = moving(film)
+        times = array("q")
+        for packet in film.demux(stream):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None or len(times) >= JOIN_PACKETS_MAX:
+                    raise FaultError("result_damaged", "a packet of it tells no time")
+                times.append(packet.pts)
+    return times
+
+
+def join(index_file: str, target: str, chunks: list[str]) -> dict[str, Any]:
+    """Writes the chunks' packets one after the other, timed by the contract alone."""
+    index = index_from_bytes(Path(index_file).read_bytes())
+    contract = index.contract()
+    ranks = array("q")
+    depth = 0
+    headers: bytes | None = None
+    for number, chunk in enumerate(chunks):
+        headers = same_headers(chunk, number, headers)
+        times = times_in(chunk)
+        before = len(ranks)
+        ranks.extend(before + rank for rank in ranks_of(times))
+        depth = max(depth, reorder_depth(times))
+    if len(ranks) != len(contract):
+        raise FaultError(
+            "frame_count", f"{len(ranks)} frames in all chunks, {len(contract)} in the film"
+        )
+    numerator, denominator = index.time_base
+    shown = array("q", ((at - contract[0]) * numerator for at in contract))
+    decoded = dts_of(shown, depth)
+    at = 0
+    options = {"video_track_timescale": str(denominator), "avoid_negative_ts": "disabled"}
+    with av.open("file:" + target, "w", options=options) as out:
+        copy = None
+        for chunk in chunks:
+            with open_film(chunk) as film:
+                stream = moving(film)
+                if copy is None:
+                    copy = out.add_stream_from_template(stream, opaque=True)
+                    copy.time_base = Fraction(1, denominator)
+                for packet in film.demux(stream):
+                    if not packet.size:
+                        continue
+                    packet.time_base = Fraction(1, denominator)
+                    packet.pts, packet.dts = shown[ranks[at]], decoded[at]
+                    packet.duration = duration(shown, ranks[at])
+                    packet.stream = copy
+                    out.mux(packet)
+                    at += 1
+    return {"frames": at, "depth": depth}
+
+
+def same_headers(chunk: str, number: int, first: bytes | None) -> bytes:
+    """The parameter sets of a chunk, which must be those of the first: the film has room for one."""
+    with open_film(chunk) as film:
+        found = moving(film).codec_context.extradata or b""
+    if first is not None and found != first:
+        raise FaultError("wrong_picture", f"chunk {number} was encoded with other parameter sets")
+    return found
+
+
+def duration(shown: "array[int]", rank: int) -> int:
+    """How long a frame is shown; the last as long as the one before it."""
+    if len(shown) < 2:
+        return 1
+    rank = min(rank, len(shown) - 2)
+    return shown[rank + 1] - shown[rank]
+
+
+def compare_times(index_file: str, result: str) -> dict[str, Any]:
+    """The largest distance of a frame's time from the contract, both counted from the first frame."""
+    index = index_from_bytes(Path(index_file).read_bytes())
+    contract = index.contract()
+    unit = Fraction(*index.time_base)
+    with open_film(result) as film:
+        base = moving(film).time_base
+    assert base is not None
+    times = sorted(times_in(result))
+    off = max(
+        (
+            abs((made - times[0]) * base - (wanted - contract[0]) * unit)
+            for made, wanted in zip(times, contract, strict=False)
+        ),
+        default=Fraction(0),
+    )
+    return {
+        "frames": len(times),
+        "off_us": float(off * 1_000_000),
+        "tick_us": float(max(base, unit) * 1_000_000),
+    }
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    """Does what the words say; what it prints."""
+    match words:
+        case ["join", index_file, target, *chunks]:
+            return join(index_file, target, chunks)
+        case ["times", index_file, result]:
+            return compare_times(index_file, result)
+        case _:
+            raise SystemExit(2)
+
+
+def main(words: list[str]) -> int:
+    """Prints one JSON object; faults of the chunks are part of it, so the exit code is 0."""
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(WARNING_LEVEL)
+    try:
+        said = run(words)
+    except FaultError as fault:
+        said = {"fault": str(fault), "code": fault.code}
+    except FFmpegError as error:
+        said = {"fault": f"joining broke off: {error.strerror}", "code": "result_damaged"}
+    sys.stdout.write(json.dumps(said))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

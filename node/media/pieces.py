@@ -1,0 +1,234 @@
+"""A film in pieces: index, slices, chunks, sound and the film put together again, each in a child.
+
+The owner indexes, cuts, joins and assembles, because it has the source; any node encodes a chunk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from node.media.child import GIB, MINUTE_MS, AnyPath, Limits, OnProgress, RunResult, text_of
+from node.media.command import (
+    Parts,
+    assembly_command,
+    command_line,
+    encoded_sound,
+    sound_command,
+)
+from node.media.convert import ConversionError, Converted, Media, RunReport, encode_limits
+from node.media.errors import (
+    ERRORS,
+    BadResultError,
+    DurationError,
+    EncodeFailedError,
+    EncoderUnavailableError,
+    MediaError,
+    ProbeLimitError,
+    WorkDiskFullError,
+)
+from node.media.index import CutTable
+from node.media.judge import judge_end
+from node.media.plan import EncodePlan, needs, plan_whole
+from node.media.probe import Probe, probe_limits
+from node.media.profiles import Profile
+from node.media.split import SplitPlan, chunk_ms, chunk_plan, plan_split, why_whole
+
+TABLE_JSON_BYTES_MAX: Final = 8 << 20
+"""20,000 cuts of some 150 bytes, with room."""
+INDEX_BYTES_MAX: Final = 512 << 20
+"""8,000,000 packets of 33 bytes, with room."""
+SLICE_SLACK_BYTES: Final = 64 << 20
+"""For the slice's container: some 20 bytes a packet."""
+COPY_TIME_BASE_MS: Final = 30 * MINUTE_MS
+COPY_BYTES_PER_MS: Final = 1_000
+"""Slowest copying that is waited for, 1 MB/s."""
+CHILD_MEMORY_BYTES: Final = 4 * GIB
+TIMES_OFF_TICKS_MAX: Final = 1.001
+"""A frame's time may differ by one tick of the coarser clock; the rest is floating point."""
+_TABLE = TypeAdapter(CutTable)
+_SAID = TypeAdapter(dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Film:
+    """What owner and workers know alike of a film in pieces."""
+
+    probe: Probe
+    profile: Profile
+    split: SplitPlan
+    encoder: str
+    """Of all its chunks."""
+
+    @property
+    def plan(self) -> EncodePlan:
+        """How it would be converted whole: what the assembled film is judged by."""
+        return plan_whole(self.probe, self.profile, (self.encoder,))
+
+
+class Pieces:
+    """Splitting on top of a machine's `Media`."""
+
+    def __init__(self, media: Media) -> None:
+        self._media = media
+
+    async def plan(
+        self,
+        source: AnyPath,
+        index_file: AnyPath,
+        probe: Probe,
+        profile: Profile,
+        *,
+        speeds: Sequence[float],
+    ) -> SplitPlan | str:
+        """How the film is split among workers of these relative speeds, or why it is done whole.
+
+        Writes `index_file`, which slices and assembly need, when the film may be split.
+        """
+        # Any encoder will do: what it is changes no reason.
+        reason = why_whole(probe, plan_whole(probe, profile, needs(profile)))
+        if reason:
+            return reason
+        table = await self.index(source, index_file, size=probe.bytes)
+        if not table.fault and table.frames != probe.frames:
+            return f"its index names {table.frames} frames, {probe.frames} were counted"
+        length_ms = chunk_ms(probe.video.duration_us // 1000, speeds)
+        return plan_split(table, length_ms=length_ms)
+
+    async def index(self, source: AnyPath, index_file: AnyPath, *, size: int) -> CutTable:
+        """Reads the packet index into `index_file`.  A film without a usable one has a `fault`."""
+        limits = replace(
+            probe_limits(size), output_bytes=INDEX_BYTES_MAX, stdout_bytes=TABLE_JSON_BYTES_MAX
+        )
+        run = await self._child("cut_av", ("index", text_of(source), text_of(index_file)), limits)
+        if not run.ok:
+            raise ProbeLimitError(f"indexing it failed: {_last(run)}", "convert it with --no-split")
+        try:
+            return _TABLE.validate_json(run.stdout)
+        except ValidationError:
+            said = _SAID.validate_json(run.stdout)
+            return CutTable(fault=str(said.get("fault", "it has no index")))
+
+    async def cut(
+        self, source: AnyPath, index_file: AnyPath, target: AnyPath, split: SplitPlan, number: int
+    ) -> None:
+        """Writes the slice of one chunk: what its worker fetches.
+
+        Raises `MediaError`: `film_changed` when the source is not the indexed one any more.
+        """
+        chunk = split.chunks[number]
+        words = ("slice", text_of(source), text_of(index_file), text_of(target))
+        part = (chunk.first, chunk.stop, chunk.base, split.depth)
+        await self._said("cut_av", (*words, *map(str, part)), chunk.bytes + SLICE_SLACK_BYTES)
+
+    async def encode_chunk(
+        self,
+        piece: AnyPath,
+        output: AnyPath,
+        film: Film,
+        number: int,
+        *,
+        on_progress: OnProgress,
+        on_verify: OnProgress | None = None,
+        threads: int = 0,
+    ) -> Converted:
+        """Encodes one slice, and proves that it holds exactly the chunk's frames.  As `Media.convert`."""
+        media = self._media
+        if film.encoder not in media.encoders:
+            raise EncoderUnavailableError(
+                f"{film.encoder}, which makes the other chunks, does not work on this node",
+                "see `mesh-node detect`",
+            )
+        plan = chunk_plan(film.plan, film.split, film.split.chunks[number], film.probe)
+        command = command_line(plan, media.ffmpeg.path, piece, output, threads=threads, exact=True)
+        return await media.make(
+            command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
+        )
+
+    async def encode_sound(
+        self, source: AnyPath, output: AnyPath, film: Film, *, on_progress: OnProgress
+    ) -> RunReport | None:
+        """Encodes all sound that is not copied, once and whole.  None when there is none.
+
+        Its streams are judged with the assembled film.  Raises `ConversionError`.
+        """
+        media, plan = self._media, film.plan
+        if not encoded_sound(plan):
+            return None
+        zero_us = film.split.zero_us
+        command = sound_command(plan, media.ffmpeg.path, source, output, zero_us=zero_us)
+        run = await media.runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        report = media.report(plan, run)
+        verdict = judge_end(run, plan)
+        if not verdict.ok:
+            raise ConversionError(verdict.error(), report)
+        return report
+
+    async def assemble(
+        self,
+        film: Film,
+        parts: Parts,
+        output: AnyPath,
+        *,
+        on_progress: OnProgress,
+        on_verify: OnProgress | None = None,
+    ) -> Converted:
+        """Puts the film together and proves it as a whole, each frame's time against the contract.
+
+        Raises `ConversionError`, or `MediaError` where a chunk cannot be used.
+        """
+        plan, media = film.plan, self._media
+        words = ("join", text_of(parts.index), text_of(parts.picture), *map(text_of, parts.chunks))
+        await self._said("join_av", words, encode_limits(plan).output_bytes)
+        command = assembly_command(plan, film.split, parts, ffmpeg=media.ffmpeg.path, output=output)
+        made = await media.make(command, output, plan, on_progress=on_progress, on_verify=on_verify)
+        fault = await self._time_fault(parts.index, output, plan)
+        if fault is not None:
+            raise ConversionError(fault, made.report)
+        return made
+
+    async def _time_fault(
+        self, index_file: AnyPath, output: AnyPath, plan: EncodePlan
+    ) -> MediaError | None:
+        said = await self._said("join_av", ("times", text_of(index_file), text_of(output)), 0)
+        if (
+            said["frames"] == plan.frames
+            and said["off_us"] <= said["tick_us"] * TIMES_OFF_TICKS_MAX
+        ):
+            return None
+        return DurationError(
+            f"a frame of the result is {said['off_us'] / 1000:.2f} ms away from its time in the source",
+            "retry the job with --no-split, and report this film",
+        )
+
+    async def _said(
+        self, module: str, words: Sequence[str], output_bytes: int | None
+    ) -> dict[str, Any]:
+        """What a child says; its faults are raised."""
+        limits = Limits(
+            time_ms=COPY_TIME_BASE_MS + (output_bytes or 0) // COPY_BYTES_PER_MS,
+            memory_bytes=CHILD_MEMORY_BYTES,
+            output_bytes=output_bytes,
+        )
+        run = await self._child(module, words, limits)
+        if not run.ok:
+            if run.stderr.said("disk_full"):
+                raise WorkDiskFullError(_last(run), "free space in the node's data directory")
+            raise EncodeFailedError(f"{module} failed: {_last(run)}", "retry the job")
+        said = _SAID.validate_json(run.stdout)
+        fault = said.get("fault")
+        if fault:
+            error = ERRORS.get(str(said.get("code", "")), BadResultError)
+            raise error(str(fault), "retry the job; --no-split converts it in one piece")
+        return said
+
+    async def _child(self, module: str, words: Sequence[str], limits: Limits) -> RunResult:
+        command = (self._media.python, "-P", "-m", f"node.media.{module}", *words)
+        return await self._media.runner.run(command, limits=limits)
+
+
+def _last(run: RunResult) -> str:
+    line = run.stderr.tail.strip().rpartition("\n")[2]
+    how = f"signal {run.signal}" if run.exit_code is None else f"code {run.exit_code}"
+    return f"{run.reason}, {how} {line[:200]}".rstrip()

@@ -1,0 +1,333 @@
+"""Films in pieces through real FFmpeg: cut by their owner, encoded apart, put together, frame for frame.
+
+The few films here run with every `make test`; the matrix of all sources, profiles and numbers of
+chunks is marked `media` (`make test-media`), and runs on every FFmpeg named in DARKSTREAM_TEST_FFMPEG
+(several, separated by colons) beside the embedded one.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import pytest
+
+from node.media.command import Parts
+from node.media.convert import ConversionError, Converted, Media
+from node.media.errors import MediaError
+from node.media.ffmpeg_binary import FFmpegBinary, choose
+from node.media.locate_ffmpeg import ffmpeg_candidates
+from node.media.pieces import Film, Pieces
+from node.media.plan import plan_whole
+from node.media.probe import Probe
+from node.media.profiles import BUILT_IN, Profile
+from node.media.run_ffmpeg import FFmpegRunner
+from node.media.split import SplitPlan, plan_split
+from tests.fingerprint import farthest, frames_of, numbers_of
+from tests.media_clips import Clips, ffmpeg, packaged_clip, shared_clip
+
+T = TypeVar("T")
+ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1"})
+OTHERS = [name for name in os.environ.get("DARKSTREAM_TEST_FFMPEG", "").split(":") if name]
+SYNC_US = 5_000
+TICK_MS = Fraction(1, 1000)
+
+
+def now(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    return Clips(tmp_path_factory.mktemp("clips"))
+
+
+def media_of(program: str) -> Media:
+    binary: FFmpegBinary = now(choose(FFmpegRunner(), ffmpeg_candidates(program)))
+    return Media(runner=FFmpegRunner(), ffmpeg=binary, encoders=ENCODERS, python=sys.executable)
+
+
+@pytest.fixture(scope="module")
+def media() -> Media:
+    return media_of(ffmpeg())
+
+
+def quick(name: str) -> Profile:
+    profile = BUILT_IN[name]
+    return profile.model_copy(
+        update={"video": profile.video.model_copy(update={"speed": "ultrafast"})}
+    )
+
+
+def nothing(_: object) -> None:
+    return
+
+
+class Apart:
+    """One film, cut and encoded in a folder; each slice lies alone, as on a worker."""
+
+    def __init__(self, media: Media, source: Path, profile: Profile, folder: Path, ms: int) -> None:
+        self.media, self.source, self.folder = media, source, folder
+        self.pieces = Pieces(media)
+        self.probe: Probe = now(media.probe(source))
+        table = now(self.pieces.index(source, folder / "index", size=self.probe.bytes))
+        split = plan_split(table, length_ms=ms)
+        assert isinstance(split, SplitPlan), split
+        encoder = plan_whole(self.probe, profile, ENCODERS).encoder
+        self.film = Film(probe=self.probe, profile=profile, split=split, encoder=encoder)
+        self.chunks: dict[int, Path] = {}
+
+    async def cut(self, number: int) -> Path:
+        target = self.folder / f"slice{number}"
+        index = self.folder / "index"
+        await self.pieces.cut(self.source, index, target, self.film.split, number)
+        return target
+
+    async def encode(self, number: int) -> Converted:
+        piece, chunk = await self.cut(number), self.folder / f"chunk{number}.mkv"
+        self.chunks[number] = chunk
+        return await self.pieces.encode_chunk(piece, chunk, self.film, number, on_progress=nothing)
+
+    def encode_all(self) -> "Apart":
+        async def work() -> None:
+            await asyncio.gather(*(self.encode(c.number) for c in self.film.split.chunks))
+
+        now(work())
+        return self
+
+    def assemble(self) -> Path:
+        sound = self.folder / "sound.mp4"
+        made = self.pieces.encode_sound(self.source, sound, self.film, on_progress=nothing)
+        parts = Parts(
+            source=self.source,
+            index=self.folder / "index",
+            chunks=tuple(self.chunks[number] for number in sorted(self.chunks)),
+            sound=sound if now(made) else None,
+            picture=self.folder / "picture.mov",
+        )
+        output = self.folder / "out"
+        now(self.pieces.assemble(self.film, parts, output, on_progress=nothing))
+        return output
+
+
+def whole(media: Media, probe: Probe, source: Path, profile: Profile, folder: Path) -> Path:
+    now(media.convert(source, folder / "whole", probe, profile, on_progress=nothing))
+    return folder / "whole"
+
+
+def shows_each_frame_once(result: Path, source: Path) -> None:
+    """Every frame of the source, once, in order, at its time."""
+    before, after = frames_of(source), frames_of(result)
+    assert numbers_of(after, before) == list(range(len(before)))
+    assert farthest(after, before) <= TICK_MS
+
+
+def same_but_the_picture(media: Media, split: Path, in_one: Path) -> None:
+    """Streams, languages, flags and the place of the sound are those of a conversion in one piece."""
+    one, other = now(media.probe(split)), now(media.probe(in_one))
+    for a, b in zip(one.streams, other.streams, strict=True):
+        assert (a.kind, a.codec, a.language, a.title) == (b.kind, b.codec, b.language, b.title)
+        assert a.disposition == b.disposition
+        if a.kind == "audio":
+            frame_us = 1_000_000 * 1024 // a.sample_rate
+            assert abs(a.duration_us - b.duration_us) <= frame_us
+            shift = (a.start_us - one.video.start_us) - (b.start_us - other.video.start_us)
+            assert abs(shift) < SYNC_US
+
+
+EVERY_TIME = [
+    ("split_open.ts", "web"),
+    ("split_2997.mp4", "archive"),
+    ("split_vfr.mp4", "web"),
+]
+
+
+@pytest.mark.parametrize(("name", "profile"), EVERY_TIME)
+def test_a_film_in_pieces_shows_every_frame_once(
+    media: Media, clips: Clips, tmp_path: Path, name: str, profile: str
+) -> None:
+    source, wanted = clips.get(name), quick(profile)
+    apart = Apart(media, source, wanted, tmp_path, 2_000).encode_all()
+    result = apart.assemble()
+    shows_each_frame_once(result, source)
+    same_but_the_picture(media, result, whole(media, apart.probe, source, wanted, tmp_path))
+
+
+def test_sound_subtitles_chapters_and_attachments_come_along(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source, wanted = clips.get("split_many.mkv"), quick("archive")
+    apart = Apart(media, source, wanted, tmp_path, 2_000).encode_all()
+    result = apart.assemble()
+    shows_each_frame_once(result, source)
+    same_but_the_picture(media, result, whole(media, apart.probe, source, wanted, tmp_path))
+    shown = now(media.probe(result)).streams
+    assert [s.codec for s in shown] == ["hevc", "aac", "flac", "subrip", ""]
+    assert [s.language for s in shown[1:4]] == ["eng", "deu", "fra"]
+    assert (shown[0].title, shown[2].disposition) == ("Picture", "comment")
+    with av.open(str(result)) as film:
+        assert [chapter["metadata"]["title"] for chapter in film.chapters()] == ["One", "Two"]
+        assert film.metadata["title"] == "Many"
+
+
+def test_a_worker_needs_only_the_packets_of_its_range(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source = clips.get("split_open.ts")
+    apart = Apart(media, source, quick("web"), tmp_path, 1_000)
+    split = apart.film.split
+    assert len(split.chunks) == 3
+    assert sum(chunk.frames for chunk in split.chunks) == apart.probe.frames == split.frames
+    for chunk in split.chunks:
+        piece = now(apart.cut(chunk.number))
+        assert piece.stat().st_size < 1.2 * chunk.bytes + 4096
+        with av.open(str(piece)) as film:
+            (stream,) = film.streams
+            times = [packet.pts for packet in film.demux(stream) if packet.size]
+            assert len(times) == chunk.stop - chunk.first
+            # The slice's clock tells the film's own times exactly.
+            unit = Fraction(*split.time_base) / stream.time_base  # type: ignore[operator]  # NUT always has one
+            assert unit.denominator == 1
+            assert (chunk.start - chunk.base) * unit in times
+
+
+def test_a_film_that_changed_since_it_was_indexed_is_not_cut(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source = tmp_path / "film.mp4"
+    source.write_bytes(clips.get("split_open.mp4").read_bytes())
+    apart = Apart(media, source, quick("web"), tmp_path, 2_000)
+    source.write_bytes(clips.get("split_2997.mp4").read_bytes())
+    with pytest.raises(MediaError) as caught:
+        now(apart.cut(1))
+    assert caught.value.code == "film_changed"
+
+
+def test_a_chunk_that_lacks_a_frame_is_refused(media: Media, clips: Clips, tmp_path: Path) -> None:
+    apart = Apart(media, clips.get("split_open.mp4"), quick("web"), tmp_path, 2_000)
+    chunks = apart.film.split.chunks
+    short = chunks[1].model_copy(update={"end": (chunks[1].end or 0) - 512})  # one frame earlier
+    split = apart.film.split.model_copy(update={"chunks": (chunks[0], short, *chunks[2:])})
+    apart.film = Film(probe=apart.probe, profile=apart.film.profile, split=split, encoder="libx264")
+    with pytest.raises(ConversionError) as caught:
+        now(apart.encode(1))
+    assert caught.value.error.code == "frame_count"
+
+
+def test_chunks_that_do_not_belong_together_are_refused(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source = clips.get("split_open.mp4")
+    apart = Apart(media, source, quick("web"), tmp_path, 3_000).encode_all()
+    (tmp_path / "other").mkdir()
+    other = Apart(media, source, quick("archive"), tmp_path / "other", 3_000)
+    now(other.encode(1))
+
+    def refused(chunks: dict[int, Path]) -> str:
+        apart.chunks = chunks
+        with pytest.raises(MediaError) as caught:
+            apart.assemble()
+        return caught.value.code
+
+    first, second = apart.chunks[0], apart.chunks[1]
+    assert refused({0: first}) == "frame_count"
+    assert refused({0: first, 1: second, 2: second}) == "frame_count"
+    assert refused({0: first, 1: other.chunks[1]}) == "wrong_picture"
+
+
+def test_an_encoder_that_the_other_chunks_do_not_use_is_not_taken(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    apart = Apart(media, clips.get("split_open.mp4"), quick("web"), tmp_path, 2_000)
+    apart.pieces = Pieces(
+        Media(
+            runner=FFmpegRunner(),
+            ffmpeg=media.ffmpeg,
+            encoders=frozenset({"libx265"}),
+            python=sys.executable,
+        )
+    )
+    with pytest.raises(MediaError) as caught:
+        now(apart.encode(0))
+    assert (caught.value.code, caught.value.failure) == ("encoder_unavailable", "encoder")
+
+
+@pytest.mark.parametrize("name", ["field_coded.ts", "xvid.avi", "vfr.mp4", "mid_gop.ts", "hdr.mkv"])
+def test_what_may_not_be_split_says_why(
+    media: Media, clips: Clips, tmp_path: Path, name: str
+) -> None:
+    source = clips.get(name)
+    why = now(
+        Pieces(media).plan(
+            source, tmp_path / "index", now(media.probe(source)), quick("web"), speeds=(1.0,)
+        )
+    )
+    assert isinstance(why, str)
+    assert why.startswith(("in ", "it ", "its ", "packets "))
+
+
+# --- the wide matrix --------------------------------------------------------------------------------
+
+SPLITTABLE = [
+    "split_open.mkv", "split_open.mp4", "split_open.ts", "split_2997.mkv", "split_2997.mp4",
+    "split_vfr.mp4", "split_vfr.mkv", "split_hevc.mkv", "split_hevc.mp4", "split_vp9.webm",
+    "split_av1.mp4", "split_mpeg2.mkv", "split_ffv1.mkv", "split_prores.mov", "split_edited.mp4",
+]  # fmt: skip
+
+
+@pytest.mark.media
+@pytest.mark.parametrize("program", [ffmpeg(), *OTHERS], ids=lambda path: path.split("/")[-1])
+@pytest.mark.parametrize("chunks", [("web", 1_000), ("mobile", 3_000), ("archive", 2_000)], ids=str)
+@pytest.mark.parametrize("name", SPLITTABLE)
+def test_the_matrix(
+    clips: Clips, tmp_path: Path, program: str, name: str, chunks: tuple[str, int]
+) -> None:
+    profile, ms = chunks
+    media, source, wanted = media_of(program), clips.get(name), quick(profile)
+    apart = Apart(media, source, wanted, tmp_path, ms).encode_all()
+    result = apart.assemble()
+    shows_each_frame_once(result, source)
+    same_but_the_picture(media, result, whole(media, apart.probe, source, wanted, tmp_path))
+
+
+@pytest.mark.media
+@pytest.mark.parametrize("codec", ["hevc", "av1", "ffv1", "h264"])
+def test_every_codec_can_be_joined_in_both_containers(
+    media: Media, clips: Clips, tmp_path: Path, codec: str
+) -> None:
+    for container in ("mp4", "matroska"):
+        if (codec, container) == ("ffv1", "mp4"):
+            continue
+        base = quick("archive")
+        picture = base.video.model_copy(update={"codec": codec, "crf": 30, "bits": 8})
+        wanted = base.model_copy(
+            update={"container": container, "video": picture, "streams": "main"}
+        )
+        folder = tmp_path / container
+        folder.mkdir()
+        source = clips.get("split_open.mp4")
+        shows_each_frame_once(
+            Apart(media, source, wanted, folder, 2_000).encode_all().assemble(), source
+        )
+
+
+@pytest.mark.media
+def test_a_turned_film_looks_like_one_converted_whole(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source, wanted = clips.get("split_turned.mp4"), quick("web")
+    apart = Apart(media, source, wanted, tmp_path, 2_000).encode_all()
+    shows_each_frame_once(apart.assemble(), whole(media, apart.probe, source, wanted, tmp_path))
+
+
+@pytest.mark.media
+@pytest.mark.parametrize("profile", ["web", "archive"])
+@pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "bikes.mp4"])
+def test_real_films(media: Media, tmp_path: Path, name: str, profile: str) -> None:
+    source = packaged_clip(name) if name == "bikes.mp4" else shared_clip(name)
+    apart = Apart(media, source, quick(profile), tmp_path, 1_000).encode_all()
+    shows_each_frame_once(apart.assemble(), source)
