@@ -13,6 +13,7 @@ import structlog
 
 from ledger.log_sqlite import LogStore
 from ledger.queries import Reader
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
 from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
@@ -381,6 +382,7 @@ class Assembly:
             control_port=self._control.port,
             bulk_port=self._bulk.port,
             join_port=self._join.port,
+            ledger_schema=SCHEMA_VERSION,
         )
 
     def _heard(self, advert: Advert) -> None:
