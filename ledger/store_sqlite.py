@@ -22,7 +22,7 @@ from ledger.rows import SqlValue, columns_of, decoded, encoded, likened, table_o
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
 from mesh.codec import pack
-from mesh.errors import DiskFullError, OutdatedError, StorageError, WireError
+from mesh.errors import DiskFullError, OutdatedError, StorageError, UnknownKindError
 from mesh.log import Entry
 
 R = TypeVar("R", bound=Row)
@@ -82,7 +82,7 @@ class LedgerStore:
     def apply(self, entries: Sequence[Entry]) -> list[Applied]:
         """Applies committed entries that follow each other; those applied already are skipped.
 
-        Raises `OutdatedError` for an entry that this version cannot read, and
+        Raises `OutdatedError` or `WireError` for an entry that this version cannot read, and
         `StorageError`: then nothing of the batch is applied, and the node must stop.
         """
         fresh = [entry for entry in entries if entry.index > self.applied_index]
@@ -309,11 +309,10 @@ def checksum_of(before: bytes, changes: Sequence[RowChange], schema: int) -> byt
 def _read(entry: Entry) -> tuple[Envelope, Command]:
     try:
         return unseal(entry.data)
-    except WireError as error:
-        # It was read when it was proposed: by a version that knows more.
+    except UnknownKindError as error:
         raise OutdatedError(
             f"entry {entry.index} of the log cannot be read by this version of DarkStream: {error.what}",
-            "update DarkStream on this node; if it is as new as the others, keep its home for an analysis",
+            "update DarkStream on this node",
         ) from None
 
 
