@@ -13,6 +13,7 @@ import structlog
 
 from ledger.log_sqlite import LogStore
 from ledger.queries import Reader
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
 from mesh.bulk_client_zmq import ZmqBulkClient
@@ -24,14 +25,14 @@ from mesh.errors import UnreachableError
 from mesh.forming import FormingTimes
 from mesh.ids import MeshId, NodeId, raft_id
 from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
-from mesh.joining import JOIN, Facts, JoinGrant, Place
+from mesh.joining import JOIN, Facts, Place
 from mesh.limits import LinkRates
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
 from mesh.transfer import Source
 from mesh.transfer_files import free_bytes
 from mesh.transport import Counters
-from mesh.trust import JOIN_KEY, Identity, Token, mesh_fingerprint, mesh_tag, parse_token
+from mesh.trust import JOIN_KEY, Identity, mesh_fingerprint, mesh_tag
 from mesh.trust_files import PromiseFile
 from node.address_book_files import AddressFile
 from node.admission import Admission
@@ -39,6 +40,7 @@ from node.admission_ports import AdmissionSettings, Formed
 from node.backup.assembling import duties_of
 from node.backup.duties import Duties
 from node.config import Config
+from node.config_files import token_of
 from node.conversion import MediaConverter
 from node.feed import Feed
 from node.films import Allowed, Contact, Films, default_folders
@@ -54,7 +56,7 @@ from node.limiting import Limiting
 from node.limits_files import LimitsFile
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
-from node.member import MemberNode, Membership, granted_members
+from node.member import MemberNode, Membership, grant_of, granted_members
 from node.mesh_port import LedgerMesh
 from node.mesh_view import Parts
 from node.neighbours import OwnFacts
@@ -65,6 +67,7 @@ from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.submission import Submission
 from node.submission_files import prepare
 from node.traffic import Traffic
+from node.voters import LEAVE_S
 from node.worker import Worker
 
 _log = structlog.get_logger("node")
@@ -72,6 +75,8 @@ _log = structlog.get_logger("node")
 VERSION: Final = package_version("darkstream")
 PEERS_FILE: Final = "peers.json"
 LIMITS_FILE: Final = "limits"
+AGAIN_S: Final = 1.0
+"""Time for one call, should a coordinator have come meanwhile."""
 
 
 class Assembly:
@@ -172,11 +177,15 @@ class Assembly:
 
     def _admission_settings(self) -> AdmissionSettings:
         config = self._config
+        token, returns_to = token_of(config), _fingerprint(self._log.get_value("return_to"))
+        if token is not None and token.fingerprint == returns_to:
+            # Its key is a member's there; the token of its first start is used up by now.
+            token = None
         return AdmissionSettings(
-            token=_token(config),
-            mesh=_fingerprint(self._log.get_value("return_to")),
+            token=token,
+            mesh=returns_to,
             seeds=config.seeds,
-            new_mesh=config.new_mesh,
+            new_mesh=config.new_mesh and returns_to is None,
             belonged=self._log.get_value("mesh") is not None or has_former(self._home),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
@@ -227,7 +236,7 @@ class Assembly:
         if founder and self._log.last_index() == 0:
             self._log.persist(*founding_entries(self._raft_id))
         grant = self._log.get_value("grant")
-        members, places = granted_members(_grant(str(grant))) if grant is not None else ((), ())
+        members, places = granted_members(grant_of(str(grant))) if grant is not None else ((), ())
         config = self._config
         return Membership(
             raft_id=self._raft_id,
@@ -237,7 +246,7 @@ class Assembly:
             mesh=MeshId(str(self._log.get_value("mesh"))),
             founder=founder,
             epoch=max(
-                _grant(str(grant)).epoch if grant is not None else 0,
+                grant_of(str(grant)).epoch if grant is not None else 0,
                 int(str(self._log.get_value("epoch") or 0)),
             ),
             granted=members,
@@ -369,13 +378,13 @@ class Assembly:
         """Hands over lead and vote, then finishes or gives back what this node works on.
 
         The lead goes first, so that others decide while this node still works, and once more at the
-        end, should it have come back.
+        end, should it have come back.  Where nobody could take it then, nobody is waited for again.
         """
         if self._member is None or self._worker is None or self._duties is None:
             return
-        await self._member.leave()
+        gone = await self._member.leave()
         await self._worker.drain(self._config.timings.shutdown_ms / 1000)
-        await self._member.leave()
+        await self._member.leave(LEAVE_S if gone else AGAIN_S)
         await self._duties.finish()
 
     async def close(self) -> None:
@@ -400,6 +409,7 @@ class Assembly:
             control_port=self._control.port,
             bulk_port=self._bulk.port,
             join_port=self._join.port,
+            ledger_schema=SCHEMA_VERSION,
         )
 
     def _heard(self, advert: Advert) -> None:
@@ -474,18 +484,6 @@ class Assembly:
         for reason, count in (self._member.refused if self._member else {}).items():
             yield "control", reason, count
         yield "discovery", "advert", self._discovery.refused
-
-
-def _token(config: Config) -> Token | None:
-    if config.join_file is not None:
-        return parse_token(Path(config.join_file).read_text("ascii").strip())
-    return parse_token(config.join) if config.join is not None else None
-
-
-def _grant(text: str) -> JoinGrant:
-    grant = JOIN.decode(bytes.fromhex(text))
-    assert isinstance(grant, JoinGrant), "what was kept of the admission"
-    return grant
 
 
 def _fingerprint(kept: object) -> bytes | None:

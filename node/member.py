@@ -21,7 +21,7 @@ from mesh.errors import (
     WireError,
 )
 from mesh.ids import MeshId, NodeId, RaftId, node_of
-from mesh.joining import JoinGrant
+from mesh.joining import JOIN, JoinGrant
 from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
@@ -40,7 +40,7 @@ from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.snapshot_duty import Shelf
-from node.voters import Voters
+from node.voters import LEAVE_S, Voters
 
 REPORT_RETRY_S: Final = 5.0
 FAREWELL_MS: Final = 12_000
@@ -71,6 +71,13 @@ class TrustUser(Protocol):
     def __call__(self, members: Mapping[bytes, NodeId]) -> None:
         """Exactly these keys may speak from now on."""
         ...
+
+
+def grant_of(text: str) -> JoinGrant:
+    """What a node was told when it was admitted, as its log keeps it."""
+    grant = JOIN.decode(bytes.fromhex(text))
+    assert isinstance(grant, JoinGrant), "what was kept of the admission"
+    return grant
 
 
 def granted_members(grant: JoinGrant) -> tuple[tuple[Member, ...], tuple[PeerAddress, ...]]:
@@ -319,9 +326,9 @@ class MemberNode:
         """The members as they are trusted now."""
         return self._trusted
 
-    async def leave(self) -> None:
-        """Hands over what others must have to go on without this node; bounded in time."""
-        await self.coordinator.voters.leave()
+    async def leave(self, limit_s: float = LEAVE_S) -> bool:
+        """Hands over what others must have to go on without this node; whether that worked in time."""
+        return await self.coordinator.voters.leave(limit_s)
 
     async def _found(self) -> None:
         """Writes the first command of a new mesh; after a crash in between, once more."""
