@@ -238,10 +238,11 @@ class Films:
                 await self._bring(
                     NodeId(job.owner),
                     f"source/{order.attempt.id}",
-                    PartialFile(path, stays=True),
+                    path,
                     expected,
                     count,
                     ranges=ranges,
+                    stays=True,
                 )
                 await self._run(lambda _: self._cache.lend(path, target))
         finally:
@@ -292,12 +293,14 @@ class Films:
         self,
         peer: NodeId,
         handle: str,
-        target: PartialFile,
+        path: Path,
         expected: Manifest,
         on_bytes: ReportBytes,
         *,
         ranges: Sequence[ByteRange] | None = None,
+        stays: bool = False,
     ) -> None:
+        """Brings the file behind a handle of a peer to `path`; `stays`: with its journal, for a cache."""
         for left in reversed(range(REPLICA_LAG_TRIES)):
             contact = self._contacts(peer)
             try:
@@ -308,7 +311,7 @@ class Films:
                         hosts=contact.hosts,
                         port=contact.port,
                         handle=handle,
-                        target=target,
+                        target=PartialFile(path, stays=stays),
                         expected=expected,
                         ranges=ranges,
                         on_progress=on_bytes,
@@ -353,8 +356,7 @@ class Films:
                 await self._run(lambda _: _copy(kept, staging, expected))
             else:
                 handle = f"result/{attempt.id}"
-                target = PartialFile(staging)
-                await self._bring(NodeId(attempt.node), handle, target, expected, on_bytes)
+                await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
         await judge_delivered(await self._media(), job, attempt, staging)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
