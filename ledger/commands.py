@@ -17,6 +17,7 @@ from mesh.errors import WireError
 COMMANDS = Vocabulary("command")
 
 MemberRole = Literal["full", "witness"]
+TaskKind = Literal["whole", "chunk", "audio", "assemble"]
 FailureClass = Literal["input", "encoder", "transient"]
 """input: the source is unusable, never retried; encoder: not on this node; transient: again, after a wait."""
 
@@ -24,6 +25,8 @@ TEXT_BYTES_MAX = 8 << 10
 """FFmpeg's stderr tail and every other free text that enters the ledger."""
 JOBS_PER_COMMAND_MAX = 1_000
 LEASES_PER_COMMAND_MAX = 256
+TASKS_PER_PLAN_MAX = 514
+"""512 chunks, the sound and the assembly of one film."""
 ATTEMPTS_MAX = 4
 """Attempts of one task before its job fails: enough for a node or two that die, few enough to end."""
 _EPOCH_SHIFT = 40
@@ -197,10 +200,15 @@ class StartPlanning:
 @value
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """One unit of leasable work; `needs` are FFmpeg encoder names, any one of which will do."""
+    """One unit of leasable work.
+
+    A film is one `whole` task, or `chunk`s of its picture, at most one `audio` and one `assemble`.
+    `needs` are FFmpeg encoder names, any one of which will do, or `encoder@group`: of exactly this
+    build of FFmpeg, because chunks of one film must fit together. Empty: any node.
+    """
 
     id: str
-    kind: Literal["whole"]
+    kind: TaskKind
     needs: tuple[str, ...]
     cost: int
     """Frames times pixels to encode: what the scheduler weighs."""
@@ -209,7 +217,10 @@ class TaskSpec:
 @COMMANDS.kind("job.plan")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanJob:
-    """The owner's plan: digest and probe of the source as it was before any transfer, and the tasks."""
+    """The owner's plan: digest and probe of the source as it was before any transfer, and the tasks.
+
+    `assemble` is the last task of a film in pieces; it can be leased when the owner holds all others.
+    """
 
     job: str
     source_digest: str
@@ -322,7 +333,10 @@ class FailAttempt:
 @COMMANDS.kind("result.accept")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptResult:
-    """The owner holds the result, verified, in its staging place: from here on the job is publishing."""
+    """The owner holds the result, verified, in its staging place: from here on the job is publishing.
+
+    Of a part (chunk, audio): the owner keeps it for the assembly, and `output` says nothing.
+    """
 
     job: str
     attempt: str

@@ -276,6 +276,12 @@ class Reader:
         """Every attempt of a job, in their order."""
         return self._rows(Attempt, "WHERE job = ? ORDER BY token, number", (job,))
 
+    def finished_parts(self, job: str) -> tuple[Attempt, ...]:
+        """Results of a film's parts that its owner has not taken yet."""
+        return self._rows(
+            Attempt, "WHERE job = ? AND state = 'finished' ORDER BY token, number", (job,)
+        )
+
     def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
         """The leases that are out now."""
         if node is None:
@@ -332,6 +338,7 @@ def _task_view(task: Task) -> TaskView:
     return TaskView(
         task=task.id,
         job=task.job,
+        kind=task.kind,
         owner=task.owner,
         needs=task.needs,
         cost=task.cost,
@@ -349,6 +356,7 @@ def _node_view(member: Member, node: Node, busy: int) -> NodeView:
         name=member.name,
         role=member.role,
         encoders=node.encoders,
+        ffmpeg=node.ffmpeg,
         slots=node.slots,
         busy=busy,
         cpus=node.cpus,
