@@ -19,6 +19,7 @@ from ledger.job_filter import job_filters
 from ledger.jobs import (
     OPEN_JOB_STATES,
     Attempt,
+    AttemptState,
     Event,
     Invitation,
     Job,
@@ -272,15 +273,10 @@ class Reader:
         """An attempt by its id."""
         return self._one(Attempt, "WHERE id = ?", (attempt,))
 
-    def attempts(self, job: str) -> tuple[Attempt, ...]:
-        """Every attempt of a job, in their order."""
-        return self._rows(Attempt, "WHERE job = ? ORDER BY token, number", (job,))
-
-    def finished_parts(self, job: str) -> tuple[Attempt, ...]:
-        """Results of a film's parts that its owner has not taken yet."""
-        return self._rows(
-            Attempt, "WHERE job = ? AND state = 'finished' ORDER BY token, number", (job,)
-        )
+    def attempts(self, job: str, state: AttemptState | None = None) -> tuple[Attempt, ...]:
+        """Every attempt of a job (in this state), in their order."""
+        rest = "WHERE job = ?1 AND (?2 IS NULL OR state = ?2) ORDER BY token, number"
+        return self._rows(Attempt, rest, (job, state))
 
     def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
         """The leases that are out now."""

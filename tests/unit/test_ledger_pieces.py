@@ -46,7 +46,7 @@ def test_life_of_a_film_in_pieces() -> None:
     ledger.must(ledger.finish("a"))
     ledger.must(ledger.finish("b"))
     assert ledger.job_state("j") == "running"
-    assert [part.id for part in ledger.reader.finished_parts("j")] == ["a", "b"]
+    assert [part.id for part in ledger.reader.attempts("j", "finished")] == ["a", "b"]
     ledger.must(ledger.accept("j", "b", output="/elsewhere"))
     ledger.must(ledger.accept("j", "a"))
     assert task_states(ledger)["j-e"] == "blocked"
