@@ -20,8 +20,8 @@ from mesh.errors import BusyError, NotAllowedError, PathError, TransferError
 from mesh.ids import NodeId
 from mesh.transfer import Manifest
 from mesh.transfer_files import FileSource, digest_file, make_manifest, require_space
-from node.foreign import is_plain_id
 from node.conversion import film_of
+from node.foreign import is_plain_id
 from node.media.command import Parts
 from node.media.convert import Media
 from node.media.errors import FilmChangedError
