@@ -84,6 +84,11 @@ def copy_ledger(source: str | apsw.Connection, target: Path) -> None:
         reading = source if connection is None else connection
         assert isinstance(reading, apsw.Connection)
         reading.execute("VACUUM INTO ?", (name,))
+    except apsw.FullError:
+        # What is read needs no space: it is the copy's disk.
+        raise DiskFullError(
+            f"the disk of {target.parent} is full", "free some space, then try again"
+        ) from None
     except apsw.Error as error:
         raise storage_error(error, source if isinstance(source, str) else name) from None
     finally:

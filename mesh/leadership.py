@@ -127,6 +127,9 @@ class Leadership:
             raise ConflictError("a change of the voters is not decided yet", "retry in a moment")
         if len(changed_voters(self._configuration, configuration)) > 1:
             raise ConflictError("two voters at once would change", "change one at a time")
+        if not self._replication.followers():
+            # Nobody was told anything so far: the first heartbeat is not late.
+            self._heartbeat_deadline_ms = now_ms + self._timer.timing.heartbeat_ms
         # Followed from before the entry, so that newcomers are probed with it.
         self._replication.follow(configuration)
         self._append_own("configuration", [configuration.encode()])

@@ -19,7 +19,10 @@ _CONFIGURATIONS = Vocabulary("configuration")
 PROMOTE_BEHIND_MAX: Final = 250
 """Entries that a learner may lack when it is promoted: about one batch, closed within one round trip."""
 STEADY_MS: Final = 30_000
-"""A node that fell silent is steady again after so long: a link that flaps every few seconds never is."""
+"""A node that fell silent is steady again after so long: a link that flaps every few seconds never is.
+
+Half of REPLACE_MS, and of what a configuration says instead.
+"""
 SUSPECT_MS: Final = 10_000
 """A voter silent for so long is told to people: longer than a restart, a pause of the system, a new route."""
 REPLACE_MS: Final = 60_000
@@ -179,7 +182,7 @@ class AutopilotView:
 
     `change_pending`: a configuration in the log is not committed yet.  `term_committed`: an entry
     of the leader's own term is (before that a change can break the overlap of majorities: Ongaro,
-    raft-dev 2015).
+    raft-dev 2015).  `replace_ms`: a voter silent for so long is replaced.
     """
 
     leader: RaftId
@@ -189,6 +192,12 @@ class AutopilotView:
     last_index: int
     change_pending: bool
     term_committed: bool
+    replace_ms: int = REPLACE_MS
+
+    @property
+    def steady_ms(self) -> int:
+        """Who fell silent is steady again after so long."""
+        return self.replace_ms // 2
 
     def member(self, raft: RaftId) -> MemberView | None:
         """The member with this id."""
@@ -335,7 +344,7 @@ def _growth(view: AutopilotView) -> Configuration | None:
     """
     ready = _caught_up(view)
     if len(view.configuration.voters) % 2:
-        sound = [peer for peer in ready if not peer.broke or peer.steady_ms >= STEADY_MS]
+        sound = [peer for peer in ready if not peer.broke or peer.steady_ms >= view.steady_ms]
         return _promotion(view, sound) if len(sound) >= 2 else None
     if ready:
         return _promotion(view, ready)
@@ -351,9 +360,9 @@ def _replacement(view: AutopilotView) -> Configuration | None:
     ready = _caught_up(view)
     if any(view.is_leaving(voter) for voter in view.configuration.voters):
         return _promotion(view, ready)
-    lost = {peer.raft_id for peer in view.peers if peer.silent_ms >= REPLACE_MS}
+    lost = {peer.raft_id for peer in view.peers if peer.silent_ms >= view.replace_ms}
     if lost & set(view.configuration.voters):
-        return _promotion(view, [peer for peer in ready if peer.steady_ms >= STEADY_MS])
+        return _promotion(view, [peer for peer in ready if peer.steady_ms >= view.steady_ms])
     return None
 
 

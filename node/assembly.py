@@ -34,6 +34,8 @@ from mesh.trust_files import PromiseFile
 from node.address_book_files import AddressFile
 from node.admission import Admission
 from node.admission_ports import AdmissionSettings, Formed
+from node.backup.assembling import duties_of
+from node.backup.duties import Duties
 from node.config import Config
 from node.conversion import MediaConverter
 from node.feed import Feed
@@ -70,6 +72,8 @@ _TRAFFIC_KEYS: Final = ("sent_bytes", "received_bytes")
 class Assembly:
     """The parts of one node and how they know each other."""
 
+    gateway: Gateway
+
     def __init__(
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
@@ -84,6 +88,7 @@ class Assembly:
         self._incarnation = secrets.token_hex(4)
         self._member: MemberNode | None = None
         self._worker: Worker | None = None
+        self._duties: Duties | None = None
         self._machine = Machine(ffmpeg=config.ffmpeg, cache=home / CACHE_FOLDER, slots=config.slots)
         self._replica = Replica(reader)
         control_port, bulk_port, join_port = config.ports
@@ -139,7 +144,6 @@ class Assembly:
             detection=self._machine.detection,
         )
         self._service.serve(self._admission)
-        self.gateway: Gateway
 
     def _admission_settings(self) -> AdmissionSettings:
         config = self._config
@@ -252,6 +256,7 @@ class Assembly:
                 election_max_ms=timings.election_max_ms,
             ),
             leases=leases,
+            voter_silent_ms=timings.voter_silent_ms,
             status=self._told,
             random=SystemRandom(),
         )
@@ -308,6 +313,7 @@ class Assembly:
             neighbours=member.neighbours,
             status=self._service.status,
         )
+        self._duties = duties = duties_of(self._config, member)
         self._service.begin(
             Parts(
                 driver=member.driver,
@@ -323,12 +329,14 @@ class Assembly:
                 prepare=self._prepare,
                 traffic=self._traffic,
                 refusals=self._refusals,
+                backups=duties.states,
                 disk_free_bytes=lambda: free_bytes(self._home),
             )
         )
         group.create_task(worker.run(), name="worker")
         group.create_task(owner.run(), name="owner")
         group.create_task(feed.run(), name="feed")
+        group.create_task(duties.run(), name="backup")
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -338,11 +346,12 @@ class Assembly:
         The lead goes first, so that others decide while this node still works, and once more at the
         end, should it have come back.
         """
-        if self._member is None or self._worker is None:
+        if self._member is None or self._worker is None or self._duties is None:
             return
         await self._member.leave()
         await self._worker.drain(self._config.timings.shutdown_ms / 1000)
         await self._member.leave()
+        await self._duties.finish()
 
     async def close(self) -> None:
         """Closes ports and threads; every task is over."""

@@ -19,7 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from mesh.membership import REPLACE_MS
 from node.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
+from node.backup.destination import Destination, parse_destination
 from node.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
 from node.config_text import ConfigFault, ConfigFaultsError, Place, nearest, parse_toml
 
@@ -35,6 +37,7 @@ SLOTS_MAX = 256
 """More parallel encodes than any machine of today can hold."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 COMPONENTS = (
+    "backup",
     "consensus",
     "coordinator",
     "discovery",
@@ -87,6 +90,11 @@ def _path(text: str) -> str:
     return text
 
 
+def _destination(text: str) -> str:
+    parse_destination(text)
+    return text
+
+
 def _program(text: str) -> str:
     return _path(text) if "/" in text or "\\" in text else text
 
@@ -135,6 +143,8 @@ class Timings(_Section):
     """The coordinator takes the leases back."""
     hand_back_ms: int = Field(default=15_000, ge=100, le=3_600_000)
     """A worker hands nothing back later than this after the last heartbeat that was answered."""
+    voter_silent_ms: int = Field(default=REPLACE_MS, ge=1_000, le=86_400_000)
+    """A voter silent for so long is replaced by a node that does not vote yet; the coordinator's counts."""
     look_ms: int = Field(default=3_000, ge=0, le=600_000)
     """First start: how long a node looks for a mesh before it may form one."""
     shutdown_ms: int = Field(default=30_000, ge=0, le=3_600_000)
@@ -146,6 +156,8 @@ class Timings(_Section):
             raise ValueError("election_min_ms must be at least 3 times heartbeat_ms")
         if self.election_max_ms < self.election_min_ms + self.heartbeat_ms:
             raise ValueError("election_max_ms must exceed election_min_ms by a heartbeat_ms")
+        if self.voter_silent_ms < 4 * self.election_max_ms:
+            raise ValueError("voter_silent_ms must be at least 4 times election_max_ms")
         if self.worker_suspect_ms < 2 * self.worker_heartbeat_ms:
             raise ValueError("worker_suspect_ms must be at least twice worker_heartbeat_ms")
         if not self.worker_suspect_ms <= self.hand_back_ms < self.worker_silent_ms:
@@ -172,6 +184,37 @@ class LedgerConfig(_Section):
     def keep(self) -> Keep:
         """The two as the driver wants them."""
         return Keep(entries=self.keep_entries, bytes=self.keep_mib << 20)
+
+
+class BackupConfig(_Section):
+    """Backups that the node makes by itself while it works; see docs/backup.md."""
+
+    archive: AbsolutePath | None = None
+    """A folder for snapshots of the ledger and all that was decided since; nodes may share it."""
+    archive_every_s: int = Field(default=60, ge=1, le=86_400)
+    """What is new is archived so often."""
+    litestream: Annotated[str, AfterValidator(_destination)] | None = None
+    """A folder, `s3://BUCKET/PATH` or `sftp://USER@HOST/PATH`: the coordinator's node mirrors the ledger to it."""
+    litestream_every_s: int = Field(default=10, ge=1, le=86_400)
+    """What is new is mirrored so often."""
+    litestream_program: Annotated[str, Field(min_length=1), AfterValidator(_program)] | None = None
+    """The litestream to use; else the one that was installed with DarkStream, else the one in PATH."""
+    sftp_key: AbsolutePath | None = None
+    """The private key's file, for sftp."""
+    sftp_host_key: str | None = Field(default=None, pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$")
+    """The host's public key, for sftp, as `ssh-keyscan HOST` prints it behind the name: `ssh-ed25519 AAAA...`."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        sftp = self.destination is not None and self.destination.kind == "sftp"
+        if sftp and (self.sftp_key is None or self.sftp_host_key is None):
+            raise ValueError("sftp needs sftp_key and sftp_host_key: a stranger is never trusted")
+        return self
+
+    @property
+    def destination(self) -> Destination | None:
+        """Where litestream writes."""
+        return None if self.litestream is None else parse_destination(self.litestream)
 
 
 class Config(_Section):
@@ -202,6 +245,7 @@ class Config(_Section):
     log: LogConfig = Field(default_factory=LogConfig)
     timings: Timings = Field(default_factory=Timings)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    backup: BackupConfig = Field(default_factory=BackupConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -292,6 +336,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "log": LogConfig,
     "timings": Timings,
     "ledger": LedgerConfig,
+    "backup": BackupConfig,
 }
 _HINTS = {
     "string_type": "write it as a text in quotes",

@@ -95,6 +95,13 @@ def _expanded(config: Config) -> Config:
         if (value := getattr(config, name)) is not None
     }
     changed["allow"] = tuple(str(Path(item).expanduser()) for item in config.allow)
+    changed["backup"] = config.backup.model_copy(
+        update={
+            name: str(Path(value).expanduser())
+            for name in ("archive", "litestream", "litestream_program", "sftp_key")
+            if (value := getattr(config.backup, name)) is not None and value.startswith("~")
+        }
+    )
     return config.model_copy(update=changed)
 
 

@@ -113,6 +113,8 @@ class Daemon:
                 self._draining = group.create_task(node.drain(), name="drain")
                 await asyncio.wait((self._draining,))
                 node.gateway.stop()
+                if self._signals == 1:
+                    await node.gateway.ended()
                 raise _StoppedByPerson
         finally:
             await node.close()

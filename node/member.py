@@ -117,6 +117,7 @@ class MemberNode:
         book: AddressBook,
         timing: Timing,
         leases: LeaseTiming,
+        voter_silent_ms: int,
         status: Callable[[], dict[str, object]],
         random: RandomSource,
     ) -> None:
@@ -160,6 +161,7 @@ class MemberNode:
                 requests=self.requests,
                 replica=replica,
                 is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
+                replace_ms=voter_silent_ms,
             ),
         )
         self.refused: dict[str, int] = {}

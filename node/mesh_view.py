@@ -12,6 +12,8 @@ from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
 from node.admission import Admission
+from node.backup.rounds import BackupState
+from node.backup.views import backup_info
 from node.coordinator import Coordinator
 from node.driver import Driver
 from node.feed import names_of
@@ -54,6 +56,7 @@ class Parts:
     """Film bytes sent to and received from a node since the start."""
     refusals: Callable[[], Iterable[tuple[str, str, int]]]
     """(socket, reason, count)"""
+    backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
 
 
@@ -139,6 +142,7 @@ class MeshView:
             nodes_total=len(members),
             jobs=jobs,
             running=running,
+            backups=[backup_info(state) for state in parts.backups()],
             notes=[
                 *self._notes(parts, voters, ids, names),
                 *(_twin_note(names.get(twin, twin)) for twin in parts.neighbours.twins()),

@@ -27,6 +27,7 @@ from mesh.errors import (
 from mesh.ids import MeshId, NodeId, sortable_id
 from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.admission import Admission, create_invitation
+from node.backup.views import backup_checks, backup_metrics
 from node.feed import names_of
 from node.gateway.events import EventRing
 from node.gateway.models import (
@@ -240,7 +241,9 @@ class Service:
                 reason="takes work" if parts.worker.accepting else "takes no new work",
             ),
         ]
-        return Health(ready=all(check.ok for check in checks), checks=checks)
+        ready = all(check.ok for check in checks)
+        # A node whose backups fail works all the same: told, and no reason to send it no work.
+        return Health(ready=ready, checks=[*checks, *backup_checks(parts.backups())])
 
     async def metrics(self) -> list[Metric]:
         """Counters of refusals and of the log."""
@@ -262,7 +265,8 @@ class Service:
                 value=float(parts.driver.applied_index),
             )
         )
-        return [*metrics, _log_syncs(parts), *_consensus_metrics(parts)]
+        backups = backup_metrics(parts.backups())
+        return [*metrics, _log_syncs(parts), *_consensus_metrics(parts), *backups]
 
     # --- acting -----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ the ledger's members and the calls of nodes that go.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -60,15 +60,17 @@ class Voters:
         requests: Requests,
         replica: Replica,
         is_heard: Callable[[NodeId], bool],
+        replace_ms: int,
     ) -> None:
         self._driver = driver
         self._requests = requests
         self._replica = replica
         self._is_heard = is_heard
+        self._replace_ms = replace_ms
         self._own = node_of(driver.raft.raft_id)
         self._watch = PeerWatch()
         self._leaving_until_ms: dict[NodeId, int] = {}
-        self._removed_ms: dict[str, int] = {}
+        self._removed_ms: dict[NodeId, int] = {}
         self._suspects: frozenset[RaftId] = frozenset()
         requests.register(LEAVE, self._leave_for)
 
@@ -102,7 +104,8 @@ class Voters:
         now_ms = clock.monotonic_ms()
         peers = self._watch.look(raft.progress(), now_ms)
         leaving = {node for node, until in self._leaving_until_ms.items() if until > now_ms}
-        going = self._going(members, configuration, peers, now_ms)
+        here = self._removed_here(members, configuration, leaving)
+        going = self._going(here, configuration, peers, now_ms)
         return AutopilotView(
             leader=raft.raft_id,
             configuration=configuration,
@@ -120,22 +123,34 @@ class Voters:
             last_index=raft.last_index,
             change_pending=raft.pending_configuration is not None,
             term_committed=raft.term_committed,
+            replace_ms=self._replace_ms,
         )
+
+    def _removed_here(
+        self, members: Iterable[Member], configuration: Configuration, leaving: Container[NodeId]
+    ) -> dict[NodeId, RaftId]:
+        """Removed members that still have a place and may not know of it.
+
+        One that said itself that it goes knows, and once it votes no more it loses its place: as the
+        learner of two it would be waited for when it is gone.
+        """
+        return {
+            NodeId(member.node): RaftId(member.raft_id)
+            for member in members
+            if member.state == "removed"
+            and member.raft_id in configuration.ids
+            and not (member.raft_id in configuration.learners and NodeId(member.node) in leaving)
+        }
 
     def _going(
         self,
-        members: Iterable[Member],
+        here: Mapping[NodeId, RaftId],
         configuration: Configuration,
         peers: Iterable[PeerView],
         now_ms: int,
-    ) -> frozenset[str]:
-        """Removed members that still answer: they learn of it and hand over before they are left out."""
+    ) -> frozenset[NodeId]:
+        """Those of them that answer: they learn of it and hand over before they are left out."""
         active = {peer.raft_id for peer in peers if peer.active} | {self._driver.raft.raft_id}
-        here = {
-            member.node: RaftId(member.raft_id)
-            for member in members
-            if member.state == "removed" and member.raft_id in configuration.ids
-        }
         self._removed_ms = {node: self._removed_ms.get(node, now_ms) for node in here}
         return frozenset(
             node

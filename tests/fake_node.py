@@ -80,6 +80,8 @@ class FakeNode:
                 id="id-new", name="new", code="123456", address="10.0.0.9:7440", asked_at_ms=1
             )
         ]
+        self.caught_up = asyncio.Event()
+        self.caught_up.set()
         self._runs: set[asyncio.Task[None]] = set()
 
     def _enter(self, call: str) -> None:
@@ -109,6 +111,7 @@ class FakeNode:
 
     async def catch_up(self) -> None:
         self._enter("catch_up")
+        await self.caught_up.wait()
 
     async def nodes(self) -> NodesPage:
         self._enter("nodes")
@@ -339,6 +342,7 @@ class Served:
         self.token = ""
         self.loop = asyncio.new_event_loop()
         self._gateway: Gateway
+        self._serving: asyncio.Task[None] | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="fake-node")
 
@@ -347,10 +351,14 @@ class Served:
         assert self._started.wait(WAIT_S)
 
     def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+        with (
+            asyncio.Runner(loop_factory=lambda: self.loop) as runner,
+            contextlib.suppress(asyncio.CancelledError),
+        ):
             runner.run(self._main())
 
     async def _main(self) -> None:
+        self._serving = asyncio.current_task()
         self.node = FakeNode()
         listener = bind_api("127.0.0.1", 0)
         self.address = address_of(listener)
@@ -366,6 +374,12 @@ class Served:
             return call()
 
         return asyncio.run_coroutine_threadsafe(called(), self.loop).result(WAIT_S)
+
+    def fail(self) -> None:
+        """Ends the gateway as a node does that cannot go on."""
+        assert self._serving is not None
+        self.loop.call_soon_threadsafe(self._serving.cancel)
+        self._thread.join(WAIT_S)
 
     def stop(self) -> None:
         if self._thread.is_alive():

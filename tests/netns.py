@@ -22,7 +22,7 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 from mesh.clock import monotonic_ms
 
@@ -46,7 +46,8 @@ with open(sys.argv[1], "wb", buffering=1 << 20) as out:
 """
 
 
-def _ip(*words: str) -> None:
+def ip(*words: str) -> None:
+    """Runs `ip` with these words.  Raises `OSError` with what it said."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20, check=False)
     if done.returncode != 0:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip() or done.returncode}")
@@ -79,7 +80,7 @@ class Lan:
         self._made: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> "Lan":
+    def __enter__(self) -> Self:
         _delete_orphans()
         try:
             self._build()
@@ -151,32 +152,32 @@ class Lan:
 
     def cut(self, host: int) -> None:
         """Pulls a host's cable, as the host sees it: its interface goes down."""
-        _ip("-n", self.namespace(host), "link", "set", "eth0", "down")
+        ip("-n", self.namespace(host), "link", "set", "eth0", "down")
 
     def heal(self, host: int) -> None:
         """Plugs the cable in again."""
-        _ip("-n", self.namespace(host), "link", "set", "eth0", "up")
+        ip("-n", self.namespace(host), "link", "set", "eth0", "up")
         # The kernel forgot the route with the interface; multicast needs one.
         self._default_route(host)
 
     def unplug(self, host: int) -> None:
         """Takes the link away at the switch: the host loses its carrier, its interface stays up."""
-        _ip("-n", self._switch, "link", "set", f"p{host}", "down")
+        ip("-n", self._switch, "link", "set", f"p{host}", "down")
 
     def plug(self, host: int) -> None:
         """Undoes `unplug`."""
-        _ip("-n", self._switch, "link", "set", f"p{host}", "up")
+        ip("-n", self._switch, "link", "set", f"p{host}", "up")
 
     def mute(self, host: int, *to: int) -> None:
         """What a host sends to these others (or to any) gets lost on the wire; what they send arrives."""
         for other in to or (each for each in self.hosts if each != host):
             # Frames to an address of hardware that nobody has: the sender notices nothing.
             entry = [self.address(other), "lladdr", "02:00:00:00:00:01", "nud", "permanent"]
-            _ip("-n", self.namespace(host), "neigh", "replace", *entry, "dev", "eth0")
+            ip("-n", self.namespace(host), "neigh", "replace", *entry, "dev", "eth0")
 
     def unmute(self, host: int) -> None:
         """Undoes `mute`."""
-        _ip("-n", self.namespace(host), "neigh", "flush", "dev", "eth0", "nud", "permanent")
+        ip("-n", self.namespace(host), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
     def isolate(self, *hosts: int) -> None:
         """The switch hands nothing from one of these hosts to another of them; to the rest it does."""
@@ -233,34 +234,43 @@ class Lan:
 
     def _build(self) -> None:
         self._namespace(self._switch)
-        _ip("-n", self._switch, "link", "set", "lo", "up")
-        bridge = ["type", "bridge", "stp_state", "0", "forward_delay", "0"]
-        _ip("-n", self._switch, "link", "add", "br0", *bridge)
-        _ip("-n", self._switch, "link", "set", "br0", "up")
+        ip("-n", self._switch, "link", "set", "lo", "up")
+        self._build_switch()
         for host in self.hosts:
             self._host(host)
 
+    def _build_switch(self) -> None:
+        """What joins the hosts, in the namespace of the switch."""
+        bridge = ["type", "bridge", "stp_state", "0", "forward_delay", "0"]
+        ip("-n", self._switch, "link", "add", "br0", *bridge)
+        ip("-n", self._switch, "link", "set", "br0", "up")
+
     def _host(self, host: int) -> None:
-        name, port = self.namespace(host), f"p{host}"
+        name = self.namespace(host)
         self._namespace(name)
-        peer = ["type", "veth", "peer", "name", port, "netns", self._switch]
-        _ip("-n", name, "link", "add", "eth0", *peer)
-        _ip("-n", self._switch, "link", "set", port, "master", "br0", "up")
-        _ip("-n", name, "link", "set", "lo", "up")
+        self._connect(host)
+        ip("-n", name, "link", "set", "lo", "up")
         # Without this the link-local address is tentative for a second and mDNS over IPv6 is deaf.
         dad = "test ! -e {0} || echo 0 > {0}".format("/proc/sys/net/ipv6/conf/eth0/accept_dad")
         self.call(host, ["sh", "-c", dad])
         address = f"{self.address(host)}/24"
-        _ip("-n", name, "address", "add", address, "broadcast", "10.77.0.255", "dev", "eth0")
-        _ip("-n", name, "link", "set", "eth0", "up")
+        ip("-n", name, "address", "add", address, "broadcast", "10.77.0.255", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
         self._default_route(host)
+
+    def _connect(self, host: int) -> None:
+        """Gives a host an `eth0` whose other end is at the switch."""
+        name, port = self.namespace(host), f"p{host}"
+        peer = ["type", "veth", "peer", "name", port, "netns", self._switch]
+        ip("-n", name, "link", "add", "eth0", *peer)
+        ip("-n", self._switch, "link", "set", port, "master", "br0", "up")
 
     def _default_route(self, host: int) -> None:
         route = ["default", "via", "10.77.0.254", "dev", "eth0", "onlink"]
-        _ip("-n", self.namespace(host), "route", "replace", *route)
+        ip("-n", self.namespace(host), "route", "replace", *route)
 
     def _namespace(self, name: str) -> None:
-        _ip("netns", "add", name)
+        ip("netns", "add", name)
         self._made.append(name)
 
     def _port(self, host: int, *setting: str) -> None:
@@ -286,7 +296,7 @@ class Lan:
                     pipe.close()
         for name in reversed(self._made):
             with contextlib.suppress(OSError):
-                _ip("netns", "delete", name)
+                ip("netns", "delete", name)
         self._processes.clear()
         self._made.clear()
 
@@ -315,4 +325,4 @@ def _delete_orphans() -> None:
         if maker.isdigit() and not Path(f"/proc/{maker}").exists():
             _kill_inside(entry.name)
             with contextlib.suppress(OSError):
-                _ip("netns", "delete", entry.name)
+                ip("netns", "delete", entry.name)

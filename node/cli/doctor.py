@@ -16,8 +16,9 @@ import ifaddr
 
 from mesh import clock
 from mesh.errors import DarkStreamError
+from node.backup.litestream_files import find_litestream
 from node.cli.faults import Json
-from node.config import Config
+from node.config import BackupConfig, Config
 from node.config_files import load_config
 from node.config_text import ConfigFaultsError
 from node.detection import detect_here
@@ -47,6 +48,7 @@ def examine(flags: Mapping[str, Any], environment: Mapping[str, str], home: Path
     findings = [_finding("configuration", True, "no faults"), _home(home), _disk(home), _clock()]
     findings += _ports(config, home)
     findings.append(_ffmpeg(config, home))
+    findings += _backups(config.backup)
     findings += _interfaces()
     findings += [_seed(host, port) for host, port in config.seeds]
     return findings
@@ -112,6 +114,23 @@ def _ffmpeg(config: Config, home: Path) -> Json:
         f"{found.ffmpeg} {found.ffmpeg_version.split(' ')[0]}: {', '.join(working) or 'no encoder'}"
     )
     return _finding("ffmpeg", bool(working), what, "install a complete FFmpeg")
+
+
+def _backups(wanted: BackupConfig) -> list[Json]:
+    """Whether what `[backup]` names is there; nothing is written to it."""
+    findings: list[Json] = []
+    if wanted.archive is not None:
+        there = Path(wanted.archive).is_dir()
+        what = f"the archive's folder {wanted.archive} is {'there' if there else 'not there'}"
+        findings.append(_finding("backup", there, what, "make it, or mount its disk"))
+    if wanted.destination is not None:
+        try:
+            program = find_litestream(wanted.litestream_program)
+        except DarkStreamError as error:
+            findings.append(_finding("backup", False, error.what, error.todo))
+        else:
+            findings.append(_finding("backup", True, f"litestream is {program}"))
+    return findings
 
 
 def _interfaces() -> list[Json]:

@@ -31,7 +31,7 @@ class StoppedWatchingError(DarkStreamError):
 
 def error_from(code: str, what: str, todo: str, status: int = 0) -> DarkStreamError:
     """The error that a node told, with its own code, and the exit code that belongs to it."""
-    known = _classes().get(code)
+    known = errors.errors_by_code().get(code)
     if known is not None:
         return known(what, todo)
     exit_code = _BY_STATUS.get(status)
@@ -41,17 +41,6 @@ def error_from(code: str, what: str, todo: str, status: int = 0) -> DarkStreamEr
     error = told(what, todo)
     assert isinstance(error, DarkStreamError)
     return error
-
-
-def _classes() -> dict[str, type[DarkStreamError]]:
-    found: dict[str, type[DarkStreamError]] = {}
-    open_ends: list[type[DarkStreamError]] = [DarkStreamError]
-    while open_ends:
-        cls = open_ends.pop()
-        if cls.__module__ == errors.__name__:
-            found.setdefault(cls.code, cls)
-            open_ends += cls.__subclasses__()
-    return found
 
 
 def safe(text: object) -> str:

@@ -1,5 +1,6 @@
 """`mesh-cli ledger`: the replica of this machine, read, checked, backed up; no node needs to run."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,25 +133,30 @@ def ledger_backup(ctx: click.Context, *, file: Path, as_json: bool) -> int:
 
 
 @ledger.command("restore")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option("--name", metavar="N", help="Name of this node where the backup does not know it.")
 @click.option(
-    "--until", type=Since(), metavar="T", help="The moment, of an archive: 2h, 2026-11-24."
+    "--until", type=Since(), metavar="T", help="The moment, of an archive or litestream: 2h."
 )
 @common_options
 @click.pass_context
 def ledger_restore(
-    ctx: click.Context, *, file: Path, name: str | None, until: int | None, as_json: bool
+    ctx: click.Context, *, source: str, name: str | None, until: int | None, as_json: bool
 ) -> int:
-    """Put a backup, or an archive's folder, in the place of the local replica of a stopped node.
+    """Put a backup in the place of the local replica of a stopped node.
 
-    The node then is the mesh: it alone votes, in a new epoch, and the other members come back as
-    learners.  What was in the home before is kept in its folder replaced-DATE.
+    SOURCE is the file of a backup, the folder of an archive, or what litestream wrote: a folder,
+    s3://BUCKET/PATH/MESH-EPOCH-NODE or sftp://USER@HOST/PATH/MESH-EPOCH-NODE.  The node then is the
+    mesh: it alone votes, in a new epoch, and the other members come back as learners.  What was in
+    the home before is kept in its folder replaced-DATE.
     """
     from node.cli.ledger_restore import restore_home  # noqa: PLC0415 - SQLite is needed here alone
 
     home = home_of(ctx.ensure_object(Common))
-    return _print_restored(restore_home(home, file, name, until), as_json=as_json)
+    restored, notes = restore_home(home, source, name, until)
+    for note in notes:
+        print(safe(note), file=sys.stderr)
+    return _print_restored(restored, as_json=as_json)
 
 
 @ledger.command("recover")
@@ -185,8 +191,8 @@ def ledger_recover(ctx: click.Context, *, force: bool, as_json: bool) -> int:
 def ledger_archive(ctx: click.Context, *, folder: Path, as_json: bool) -> int:
     """Bring an archive up to now: snapshots and what was decided since; the node may run.
 
-    Run it every minute or hour: `ledger restore FOLDER --until T` goes back to any moment that it
-    holds everything of.
+    A node does it by itself with `[backup] archive`.  `ledger restore FOLDER --until T` goes back to
+    any moment that the archive holds everything of.
     """
     from ledger.archive import archive  # noqa: PLC0415 - SQLite is needed here alone
 
@@ -194,10 +200,34 @@ def ledger_archive(ctx: click.Context, *, folder: Path, as_json: bool) -> int:
     made = archive(str(path), str(path.with_name(RAFT_FILE)), folder.absolute())
     if as_json:
         told: Json = {"path": str(made.folder), "index": made.index}
-        print_json({**told, "snapshot": made.snapshot, "entries": made.entries})
+        more = {"snapshot": made.snapshot, "drilled": made.drilled, "entries": made.entries}
+        print_json({**told, **more})
     else:
         extra = " and a snapshot" if made.snapshot else ""
+        extra += ", made again from the one before" if made.drilled else ""
         print(safe(f"{made.folder}: up to entry {made.index}, {made.entries} entries{extra} added"))
+    return 0
+
+
+@ledger.command("mirror")
+@click.argument("file", type=click.Path(path_type=Path))
+@common_options
+@click.pass_context
+def ledger_mirror(ctx: click.Context, *, file: Path, as_json: bool) -> int:
+    """Bring a second copy of the replica up to now; the node may run.
+
+    For programs that must not touch the ledger itself, such as litestream; a node does it by itself
+    with `[backup] litestream`.
+    """
+    from ledger.mirror import mirror  # noqa: PLC0415 - SQLite is needed here alone
+
+    path = _ledger_of(ctx)
+    made = mirror(str(path), str(path.with_name(RAFT_FILE)), file.absolute())
+    if as_json:
+        print_json({"index": made.index, "entries": made.entries, "copied": made.copied})
+    else:
+        how = "copied whole" if made.copied else f"{made.entries} entries added"
+        print(safe(f"{file}: up to entry {made.index}, {how}"))
     return 0
 
 

@@ -71,8 +71,24 @@ def print_status(status: Json) -> None:
         print("open: every node on this network is admitted without asking")
     if status["unprotected"]:
         print("unprotected: what is decided now is held by one machine alone")
+    for backup in status.get("backups", ()):
+        print(safe(f"{backup['kind']}: {_backup_text(backup)}"))
     for note in status["notes"]:
         print(safe(note))
+
+
+def _backup_text(backup: Json) -> str:
+    target = backup["target"]
+    if backup["fault"]:
+        since = f"; complete to entry {backup['index']}" if backup["done_at_ms"] else ""
+        return f"{fault_text(backup['fault'])}{since}"
+    if not backup["here"]:
+        return f"{target}, written where the coordinator is"
+    if not backup["done_at_ms"]:
+        return f"{target}, the first one is not done yet"
+    return (
+        f"{target} holds everything up to entry {backup['index']}, {moment(backup['done_at_ms'])}"
+    )
 
 
 def print_nodes(answer: Json) -> None:

@@ -84,7 +84,7 @@ class Faces:
         self._acting(app)
         self._watching(app)
         self.api = app
-        self.app: ASGIApp = Guard(app, token=token)
+        self.app: ASGIApp = Guard(app, token=token, stopping=self.stopping)
 
     def _handlers(self, app: FastAPI) -> None:
         async def ours(_: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mesh.errors import NotAllowedError
+from mesh.errors import NotAllowedError, StoppedError
 from node.addresses import LOOPBACK_HOSTS, split_endpoint
 from node.gateway.models import Problem
 from node.gateway.problems import plain_problem, problem_of, problem_response
@@ -26,8 +26,16 @@ _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 class Guard:
     """ASGI middleware in front of the whole application."""
 
-    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str] = LOOPBACK_HOSTS) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str,
+        stopping: asyncio.Event,
+        hosts: Iterable[str] = LOOPBACK_HOSTS,
+    ) -> None:
         self._app = app
+        self._stopping = stopping
         self._expected = f"Bearer {token}".encode("ascii")
         self._hosts = frozenset(hosts)
 
@@ -51,7 +59,27 @@ class Guard:
             extra = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
             await problem_response(refusal, extra)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application's answer; a request that the end of the node cuts off is told so."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if begun or not self._stopping.is_set():
+                raise
+            error = StoppedError(
+                "this node stops; whether it still did what was asked is not known",
+                "ask another node, and look there before you repeat it",
+            )
+            await problem_response(problem_of(error))(scope, receive, send)
 
     def _refusal(self, path: str, headers: list[tuple[bytes, bytes]]) -> Problem | None:
         hosts = [value for name, value in headers if name == b"host"]

@@ -222,6 +222,21 @@ class NodesPage(Answer):
     next: str | None = None
 
 
+class BackupInfo(Answer):
+    """One way in which the node that answers backs up by itself; `here`: it runs on this node now.
+
+    Everything up to log index `index` was there at `done_at_ms`; None before the first success.
+    """
+
+    kind: Literal["archive", "litestream"]
+    target: str
+    here: bool
+    index: int = 0
+    done_at_ms: int | None = None
+    failures: int = 0
+    fault: Fault | None = None
+
+
 class Status(Answer):
     """The mesh in one look, as the node that answers sees it."""
 
@@ -249,6 +264,8 @@ class Status(Answer):
     jobs: dict[str, int] = Field(default_factory=dict[str, int])
     """Number of jobs by state."""
     running: list[Progress] = Field(default_factory=list[Progress])
+    backups: list[BackupInfo] = Field(default_factory=list[BackupInfo])
+    """What `[backup]` of this node's configuration asks for."""
     notes: list[str] = Field(default_factory=list[str])
     """What a person should know and do, one sentence each: quorum lost, another mesh nearby."""
 

@@ -16,12 +16,24 @@ from node.gateway.service import NodeService
 CONNECTIONS_MAX = 256
 """Open requests at a time; more get 503."""
 _STOP_S = 3
+_STREAMS_S = 0.2
+"""Event streams end by themselves when they are told to; so long they are given."""
+_LAST_WORD_S = 1.0
+"""An answer of some hundred bytes to this machine; a client that does not read gets none."""
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.stopping = asyncio.Event()
+        self.servers = []
+
+    def close_connections(self) -> None:
+        """Takes no new request, neither from a new client nor over a connection that is kept."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -95,10 +107,32 @@ class Gateway:
             timeout_graceful_shutdown=_STOP_S,
         )
         self._server = _Server(config)
+        self._ended = asyncio.Event()
 
     async def serve(self) -> None:
-        """Answers until `stop`; open event streams are ended, other requests get three seconds."""
-        await self._server.serve([self._listener])
+        """Answers until `stop`; open event streams are ended, other requests get three seconds.
+
+        When the node ends by an error this is cancelled: whoever waits for an answer is told.
+        """
+        try:
+            await self._server.serve([self._listener])
+        finally:
+            await self._end_requests()
+            self._ended.set()
+
+    async def _end_requests(self) -> None:
+        self._faces.stopping.set()
+        self._server.close_connections()
+        if open_requests := set(self._server.server_state.tasks):
+            _, waiting = await asyncio.wait(open_requests, timeout=_STREAMS_S)
+            for request in waiting:
+                request.cancel()
+            if waiting:
+                await asyncio.wait(waiting, timeout=_LAST_WORD_S)
+
+    async def ended(self) -> None:
+        """Waits until `serve` is over."""
+        await self._ended.wait()
 
     def stop(self) -> None:
         """Ends `serve` soon."""

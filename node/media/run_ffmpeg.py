@@ -28,8 +28,9 @@ WATCH_MS: Final = 250
 SLOW_TAIL_BYTES_PER_MS: Final = 10_000
 """Moving the index to the front rewrites the file without a word: 10 MB/s is waited for on top of the stall limit."""
 LAUNCHER: Final = Path(__file__).with_name("launch_posix.py")
-_PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE")
-"""Not for children: our secrets, and variables that make FFmpeg write elsewhere."""
+_PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE", "AWS_CA_BUNDLE")
+"""Not for children: our secrets, variables that make FFmpeg write elsewhere, and one with which
+litestream 0.5 cannot start (it reads SSL_CERT_FILE)."""
 
 
 class _Watch:

@@ -140,6 +140,7 @@ class Node:
     def start(self) -> None:
         parameters = self.world.parameters
         self.life += 1
+        self._wake_ms = None  # set where the clock of a machine that is down jumps
         self.machine = self.world.open_machine(
             self.raft_id, self.images[-1] if self.images else None
         )

@@ -163,6 +163,7 @@ def test_faults_after_a_broken_line_are_told_as_well() -> None:
         ("[timings]\nheartbeat_ms = 300", "3 times"),
         ("[timings]\nelection-max-ms = 550", "exceed"),
         ("[timings]\nworker-suspect-ms = 3000", "twice"),
+        ("[timings]\nvoter-silent-ms = 3999", "4 times"),
         ("[timings]\nhand-back-ms = 20000", "worker_silent_ms"),
         ("[timings]\nheartbeat_ms = 1", "greater than"),
         ('home = "relative"', "absolute"),

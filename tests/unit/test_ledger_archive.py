@@ -24,6 +24,7 @@ class Kept:
     def __init__(self, tmp_path: Path) -> None:
         self.home = Home(tmp_path / "home")
         self.folder = tmp_path / "archive"
+        self.folder.mkdir()
         self.states: dict[int, tuple[int, bytes, Any]] = {}
         self.now_ms = 10_000
 
@@ -144,6 +145,9 @@ def test_before_a_mesh_and_without_an_archive(tmp_path: Path) -> None:
         archive(str(tmp_path / "l.db"), str(tmp_path / "r.db"), tmp_path / "a")
     with pytest.raises(NotFoundError):
         place_in(tmp_path)
+    home = Home(tmp_path / "home")
+    with pytest.raises(NotFoundError, match="mount"):
+        archive(home.ledger_path, home.log_path, tmp_path / "not" / "mounted")
 
 
 def test_as_typed(
@@ -180,3 +184,84 @@ def test_as_typed(
     assert (code, err.startswith("error[conflict]: ")) == (2, True), err
     code, out, err = typed("restore", shown["path"])
     assert (code, err) == (0, "")
+
+
+def test_small_rounds_make_one_file(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.work(2)
+    place = kept.archived().folder
+    for _ in range(5):
+        kept.work(1)
+        kept.archived()
+    (only,) = place.glob("segment-*")
+    monkeypatch.setattr(archiving, "SEGMENT_GROWS_BYTES", only.stat().st_size)
+    kept.work(1)
+    kept.archived()
+    assert len(list(place.glob("segment-*"))) == 2
+    for moment in sorted(kept.states)[-6::2]:
+        assert kept.at(moment, tmp_path)[1:] == kept.states[moment][1:]
+
+
+def test_nodes_that_share_a_folder_may_add_the_same(kept: Kept, tmp_path: Path) -> None:
+    kept.work(2)
+    place = kept.archived().folder
+    kept.work(2)
+    kept.archived()
+    (first,) = place.glob("segment-*")
+    kept.work(3)
+    whole = first.read_bytes()
+    kept.archived()
+    first.write_bytes(whole)  # another node wrote it after this one had it replaced
+    assert len(list(place.glob("segment-*"))) == 2
+    kept.work(1)
+    kept.archived()
+    for moment in sorted(kept.states)[-6::2]:
+        assert kept.at(moment, tmp_path)[1:] == kept.states[moment][1:]
+
+
+def test_each_snapshot_is_made_again_from_the_one_before(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archiving, "SNAPSHOT_ENTRIES", 5)
+    kept.work(2)
+    assert kept.archived().drilled is False, "nothing is before the first"
+    kept.work(6)
+    made = kept.archived()
+    assert (made.snapshot, made.drilled) == (True, True)
+    # A row changes behind the ledger's back: the file is sound in itself, and not what was decided.
+    kept.home.ledger.connection.execute("UPDATE job SET priority = priority + 1 WHERE id = 'w6'")
+    kept.work(6)
+    count = len(list(made.folder.glob("snapshot-*")))
+    with pytest.raises(DamagedError, match="lead to"):
+        kept.archived()
+    assert len(list(made.folder.glob("snapshot-*"))) == count, "the wrong one is not kept"
+    assert list(kept.home.path.glob(".drill-*")) == []
+
+
+def test_a_damaged_snapshot_costs_only_time(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archiving, "SNAPSHOT_ENTRIES", 5)
+    for _ in range(3):
+        kept.work(6)
+        place = kept.archived().folder
+    newest = sorted(place.glob("snapshot-*"), key=lambda path: int(path.name.split("-")[1]))[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:5000] + bytes(200) + whole[5200:])
+    assert kept.at(kept.now_ms, tmp_path)[1:] == kept.states[kept.now_ms][1:]
+
+
+def test_what_killed_writers_left_goes(kept: Kept) -> None:
+    kept.work(2)
+    place = kept.archived().folder
+    old, young = place / ".segment-old", place / ".segment-young"
+    for path in (old, young):
+        path.write_bytes(b"x")
+    now = place.stat().st_mtime
+    os.utime(old, (now - 7_200, now - 7_200))
+    kept.home.compact(kept.home.log.last_index())
+    kept.work(2)
+    kept.home.compact(kept.home.log.last_index())
+    assert kept.archived().snapshot
+    assert (old.exists(), young.exists()) == (False, True)

@@ -234,3 +234,14 @@ def test_what_a_follower_knows_to_be_decided_is_on_two_machines() -> None:
     cluster.deliver()
     raft = cluster.nodes["b"]
     assert raft.protected_index == raft.commit_index == 4
+
+
+def test_the_first_follower_makes_no_heartbeat_late() -> None:
+    cluster = Cluster()
+    cluster.found("a")
+    cluster.lead("a")
+    # Alone nothing is due but the check of the quorum: much later than a heartbeat.
+    cluster.now_ms = cluster.nodes["a"].next_deadline_ms() - 1
+    cluster.empty("b")
+    cluster.change("a", configuration_of("a", "b"))
+    assert cluster.nodes["a"].next_deadline_ms() >= cluster.now_ms
