@@ -303,7 +303,7 @@ class FilmPieces:
             index=index,
             chunks=tuple(chunks[number] for number in sorted(chunks)),
             sound=sound,
-            picture=folder / "picture.mov",
+            picture=folder / "picture",
         )
 
     # --- files ------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
         async def stale(_: object) -> object:
             replica.read = fresh
             asked.set()
-            return [(publishing, owner._publish)]
+            return [("j1", publishing, owner._publish)]
 
         replica.read = stale
         stand.mesh.ledger_changed.set()
