@@ -1,13 +1,14 @@
 """Random faults to a mesh of five hosts whose clients submit and read all the time.
 
-    .venv/bin/python bench/chaos.py [--quick] [--faults N] [--seed S]
+    .venv/bin/python bench/chaos.py [--quick] [--faults N] [--only NAME]... [--seed S] [--logs DIR]
 
-Each host is a network namespace with a disk of its own (needs root, iproute2).  One fault after the
-other: kill -9, SIGSTOP, a pulled cable, a host that is not heard, one that hears nothing, two hosts
-that do not reach each other, a full disk.  At the end everything is healed, and then: what was
-acknowledged and is missing, what is there twice, whether the history of all clients is
-linearizable, and whether all ledgers are equal.  `ratio` is the median time without a coordinator
-by etcd's 1.3 s on this kind of machine.
+Each host is a network namespace with a disk of its own (needs root, iproute2), on a switch of the
+tests' own.  One fault after the other: kill -9, SIGSTOP, a pulled cable, a host that is not heard,
+one that hears nothing, two hosts that do not reach each other, one that another does not hear, a
+cable that loses 30 % and delays by 200 ms each way, a full disk.  At the end everything is healed,
+and then: what was acknowledged and is missing, what is there twice, whether the history of all
+clients is linearizable, and whether all ledgers are equal.  `ratio` is the median time without a
+coordinator by etcd's 1.3 s on this kind of machine.
 """
 
 import argparse
@@ -15,32 +16,40 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from ledger.queries import AppliedState, Reader
-from mesh.clock import monotonic_ms
+from mesh.clock import monotonic_ms, wall_ms
 from tests.cluster import Node, cluster, wait_for
 from tests.films import make_film
 from tests.inside import Face, enter
 from tests.linearizability import Submit
 from tests.mesh_clients import Client, History, end
-from tests.netns import Lan, available
+from tests.netns import available
+from tests.switched_lan import SwitchedLan
 
 HOSTS: Final = 5
 CLIENTS_A_HOST: Final = 2
+CLIENT_PAUSE_S: Final = 0.05
+"""Between two calls of a client: five nodes share the cores of one machine with all of them."""
 DISK_MB: Final = 512
-TO_COORDINATOR: Final = 0.6
-"""How many faults hit the coordinator; by chance alone one in five would."""
+COORDINATOR_KILLS: Final = 0.33
+"""Share of faults that are a kill of the coordinator."""
+TO_COORDINATOR: Final = 0.4
+"""How many of the others hit the coordinator; by chance alone one in five would."""
+LOSS, DELAY_MS = 0.3, 200
 ETCD_MS: Final = 1_300
 P50_AIM_MS, P99_AIM_MS = 800, 2_000
 PROBE_S: Final = 0.05
@@ -52,7 +61,7 @@ _NEVER = threading.Event()
 class Chaos:
     """The mesh, its clients, and what was done to it."""
 
-    lan: Lan
+    lan: SwitchedLan
     nodes: list[Node]
     faces: list[Face]
     draw: random.Random
@@ -60,8 +69,8 @@ class Chaos:
     faults: Counter[str] = field(default_factory=Counter)
     on_coordinator: int = 0
     coordinators_killed: int = 0
-    without_ms: list[int] = field(default_factory=list)
-    """From a fault that took the coordinator away until a write that began later was acknowledged."""
+    without_ms: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """From a fault that hit the coordinator until a write that began later was acknowledged, by fault."""
 
     def host(self, node: Node) -> int:
         return self.nodes.index(node) + 1
@@ -75,10 +84,24 @@ class Chaos:
         name = names.most_common(1)[0][0]
         return next(node for node in self.nodes if node.name == name)
 
-    def is_whole(self) -> bool:
-        """Whether every node sees every other and a coordinator."""
+    def is_whole(self, struck: Node, healed_ms: int) -> bool:
+        """Whether every node knows a coordinator, and the one that was struck and all others heard each other since."""
         told = [face.ask("/status") for face in self.faces]
-        return all(s is not None and s["coordinator"] and s["nodes_alive"] == HOSTS for s in told)
+        if not all(s is not None and s["coordinator"] and s["nodes_alive"] == HOSTS for s in told):
+            return False
+        for node, face in zip(self.nodes, self.faces, strict=True):
+            asked_ms = monotonic_ms()
+            others = (face.ask("/nodes") or {"nodes": []})["nodes"]
+            heard = {
+                other["name"]: other["last_heard_ms"]
+                for other in others
+                if other["last_heard_ms"] is not None
+            }
+            since_ms = asked_ms - healed_ms
+            wanted = self.nodes if node is struck else [struck]
+            if any(heard.get(each.name, since_ms + 1) > since_ms for each in wanted):
+                return False
+        return True
 
 
 # --- faults: each is a context in which it lasts ------------------------------------------------------
@@ -115,7 +138,7 @@ def muted(chaos: Chaos, node: Node) -> Generator[None]:
 
 @contextlib.contextmanager
 def deafened(chaos: Chaos, node: Node) -> Generator[None]:
-    others = [host for host in range(1, HOSTS + 1) if host != chaos.host(node)]
+    others = [host for host in chaos.lan.hosts if host != chaos.host(node)]
     for host in others:
         chaos.lan.mute(host, chaos.host(node))
     yield
@@ -123,11 +146,29 @@ def deafened(chaos: Chaos, node: Node) -> Generator[None]:
         chaos.lan.unmute(host)
 
 
+def _another(chaos: Chaos, node: Node) -> int:
+    return chaos.host(chaos.draw.choice([each for each in chaos.nodes if each is not node]))
+
+
+@contextlib.contextmanager
+def half_parted(chaos: Chaos, node: Node) -> Generator[None]:
+    """One other does not hear the node, which hears it."""
+    chaos.lan.mute(chaos.host(node), _another(chaos, node))
+    yield
+    chaos.lan.unmute(chaos.host(node))
+
+
+@contextlib.contextmanager
+def spoiled(chaos: Chaos, node: Node) -> Generator[None]:
+    chaos.lan.spoil(chaos.host(node), loss=LOSS, delay_ms=DELAY_MS)
+    yield
+    chaos.lan.mend(chaos.host(node))
+
+
 @contextlib.contextmanager
 def parted(chaos: Chaos, node: Node) -> Generator[None]:
     """The node and another one reach all but each other: a bridge between two views."""
-    other = chaos.draw.choice([each for each in chaos.nodes if each is not node])
-    pair = (chaos.host(node), chaos.host(other))
+    pair = (chaos.host(node), _another(chaos, node))
     chaos.lan.isolate(*pair)
     yield
     chaos.lan.join(*pair)
@@ -152,41 +193,56 @@ def full(chaos: Chaos, node: Node) -> Generator[None]:
 
 Fault = Callable[[Chaos, Node], contextlib.AbstractContextManager[None]]
 FAULTS: Final[dict[str, tuple[Fault, int, bool]]] = {
-    "killed": (killed, 12, True),
-    "stopped": (stopped, 3, True),
-    "unplugged": (unplugged, 2, True),
-    "not heard": (muted, 2, True),
-    "hears nothing": (deafened, 2, True),
+    "killed": (killed, 6, True),
+    "stopped": (stopped, 4, True),
+    "unplugged": (unplugged, 3, True),
+    "not heard": (muted, 3, True),
+    "hears nothing": (deafened, 3, True),
+    "loses and delays": (spoiled, 3, True),
     "parted from one": (parted, 2, False),
-    "disk full": (full, 1, False),
+    "not heard by one": (half_parted, 2, False),
+    "disk full": (full, 2, False),
 }
-"""What, how often, and whether a coordinator that it hits has to be replaced."""
+"""What, how often, and whether a coordinator that it hits may have to be replaced."""
 
 
-def strike(chaos: Chaos) -> None:
-    """One fault, for one to four seconds."""
+def deck(draw: random.Random, count: int, only: Sequence[str]) -> list[tuple[str, bool]]:
+    """The faults in their order, and which of them hit the coordinator."""
+    names = list(only) or list(FAULTS)
+    kills = int(count * COORDINATOR_KILLS) if "killed" in names else 0
+    weights = [FAULTS[name][1] for name in names]
+    rest = draw.choices(names, weights, k=count - kills)
+    # Asked for by name: to see what it costs.
+    to_coordinator = 1.0 if only else TO_COORDINATOR
+    cards = [("killed", True)] * kills + [(name, draw.random() < to_coordinator) for name in rest]
+    draw.shuffle(cards)
+    return cards
+
+
+def strike(chaos: Chaos, name: str, *, to_leader: bool) -> None:
+    """One fault, for one to three seconds."""
     leader = wait_for("a coordinator", chaos.coordinator, 60)
-    to_leader = chaos.draw.random() < TO_COORDINATOR
     node = leader if to_leader else chaos.draw.choice(chaos.nodes)
-    name = chaos.draw.choices(list(FAULTS), [weight for _, weight, _ in FAULTS.values()])[0]
     fault, _, replaces = FAULTS[name]
-    lasts_s = chaos.draw.uniform(1, 4)
+    lasts_s = chaos.draw.uniform(1, 3)
     chaos.faults[name] += 1
     chaos.on_coordinator += node is leader
     chaos.coordinators_killed += node is leader and name == "killed"
-    begin = monotonic_ms()
+    begin, at = monotonic_ms(), datetime.fromtimestamp(wall_ms() / 1000, UTC)
     with fault(chaos, node):
         took_ms = None
         if replaces and node is leader:
             took_ms = without_coordinator(chaos, node)
-            chaos.without_ms.append(took_ms)
+            chaos.without_ms[name].append(took_ms)
         left_s = lasts_s - (monotonic_ms() - begin) / 1000
         _NEVER.wait(max(0.0, left_s))
     took = "" if took_ms is None else f", no coordinator for {took_ms} ms"
-    print(f"  {node.name} {name} for {(monotonic_ms() - begin) / 1000:.1f} s{took}", flush=True)
+    lasted_s = (monotonic_ms() - begin) / 1000
+    print(f"  {at:%H:%M:%S.%f} {node.name} {name} for {lasted_s:.1f} s{took}", flush=True)
     # A second voter struck while the first is still on its way back is no quorum for anybody: what
     # is measured is one fault at a time.
-    wait_for("all see all again", chaos.is_whole, 60)
+    healed_ms = monotonic_ms()
+    wait_for("all see all again", lambda: chaos.is_whole(node, healed_ms), 60)
     _NEVER.wait(chaos.draw.uniform(0.2, 1.5))
 
 
@@ -242,7 +298,7 @@ def form(nodes: Sequence[Node]) -> None:
     wait_for("three voters", lambda: len(nodes[0].status()["voters"]) == 3, 30)
 
 
-def run(chaos: Chaos, faults: int) -> None:
+def run(chaos: Chaos, faults: Sequence[tuple[str, bool]]) -> None:
     """Clients on every host, one fault after the other, then peace."""
     stop = threading.Event()
     clients: list[Client] = []
@@ -257,13 +313,14 @@ def run(chaos: Chaos, faults: int) -> None:
                 stop,
                 consistent=True,
                 enter=partial(enter, chaos.lan, host),
+                pause_s=CLIENT_PAUSE_S,
             )
             for n in range(CLIENTS_A_HOST)
         ]
     for client in clients:
         client.start()
-    for _ in range(faults):
-        strike(chaos)
+    for name, to_leader in faults:
+        strike(chaos, name, to_leader=to_leader)
     for node in chaos.nodes:
         node.ready(60).sees(HOSTS, 60)
     end(clients, stop)
@@ -304,7 +361,7 @@ def judged(chaos: Chaos) -> dict[str, Any]:
     faults = chaos.history.faults()
     for fault in faults[:5]:
         print(fault)
-    times = sorted(chaos.without_ms)
+    times = sorted(ms for found in chaos.without_ms.values() for ms in found)
     said = chaos.history.said
     submits = sum(isinstance(s.call.operation, Submit) for s in said)
     return {
@@ -327,11 +384,17 @@ def judged(chaos: Chaos) -> dict[str, Any]:
     }
 
 
+def _all_but_logs(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".log")]
+
+
 def main() -> int:
     """Strikes and judges: 1 when a promise was broken, 2 where no network namespaces can be made."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10 faults instead of 200")
     parser.add_argument("--faults", type=int)
+    parser.add_argument("--only", action="append", default=[], choices=list(FAULTS))
+    parser.add_argument("--logs", type=Path, help="keeps what the nodes log in this folder")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     given = parser.parse_args()
     if reason := available():
@@ -343,15 +406,19 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkstream-bench-")))
         stack.enter_context(disks(root, names))
-        lan = stack.enter_context(Lan(HOSTS))
+        lan = stack.enter_context(SwitchedLan(HOSTS))
         nodes = stack.enter_context(cluster(root, names, lan))
         faces = [Face(lan, host, node) for host, node in enumerate(nodes, start=1)]
         chaos = Chaos(lan, nodes, faces, random.Random(given.seed))
+        if given.logs is not None:
+            stack.callback(shutil.copytree, root, given.logs, ignore=_all_but_logs)
         form(nodes)
-        run(chaos, faults)
+        run(chaos, deck(chaos.draw, faults, given.only))
         found = judged(chaos)
+    print(f"{'fault':24}{'count':>8}{'of the coordinator: p50':>26}{'max ms':>8}")
     for name, count in chaos.faults.most_common():
-        print(f"{name:24}{count:>8}")
+        times = sorted(chaos.without_ms[name]) or [0]
+        print(f"{name:24}{count:>8}{times[len(times) // 2] or '':>26}{times[-1] or '':>8}")
     for name, value in found.items():
         print(f"{name:24}{value!s:>8}")
     print(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ledger.commands import Command, JobSpec, ReportNode, SubmitJobs, seal
+from ledger.commands import Command, ReportNode, SubmitFilms, seal
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
@@ -121,7 +121,24 @@ class MemberClient:
 
 def submission(owner: str, jobs: int) -> bytes:
     """A sealed submission of so many new jobs, as a node would propose it."""
-    return _sealed(SubmitJobs(jobs=tuple(_job(owner) for _ in range(jobs))), owner)
+    now_ms = clock.wall_ms()
+    ids = tuple(sortable_id("j", now_ms, secrets.token_bytes(5)) for _ in range(jobs))
+    films = SubmitFilms(
+        owner=owner,
+        profile=PROFILE.name,
+        profile_json=PROFILE_JSON,
+        overwrite=False,
+        priority=0,
+        tenant="",
+        split=False,
+        ids=ids,
+        sources=tuple(f"/home/bench/films/{one}.mkv" for one in ids),
+        source_bytes=(1 << 30,) * jobs,
+        source_mtimes_ns=(1,) * jobs,
+        source_inodes=(1,) * jobs,
+        outputs=tuple(f"/home/bench/films/{one}.web.mp4" for one in ids),
+    )
+    return _sealed(films, owner)
 
 
 def report(owner: str) -> bytes:
@@ -146,25 +163,6 @@ def _sealed(command: Command, owner: str) -> bytes:
         proposer=owner,
         proposed_at_ms=clock.wall_ms(),
         cause="bench",
-    )
-
-
-def _job(owner: str) -> JobSpec:
-    drawn = sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
-    return JobSpec(
-        id=drawn,
-        owner=owner,
-        source=f"/home/bench/films/{drawn}.mkv",
-        source_bytes=1 << 30,
-        source_mtime_ns=1,
-        source_inode=1,
-        output=f"/home/bench/films/{drawn}.web.mp4",
-        overwrite=False,
-        profile=PROFILE.name,
-        profile_json=PROFILE_JSON,
-        priority=0,
-        tenant="",
-        split=False,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from ledger.change import Change, RefusedError
 from ledger.commands import (
     ATTEMPTS_MAX,
-    JOBS_PER_COMMAND_MAX,
     LEASES_PER_COMMAND_MAX,
     TASKS_PER_PLAN_MAX,
     AcceptResult,
@@ -19,22 +18,20 @@ from ledger.commands import (
     FinishAttempt,
     FinishJob,
     GrantLeases,
-    JobSpec,
     Lease,
     PlanJob,
     RefuseResult,
     ReleaseLeases,
     StartPlanning,
-    SubmitJobs,
     TaskSpec,
 )
 from ledger.jobs import (
     AT_OWNER,
     ATTEMPT_TRANSITIONS,
     COUNTED_ENDS,
-    FINAL_JOB_STATES,
     JOB_TRANSITIONS,
     PARTS,
+    SEQ_BITS,
     TASK_TRANSITIONS,
     Attempt,
     AttemptEvent,
@@ -48,57 +45,7 @@ from ledger.jobs import (
     can_do,
 )
 
-_SEQ_BITS = 10
-assert JOBS_PER_COMMAND_MAX <= 1 << _SEQ_BITS
-
-
-# --- submission and planning ----------------------------------------------------------------------
-
-
-def submit_jobs(change: Change, command: SubmitJobs) -> None:
-    """New jobs; all or none, so that a repeated submission cannot half succeed."""
-    change.mesh()
-    if not 0 < len(command.jobs) <= JOBS_PER_COMMAND_MAX:
-        raise RefusedError("usage", f"1 to {JOBS_PER_COMMAND_MAX} jobs in one command")
-    for position, spec in enumerate(command.jobs):
-        _check_spec(change, spec)
-        job = Job(
-            id=spec.id,
-            seq=(change.index << _SEQ_BITS) | position,
-            state="queued",
-            planned=0,
-            owner=spec.owner,
-            source=spec.source,
-            source_bytes=spec.source_bytes,
-            source_mtime_ns=spec.source_mtime_ns,
-            source_inode=spec.source_inode,
-            output=spec.output,
-            overwrite=int(spec.overwrite),
-            profile=spec.profile,
-            profile_json=spec.profile_json,
-            priority=spec.priority,
-            tenant=spec.tenant,
-            split=int(spec.split),
-            created_at_ms=change.at_ms,
-            updated_at_ms=change.at_ms,
-        )
-        change.rows.put(job)
-        change.tell("job.queued", job=job.id, node=job.owner)
-
-
-def _check_spec(change: Change, spec: JobSpec) -> None:
-    if change.rows.get(Job, spec.id) is not None:
-        raise RefusedError("conflict", f"a job {spec.id} exists already")
-    owner = change.rows.get(Member, spec.owner)
-    if owner is None or owner.state != "active":
-        raise RefusedError("not_found", f"the owner {spec.owner} is no member")
-    for other in change.rows.where(Job, output=spec.output, owner=spec.owner):
-        if other.state not in FINAL_JOB_STATES:
-            raise RefusedError(
-                "conflict",
-                f"job {other.id} already writes {spec.output}",
-                "wait for it, or choose another --output",
-            )
+# --- planning --------------------------------------------------------------------------------------
 
 
 def start_planning(change: Change, command: StartPlanning) -> None:
@@ -133,7 +80,7 @@ def plan_job(change: Change, command: PlanJob) -> None:
             Task(
                 id=spec.id,
                 job=job.id,
-                seq=(job.seq << _SEQ_BITS) | position,
+                seq=(job.seq << SEQ_BITS) | position,
                 kind=spec.kind,
                 state="blocked" if spec.kind == "assemble" else "ready",
                 owner=job.owner,

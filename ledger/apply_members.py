@@ -10,12 +10,15 @@ from ledger.commands import (
     CreateInvitation,
     FormMesh,
     MemberSpec,
+    MigrateLedger,
     RecoverMesh,
     RemoveMember,
     ReportNode,
     RevokeMember,
 )
 from ledger.jobs import Invitation, Member, MemberState, Mesh, Node
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
+from mesh.errors import UnknownKindError
 
 
 def form_mesh(change: Change, command: FormMesh) -> None:
@@ -35,6 +38,26 @@ def form_mesh(change: Change, command: FormMesh) -> None:
     )
     change.rows.put(_member(change, founder, founder.name))
     change.tell("mesh.formed", node=founder.node)
+    _check_known(command.schema)
+    if command.schema < FIRST_SCHEMA:
+        raise RefusedError("usage", f"there is no schema {command.schema}")
+
+
+def migrate_ledger(change: Change, command: MigrateLedger) -> None:
+    """The next form, of which the store makes the tables once this is applied."""
+    _check_known(command.schema)
+    if command.schema != change.rows.schema + 1:
+        raise RefusedError("conflict", f"the ledger has schema {change.rows.schema}")
+    change.tell("ledger.migrated", what=f"schema {command.schema}")
+
+
+def _check_known(schema: int) -> None:
+    # Not refused: those that know it apply it.
+    if schema > SCHEMA_VERSION:
+        raise UnknownKindError(
+            f"the ledger goes on in schema {schema}; this version of DarkStream knows up to {SCHEMA_VERSION}",
+            "update DarkStream on this node",
+        )
 
 
 def add_member(change: Change, command: AddMember) -> None:

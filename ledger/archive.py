@@ -219,7 +219,7 @@ def _from_snapshot(place: Path, ledger_path: Path, until_ms: int) -> int:
 
 def _last_ms(path: Path) -> int:
     with closing(open_replica(str(path))) as connection:
-        return int(connection.execute("SELECT max(at_ms) FROM event").get or 0)
+        return int(connection.execute("SELECT max(at_ms) FROM events").get or 0)
 
 
 def _before(entries: Sequence[Entry], until_ms: int) -> tuple[list[Entry], bool]:

@@ -3,11 +3,25 @@
 from dataclasses import dataclass, field
 
 from ledger.commands import Outcome, fencing_token
-from ledger.jobs import Event, Mesh
+from ledger.jobs import SEQ_BITS, Event, Job, Mesh
 from ledger.rows import Rows
 
 EVENTS_PER_COMMAND_BITS = 14
 """Event ids are log index * 2^14 + number: a command of a thousand jobs writes a few thousand."""
+
+
+def first_event(job: Job) -> Event:
+    """The first line of a job's history, which the job itself tells."""
+    index, place = job.seq >> SEQ_BITS, job.seq & (1 << SEQ_BITS) - 1
+    return Event(
+        id=index << EVENTS_PER_COMMAND_BITS | place,
+        log_index=index,
+        at_ms=job.created_at_ms,
+        kind="job.queued",
+        job=job.id,
+        node=job.owner,
+        what="",
+    )
 
 
 class RefusedError(Exception):

@@ -13,15 +13,11 @@ from typing import Any, Final, Literal, TextIO, get_args, get_origin
 import apsw
 
 from ledger.change import RefusedError
-from ledger.jobs import ROW_CLASSES, Invitation, Mesh, Row
+from ledger.jobs import ROW_CLASSES, Invitation, Mesh, Row, row_classes
+from ledger.pending import RowChange
 from ledger.rows import columns_of, decoded, encoded, table_of
-from ledger.store_sqlite import (
-    CHECKSUM_BYTES,
-    SCHEMA_VERSION,
-    LedgerStore,
-    SqliteRows,
-    checksum_of,
-)
+from ledger.schema import SCHEMA_VERSION, is_held
+from ledger.store_sqlite import CHECKSUM_BYTES, LedgerStore, SqliteRows, checksum_of, migrate
 from mesh.errors import DamagedError, StorageError
 
 KIND: Final = "darkstream ledger"
@@ -48,10 +44,11 @@ def write_rows(connection: apsw.Connection, out: TextIO) -> Exported:
         "SELECT applied_index, applied_term, checksum FROM state"
     ).get
     mesh = connection.execute("SELECT id FROM mesh").get
+    schema = int(connection.pragma("user_version"))
     header = {
         "kind": KIND,
         "format": FORMAT,
-        "schema": connection.pragma("user_version"),
+        "schema": schema,
         "mesh": mesh,
         "applied_index": index,
         "applied_term": term,
@@ -59,11 +56,14 @@ def write_rows(connection: apsw.Connection, out: TextIO) -> Exported:
     }
     out.write(json.dumps(header) + "\n")
     count = 0
-    for table, cls in _CLASSES.items():
-        sql = f"SELECT {','.join(columns_of(cls))} FROM {table} ORDER BY 1"  # noqa: S608 - our own names
+    for cls in row_classes(schema):
+        if cls is Invitation:
+            continue
+        table, names = table_of(cls), columns_of(cls, schema)
+        sql = f"SELECT {','.join(names)} FROM {table} ORDER BY 1"  # noqa: S608 - our own names
         for values in connection.execute(sql):
-            row = decoded(cls, values)
-            shown = {name: _shown(getattr(row, name)) for name in columns_of(cls)}
+            row = decoded(cls, values, schema)
+            shown = {name: _shown(getattr(row, name)) for name in names}
             out.write(json.dumps({"table": table, "row": shown}, ensure_ascii=False) + "\n")
             count += 1
     out.write(json.dumps({"end": True, "rows": count}) + "\n")
@@ -82,9 +82,11 @@ def read_rows(file: Path, ledger_path: Path) -> None:
     """
     lines = _lines(file)
     header = next(lines)[1]
-    index, term = _check_header(file, header)
+    index, term, schema = _check_header(file, header)
     store = LedgerStore(str(ledger_path))
     try:
+        with store.connection:  # the mesh goes on in the form that it had
+            migrate(store.connection, schema)
         checksum = _put_all(store, file, lines)
         with store.connection:
             store.connection.execute(
@@ -122,7 +124,7 @@ def _damaged(file: Path, number: int, what: str) -> DamagedError:
     return DamagedError(f"{file}: line {number} {what}", "export the ledger anew")
 
 
-def _check_header(file: Path, header: dict[str, Any]) -> tuple[int, int]:
+def _check_header(file: Path, header: dict[str, Any]) -> tuple[int, int, int]:
     if header.get("kind") != KIND:
         raise _damaged(file, 1, "is not the header of an export")
     for name, known in (("format", FORMAT), ("schema", SCHEMA_VERSION)):
@@ -137,7 +139,7 @@ def _check_header(file: Path, header: dict[str, Any]) -> tuple[int, int]:
     index, term = header.get("applied_index"), header.get("applied_term")
     if not (isinstance(index, int) and isinstance(term, int) and index > 0 and term > 0):
         raise _damaged(file, 1, "does not say which entry was applied last")
-    return index, term
+    return index, term, int(header["schema"])
 
 
 def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str, Any]]]) -> bytes:
@@ -146,15 +148,15 @@ def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str
     ended: object = None
     while ended is None:
         with store.connection:
-            rows, changes = SqliteRows(store.connection), list[tuple[object, ...]]()
+            rows, changes = SqliteRows(store.connection), list[RowChange]()
             for number, line in lines:
                 if "end" in line:
                     ended = line.get("rows", False)
                     break
-                row = _row_of(file, number, line)
+                row = _row_of(file, number, line, rows.schema)
                 try:
                     rows.put(row)
-                    changes.append((table_of(type(row)), *encoded(row)))
+                    changes.append((table_of(type(row)), encoded(row, rows.schema)))
                 except (RefusedError, apsw.ConstraintError) as error:
                     raise _damaged(file, number, f"does not fit: {error}") from None
                 count += 1
@@ -162,19 +164,20 @@ def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str
                     break
             else:
                 raise _damaged(file, number + 1, "is missing: the export was cut off")
-            checksum = checksum_of(checksum, changes)
+            checksum = checksum_of(checksum, changes, rows.schema)
     if ended != count:
         raise _damaged(file, number, f"says {ended} rows, and {count} are there")
     return checksum
 
 
-def _row_of(file: Path, number: int, line: dict[str, Any]) -> Row:
+def _row_of(file: Path, number: int, line: dict[str, Any], schema: int) -> Row:
     cls = _CLASSES.get(str(line.get("table")))
     given = line.get("row")
-    if cls is None or not isinstance(given, dict):
+    if cls not in row_classes(schema) or not isinstance(given, dict):
         raise _damaged(file, number, "is no row of a known table")
     values: dict[str, Any] = {}
-    for field in fields(cls):
+    held = [field for field in fields(cls) if is_held(field.metadata, schema)]
+    for field in held:
         if field.name not in given:
             if field.default is MISSING:
                 raise _damaged(file, number, f"has no {field.name}")
@@ -183,7 +186,7 @@ def _row_of(file: Path, number: int, line: dict[str, Any]) -> Row:
         if value is None:
             raise _damaged(file, number, f"has no sound {field.name}")
         values[field.name] = value
-    if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
+    if unknown := sorted(given.keys() - {field.name for field in held}):
         raise _damaged(file, number, f"has {unknown[0]}, which this version does not know")
     return cls(**values)
 

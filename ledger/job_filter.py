@@ -1,6 +1,6 @@
 """Which jobs a list shows, as SQL."""
 
-from ledger.jobs import JobState
+from ledger.jobs import JOB_STATES, JobState
 from ledger.rows import SqlValue
 
 
@@ -16,8 +16,8 @@ def job_filters(
     """The ends of queries (LIMIT comes last) with their values: the list is the union of what they give.
 
     `first_seq` is the least seq of the jobs since `since_ms`, where it is known.  A node's jobs are
-    what it owns (by an index in that order) and what it worked on: as one condition both would be
-    sorted whole for each page.
+    what it owns, state by state (by an index in that order), and what it worked on: as one condition
+    they would be sorted whole for each page.
     """
     conditions: list[str] = []
     values: list[SqlValue] = []
@@ -26,8 +26,6 @@ def job_filters(
         conditions.append(condition)
         values.extend(value)
 
-    if state is not None:
-        add("state = ?", state)
     if since_ms is not None:
         # Not by its index: pages are in the order of seq, and most of what is asked for is new.
         add("+created_at_ms >= ?", since_ms)
@@ -38,13 +36,19 @@ def job_filters(
     if before_seq is not None:
         add("seq < ?", before_seq)
     if node is None:
+        if state is not None:
+            add("state = ?", state)
         return [(f"{_where(conditions)}ORDER BY seq DESC LIMIT ?", values)]
+    owned = ["owner = ? AND state = ?", *conditions]
+    states = JOB_STATES if state is None else (state,)
+    own: list[tuple[str, list[SqlValue]]] = [
+        (f"{_where(owned)}ORDER BY seq DESC LIMIT ?", [node, one, *values]) for one in states
+    ]
+    if state is not None:
+        add("state = ?", state)
     # A plus keeps SQLite from walking the whole list in its order for the few that a node did.
     done = ["id IN (SELECT job FROM attempt WHERE node = ?)", *(f"+{one}" for one in conditions)]
-    return [
-        (f"{_where(['owner = ?', *conditions])}ORDER BY seq DESC LIMIT ?", [node, *values]),
-        (f"{_where(done)}ORDER BY +seq DESC LIMIT ?", [node, *values]),
-    ]
+    return [*own, (f"{_where(done)}ORDER BY +seq DESC LIMIT ?", [node, *values])]
 
 
 def _where(conditions: list[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from ledger.commands import MemberRole
+from ledger.schema import FIRST_SCHEMA, column
 
 JobState = Literal[
     "queued",
@@ -122,6 +123,10 @@ COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
 
 
+SEQ_BITS: Final = 10
+"""A job's `seq` is log index * 2^10 + its place in the command; a task's is its job's, shifted alike."""
+
+
 def can_do(needs: Sequence[str], encoders: Sequence[str], ffmpeg: str) -> bool:
     """Whether a node with these encoders and this build of FFmpeg meets one of the needs (`TaskSpec`)."""
     if not needs:
@@ -190,7 +195,12 @@ class Node(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job(Row):
-    """One film, one profile, one output.  `seq` orders jobs by age; `planned` is 0 or 1."""
+    """One film, one profile, one output.
+
+    `seq` orders jobs by age: log index * 2^10 + place in its command; `planned` is 0 or 1.
+    `definition` names the profile's text as it was at submission; in schema 1 each job had it in
+    `profile_json`, and there readers still put it (`Reader.job`).
+    """
 
     id: str
     seq: int
@@ -204,7 +214,8 @@ class Job(Row):
     output: str
     overwrite: int
     profile: str
-    profile_json: str
+    profile_json: str = column(until=1, default="")
+    definition: int = column(since=2, default=0)
     priority: int
     tenant: str
     split: int
@@ -223,6 +234,14 @@ class Job(Row):
     def is_final(self) -> bool:
         """Whether nothing will happen to it any more."""
         return self.state in FINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition(Row):
+    """A profile's whole text, once for all jobs that have it; `id` is the seq of the first of them."""
+
+    id: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +297,10 @@ class Attempt(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(Row):
-    """One line of history: `kind` is `job.<state>`, `member.<state>`, ...; ordered by `id`."""
+    """One line of history: `kind` is `job.<state>`, `member.<state>`, ...; ordered by `id`.
+
+    From schema 2 on the first line of a job is the job itself (`first_event`), not stored again.
+    """
 
     id: int
     log_index: int
@@ -298,4 +320,11 @@ ROW_CLASSES: Final[tuple[type[Row], ...]] = (
     Task,
     Attempt,
     Event,
+    Definition,
 )
+_TABLE_SINCE: Final[dict[type[Row], int]] = {Definition: 2}
+
+
+def row_classes(schema: int) -> tuple[type[Row], ...]:
+    """The tables that a ledger of this form has."""
+    return tuple(cls for cls in ROW_CLASSES if _TABLE_SINCE.get(cls, FIRST_SCHEMA) <= schema)

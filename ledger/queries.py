@@ -7,19 +7,21 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import apsw
 
-from ledger.change import EVENTS_PER_COMMAND_BITS
+from ledger.change import EVENTS_PER_COMMAND_BITS, first_event
 from ledger.commands import ENVELOPES, Outcome
 from ledger.job_filter import job_filters
 from ledger.jobs import (
     OPEN_JOB_STATES,
+    SEQ_BITS,
     Attempt,
     AttemptState,
+    Definition,
     Event,
     Invitation,
     Job,
@@ -27,16 +29,12 @@ from ledger.jobs import (
     Member,
     Mesh,
     Node,
-    Row,
     Task,
 )
-from ledger.rows import columns_of, decoded, table_of
+from ledger.row_reader import BUSY_MS, RowReader
 from ledger.scheduler import NodeView, SchedulerView, TaskView
-from mesh.errors import NotAllowedError, StorageError, UsageError
+from mesh.errors import DamagedError, NotAllowedError, StorageError, UsageError
 
-R = TypeVar("R", bound=Row)
-
-BUSY_MS: Final = 2_000
 QUERY_MS: Final = 10_000
 """Longest time of a person's query."""
 ROWS_MAX: Final = 100_000
@@ -70,55 +68,8 @@ class AppliedState:
     checksum: bytes
 
 
-class Reader:
+class Reader(RowReader):
     """Rows of the ledger, as of the moment of each call."""
-
-    def __init__(self, source: str | apsw.Connection) -> None:
-        """A file that exists, or the writer's own connection (in memory: tests, simulator)."""
-        self._source = source
-        self._local = threading.local()
-        self._opened: list[apsw.Connection] = []
-
-    def _connection(self) -> apsw.Connection:
-        if isinstance(self._source, apsw.Connection):
-            return self._source
-        connection: apsw.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            try:
-                connection = apsw.Connection(self._source, flags=apsw.SQLITE_OPEN_READONLY)
-            except apsw.Error as error:
-                raise StorageError(f"{self._source}: {error}", "check the disk") from None
-            connection.set_busy_timeout(BUSY_MS)
-            self._local.connection = connection
-            self._opened.append(connection)
-        return connection
-
-    def close(self) -> None:
-        """Closes the connections that this reader opened; no call may be running."""
-        for connection in self._opened:
-            connection.close()
-        self._opened.clear()
-
-    def _rows(self, cls: type[R], rest: str = "", values: Sequence[Any] = ()) -> tuple[R, ...]:
-        sql = f"SELECT {','.join(columns_of(cls))} FROM {table_of(cls)} {rest}"  # noqa: S608 - our own names
-        found = self._fetch(sql, values)
-        return tuple(decoded(cls, row) for row in found)
-
-    def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        try:
-            return self._connection().execute(sql, tuple(values)).fetchall()
-        except apsw.Error as error:
-            raise StorageError(f"the ledger cannot be read: {error}", "check the disk") from None
-
-    def _one(self, cls: type[R], rest: str, values: Sequence[Any]) -> R | None:
-        found = self._rows(cls, rest + " LIMIT 1", values)
-        return found[0] if found else None
-
-    def _value(self, sql: str, values: Sequence[Any] = ()) -> Any:  # noqa: ANN401 - one value of SQL
-        found = self._fetch(sql, values)
-        if not found:
-            return None
-        return found[0][0] if len(found[0]) == 1 else found[0]
 
     # --- the mesh -------------------------------------------------------------------------------
 
@@ -170,8 +121,18 @@ class Reader:
     # --- jobs -----------------------------------------------------------------------------------
 
     def job(self, job: str) -> Job | None:
-        """A job by its id."""
-        return self._one(Job, "WHERE id = ?", (job,))
+        """A job by its id, with the text of its profile."""
+        found = self._with_profiles(self._rows(Job, "WHERE id = ?", (job,)))
+        return found[0] if found else None
+
+    def _with_profiles(self, jobs: Sequence[Job]) -> tuple[Job, ...]:
+        """The jobs with the texts of their profiles, as those were when the jobs were submitted."""
+        texts = {
+            number: self._one(Definition, "WHERE id = ?", (number,))
+            for number in {job.definition for job in jobs} - {0}
+        }
+        found = ((job, texts.get(job.definition)) for job in jobs)
+        return tuple(job if d is None else replace(job, profile_json=d.text) for job, d in found)
 
     def jobs_like(self, beginning: str, limit: int = 2) -> tuple[Job, ...]:
         """Jobs whose ids begin like this."""
@@ -206,22 +167,28 @@ class Reader:
     def _first_created_since(self, since_ms: int) -> int | None:
         """The least seq of the jobs that were made since then; None when they are too many to look.
 
-        Proposers' clocks differ, so their order by time is not theirs by seq.
+        Proposers' clocks differ, so their order by time is not theirs by seq.  The first job of a
+        command stands for all.
         """
         count, first = self._value(
             "SELECT count(*), coalesce(min(seq), 1 << 62) FROM"
-            " (SELECT seq FROM job WHERE created_at_ms >= ? LIMIT ?)",
+            " (SELECT seq FROM job WHERE seq & 1023 = 0 AND created_at_ms >= ? LIMIT ?)",
             (since_ms, CREATED_LOOKED_AT_MAX + 1),
         )
         return int(first) if count <= CREATED_LOOKED_AT_MAX else None
 
     def changed_jobs(self, after_index: int, limit: int) -> tuple[Job, ...]:
-        """Jobs that the history names behind this log index."""
-        return self._rows(
+        """Jobs that the history names behind this log index, new ones among them; by age."""
+        told = self._rows(
             Job,
             "WHERE id IN (SELECT job FROM event WHERE id >= ? ORDER BY id LIMIT ?) ORDER BY seq",
             ((after_index + 1) << EVENTS_PER_COMMAND_BITS, limit),
         )
+        new = self._rows(
+            Job, "WHERE seq >= ? ORDER BY seq LIMIT ?", ((after_index + 1) << SEQ_BITS, limit)
+        )
+        found = {job.seq: job for job in (*told, *new)}
+        return tuple(found[seq] for seq in sorted(found)[:limit])
 
     def count_by_state(self) -> dict[str, int]:
         """Number of jobs in each state that occurs."""
@@ -231,14 +198,14 @@ class Reader:
     def jobs_of_owner(
         self, owner: str, states: Sequence[JobState], limit: int = 100
     ) -> tuple[Job, ...]:
-        """An owner's oldest jobs in these states."""
+        """An owner's oldest jobs in these states, with the texts of their profiles."""
         # A state at a time: together they would be sorted whole, or all of an owner's jobs walked.
         rest = "WHERE owner = ? AND state = ? ORDER BY seq LIMIT ?"
         found = [j for state in states for j in self._rows(Job, rest, (owner, state, limit))]
-        return tuple(sorted(found, key=lambda job: job.seq)[:limit])
+        return self._with_profiles(sorted(found, key=lambda job: job.seq)[:limit])
 
     def jobs_to_plan(self, owner: str, limit: int) -> tuple[Job, ...]:
-        """An owner's jobs that wait for a plan: begun ones, then by priority and age."""
+        """An owner's jobs that wait for a plan, as `jobs_of_owner`: begun ones, then by priority and age."""
         begun = self.jobs_of_owner(owner, ("planning",), limit)
         rest = self._rows(
             Job,
@@ -246,7 +213,7 @@ class Reader:
             " ORDER BY priority DESC, seq LIMIT ?",
             (owner, limit - len(begun)),
         )
-        return begun + rest
+        return begun + self._with_profiles(rest)
 
     def jobs_without_owner(self, limit: int) -> tuple[Job, ...]:
         """Jobs that nobody can go on with: their owner was revoked or removed."""
@@ -286,7 +253,10 @@ class Reader:
 
     def events(self, job: str, limit: int = 1_000) -> tuple[Event, ...]:
         """The history of a job."""
-        return self._rows(Event, "WHERE job = ? ORDER BY id LIMIT ?", (job, limit))
+        found = self._rows(Event, "WHERE job = ? ORDER BY id LIMIT ?", (job, limit))
+        row = self.job(job)
+        first = () if row is None else (first_event(row),)
+        return tuple({event.id: event for event in (*first, *found)}.values())[:limit]
 
     def schedulable(self) -> SchedulerView:
         """What the scheduler decides by, as far as the ledger knows."""
@@ -362,7 +332,7 @@ def _node_view(member: Member, node: Node, busy: int) -> NodeView:
 # --- SQL of people --------------------------------------------------------------------------------
 
 _BEHIND_VIEWS: Final = frozenset(
-    {"job", "task", "attempt", "node", "profile", "watch", "event", "member"}
+    {"job", "task", "attempt", "node", "profile", "watch", "event", "member", "definition"}
 )
 """What the views are made of; none of these holds a secret."""
 _FUNCTIONS_REFUSED: Final = frozenset({"load_extension", "readfile", "writefile", "edit"})
@@ -436,19 +406,20 @@ def _run(
 
 
 def open_replica(path: str) -> apsw.Connection:
-    """A reading connection to a node's ledger, whether the node runs or not.  Raises `StorageError`."""
+    """A reading connection to a ledger, its node running or not.  Raises `StorageError`, `DamagedError`."""
     try:
         found = Path(path).is_file()
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}", "mend its permissions") from None
     if not found:
-        raise StorageError(
-            f"there is no ledger at {path}", "name the node's home with --home or DARKSTREAM_HOME"
-        )
+        raise StorageError(f"there is no ledger at {path}", "name the node's home with --home")
     try:
         connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("SELECT applied_index FROM state").fetchall()
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+        todo = "restore it with mesh-cli ledger restore, or let the node join anew"
+        raise DamagedError(f"{path} is no readable ledger: {error}", todo) from None
     except apsw.Error:
         # A folder that cannot be written has no place for WAL's shared memory; the file itself is
         # whole unless changes still wait in the write-ahead log, which then could not be seen.

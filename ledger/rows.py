@@ -4,19 +4,26 @@
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 
 from ledger.jobs import ROW_CLASSES, Row
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION, is_held
 
 R = TypeVar("R", bound=Row)
 SqlValue = str | int | bytes
+Encoder = Callable[[Row], tuple[SqlValue, ...]]
 
 
 class Rows(Protocol):
     """Rows of the ledger inside one transaction."""
+
+    @property
+    def schema(self) -> int:
+        """The form that the ledger has now."""
+        ...
 
     def get(self, cls: type[R], key: str | int) -> R | None:
         """The row of this key."""
@@ -26,8 +33,21 @@ class Rows(Protocol):
         """All rows whose columns have these values, in the order of their keys."""
         ...
 
+    def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
+        """All rows with one of these values in this column, in the order of their keys."""
+        ...
+
     def put(self, row: Row) -> None:
         """Writes a row, in place of the one with its key if there is one."""
+        ...
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
+        """Writes a row for each of `values`: as `row`, with these values in the columns `names`.
+
+        The key is the first of them.  For a thousand rows at once, at a fifth of the time.
+        """
         ...
 
     def delete(self, cls: type[Row], key: str | int) -> None:
@@ -35,8 +55,14 @@ class Rows(Protocol):
         ...
 
 
+_FORMS: Final = range(FIRST_SCHEMA, SCHEMA_VERSION + 1)
 _TABLES: Final = {cls: cls.__name__.lower() for cls in ROW_CLASSES}
-_COLUMNS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in ROW_CLASSES}
+_HELD: Final = {
+    (cls, schema): tuple(field for field in fields(cls) if is_held(field.metadata, schema))
+    for cls in ROW_CLASSES
+    for schema in _FORMS
+}
+_COLUMNS: Final = {key: tuple(field.name for field in held) for key, held in _HELD.items()}
 _TUPLES: Final = {
     cls: frozenset(f.name for f in fields(cls) if str(f.type).startswith("tuple"))
     for cls in ROW_CLASSES
@@ -49,11 +75,29 @@ def _getter(names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
     return lambda row: tuple(getattr(row, name) for name in names)
 
 
-_VALUES: Final = {cls: _getter(names) for cls, names in _COLUMNS.items()}
-_INTS: Final = {
-    cls: _getter([field.name for field in fields(cls) if field.type in (int, "int")])
+def _encoder(names: Sequence[str], tuples: Collection[str]) -> Encoder:
+    values_of = _getter(names)
+    if not tuples:
+        return values_of
+
+    def encoded_values(row: Row) -> tuple[SqlValue, ...]:
+        return tuple(
+            json.dumps(value, separators=(",", ":"), ensure_ascii=True) if name in tuples else value
+            for name, value in zip(names, values_of(row), strict=True)
+        )
+
+    return encoded_values
+
+
+_INT_NAMES: Final = {
+    cls: frozenset(field.name for field in fields(cls) if field.type in (int, "int"))
     for cls in ROW_CLASSES
 }
+_INTS: Final = {
+    key: _getter([name for name in names if name in _INT_NAMES[key[0]]])
+    for key, names in _COLUMNS.items()
+}
+_ENCODERS: Final = {key: _encoder(names, _TUPLES[key[0]]) for key, names in _COLUMNS.items()}
 
 
 def table_of(cls: type[Row]) -> str:
@@ -61,32 +105,50 @@ def table_of(cls: type[Row]) -> str:
     return _TABLES[cls]
 
 
-def columns_of(cls: type[Row]) -> tuple[str, ...]:
-    """The columns in their order; the first is the key."""
-    return _COLUMNS[cls]
+def columns_of(cls: type[Row], schema: int) -> tuple[str, ...]:
+    """The columns of a table of this form in their order; the first is the key."""
+    return _COLUMNS[cls, schema]
 
 
-def int_columns_of(cls: type[Row]) -> Callable[[Row], tuple[int, ...]]:
+def int_columns_of(cls: type[Row], schema: int) -> Callable[[Row], tuple[int, ...]]:
     """Takes the values of the integer columns out of a row."""
-    return _INTS[cls]
+    return _INTS[cls, schema]
 
 
-def encoded(row: Row) -> tuple[SqlValue, ...]:
+def is_int_column(cls: type[Row], name: str) -> bool:
+    """Whether a column holds integers."""
+    return name in _INT_NAMES[cls]
+
+
+def encoder_of(cls: type[Row], schema: int) -> Encoder:
+    """Takes the values of a row as SQL holds them, in the order of the columns."""
+    return _ENCODERS[cls, schema]
+
+
+def encoded(row: Row, schema: int) -> tuple[SqlValue, ...]:
     """The values of a row as SQL holds them, in the order of the columns."""
-    cls = type(row)
-    values = _VALUES[cls](row)
-    tuples = _TUPLES[cls]
-    if not tuples:
-        return values
-    return tuple(
-        json.dumps(value, separators=(",", ":"), ensure_ascii=True) if name in tuples else value
-        for name, value in zip(_COLUMNS[cls], values, strict=True)
-    )
+    return _ENCODERS[type(row), schema](row)
 
 
-def decoded(cls: type[R], values: Sequence[Any]) -> R:
+def likened(
+    row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]], schema: int
+) -> list[tuple[SqlValue, ...]]:
+    """The values as SQL holds them of rows like this one, but for the columns `names`."""
+    columns = columns_of(type(row), schema)
+    assert names[0] == columns[0], "the key comes first"
+    base = list(encoded(row, schema))
+    places = [columns.index(name) for name in names]
+    found: list[tuple[SqlValue, ...]] = []
+    for given in values:
+        for place, value in zip(places, given, strict=True):
+            base[place] = value
+        found.append(tuple(base))
+    return found
+
+
+def decoded(cls: type[R], values: Sequence[Any], schema: int) -> R:
     """The row of these SQL values."""
-    named = dict(zip(_COLUMNS[cls], values, strict=True))
+    named = dict(zip(_COLUMNS[cls, schema], values, strict=True))
     for name in _TUPLES[cls]:
         named[name] = tuple(json.loads(named[name]))
     return cls(**named)

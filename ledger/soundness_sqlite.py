@@ -4,7 +4,7 @@ The rolling checksum is a chain over changes and cannot be computed from rows; w
 about each other can be checked, and two replicas at one index can be compared by `content_digest`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -13,9 +13,10 @@ from blake3 import blake3
 from ledger.change import EVENTS_PER_COMMAND_BITS
 from ledger.commands import fencing_token
 from ledger.invariants import violations
-from ledger.jobs import JOB_STATES, ROW_CLASSES, Row
+from ledger.jobs import JOB_STATES, Row, row_classes
 from ledger.rows import SqlValue, columns_of, decoded, table_of
-from ledger.store_sqlite import CHECKSUM_BYTES, SCHEMA_VERSION, migrations
+from ledger.schema import SCHEMA_VERSION
+from ledger.store_sqlite import CHECKSUM_BYTES, migrations
 from mesh.codec import pack
 from mesh.errors import StorageError
 
@@ -38,9 +39,10 @@ def faults_of(connection: apsw.Connection, *, thorough: bool = True) -> list[str
     # Pages first: whatever follows trusts them.
     check = "integrity_check" if thorough else "quick_check"
     found = [
-        f"{check}: {said}"
+        f"{check}: {line}"
         for (said,) in connection.execute(f"PRAGMA {check}({FAULTS_MAX})")
-        if said != "ok"
+        for line in str(said).splitlines()
+        if said != "ok" and not line.startswith("***")
     ]
     found = found or _of_schema(connection)
     if found:
@@ -59,6 +61,8 @@ def _of_schema(connection: apsw.Connection) -> list[str]:
             f"the ledger has schema {version}; this version of DarkStream knows up to {SCHEMA_VERSION}",
             "update DarkStream on this node",
         )
+    if version < 1:
+        return [f"the ledger says that it has schema {version}, which there never was"]
     expected = apsw.Connection(":memory:")
     for number, sql in migrations():
         if number <= version:
@@ -128,6 +132,7 @@ class _Part:
     def __init__(self, connection: apsw.Connection, after: str | None, last: str | None) -> None:
         self._connection = connection
         self._after, self._last = after, last
+        self.schema = int(connection.pragma("user_version"))
 
     def get(self, cls: type[R], key: str | int) -> R | None:
         raise NotImplementedError
@@ -139,11 +144,20 @@ class _Part:
         # Two conditions that an index serves; with NULLs in them none would.
         after = "TRUE" if self._after is None else f"{column} > :after"
         last = "TRUE" if self._last is None else f"{column} <= :last"
-        sql = f"SELECT {','.join(columns_of(cls))} FROM {table_of(cls)} WHERE {after} AND {last}"  # noqa: S608 - our own names
+        names = ",".join(columns_of(cls, self.schema))
+        sql = f"SELECT {names} FROM {table_of(cls)} WHERE {after} AND {last}"  # noqa: S608 - our own names
         found = self._connection.execute(sql, {"after": self._after, "last": self._last})
-        return [decoded(cls, row) for row in found]
+        return [decoded(cls, row, self.schema) for row in found]
+
+    def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
+        raise NotImplementedError
 
     def put(self, row: Row) -> None:
+        raise NotImplementedError
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
         raise NotImplementedError
 
     def delete(self, cls: type[Row], key: str | int) -> None:
@@ -178,7 +192,8 @@ def content_digest(connection: apsw.Connection) -> str:
         packed = pack(tuple(value))
         digest.update(len(packed).to_bytes(4, "big") + packed)
 
-    for table in (*_OTHER_TABLES, *(table_of(cls) for cls in ROW_CLASSES)):
+    classes = row_classes(int(connection.pragma("user_version")))
+    for table in (*_OTHER_TABLES, *(table_of(cls) for cls in classes)):
         for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1"):  # noqa: S608 - our own names
             add((table, *row))
     return digest.hexdigest()
@@ -188,5 +203,5 @@ def row_counts(connection: apsw.Connection) -> dict[str, int]:
     """How many rows each table has."""
     return {
         table: int(connection.execute(f"SELECT count(*) FROM {table}").get)  # noqa: S608 - our own names
-        for table in (table_of(cls) for cls in ROW_CLASSES)
+        for table in (table_of(cls) for cls in row_classes(int(connection.pragma("user_version"))))
     }

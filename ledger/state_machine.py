@@ -9,8 +9,10 @@ from typing import assert_never
 
 from ledger import apply_jobs as jobs
 from ledger import apply_members as members
+from ledger import apply_submissions as submissions
 from ledger.change import Change, RefusedError
 from ledger.commands import (
+    SINCE,
     AcceptResult,
     AddMember,
     Command,
@@ -23,6 +25,7 @@ from ledger.commands import (
     FinishJob,
     FormMesh,
     GrantLeases,
+    MigrateLedger,
     Outcome,
     PlanJob,
     RecoverMesh,
@@ -32,9 +35,11 @@ from ledger.commands import (
     ReportNode,
     RevokeMember,
     StartPlanning,
+    SubmitFilms,
     SubmitJobs,
 )
 from ledger.rows import Rows
+from ledger.schema import FIRST_SCHEMA
 
 
 def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Outcome:
@@ -47,6 +52,8 @@ def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Ou
         rows=rows, index=index, at_ms=envelope.proposed_at_ms, proposer=envelope.proposer
     )
     try:
+        if SINCE.get(type(command), FIRST_SCHEMA) > rows.schema:
+            raise RefusedError("conflict", "the ledger does not have the form for this yet")
         _dispatch(change, command)
     except RefusedError as refused:
         return Outcome(
@@ -59,6 +66,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
     match command:
         case FormMesh():
             members.form_mesh(change, command)
+        case MigrateLedger():
+            members.migrate_ledger(change, command)
         case AddMember():
             members.add_member(change, command)
         case RevokeMember():
@@ -72,7 +81,9 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
         case ReportNode():
             members.report_node(change, command)
         case SubmitJobs():
-            jobs.submit_jobs(change, command)
+            submissions.submit_jobs(change, command)
+        case SubmitFilms():
+            submissions.submit_films(change, command)
         case StartPlanning():
             jobs.start_planning(change, command)
         case PlanJob():

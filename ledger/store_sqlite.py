@@ -5,7 +5,7 @@ durably (`make_durable`), so a power loss costs a replay and nothing else.
 """
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -15,10 +15,11 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from ledger.change import RefusedError
-from ledger.commands import ENVELOPES, Outcome, unseal
+from ledger.commands import ENVELOPES, Command, FormMesh, MigrateLedger, Outcome, unseal
 from ledger.jobs import Row
-from ledger.pending import PendingRows, Values
-from ledger.rows import SqlValue, columns_of, decoded, encoded, table_of
+from ledger.pending import PendingRows, RowChange, Values
+from ledger.rows import SqlValue, columns_of, decoded, encoded, likened, table_of
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
 from mesh.codec import pack
 from mesh.errors import DiskFullError, StorageError
@@ -27,13 +28,18 @@ from mesh.log import Entry
 R = TypeVar("R", bound=Row)
 Applied = tuple[Entry, str | None, Outcome | None]
 
-SCHEMA_VERSION: Final = 1
 REMEMBERED_MAX: Final = 100_000
 """Entries for which a repeated command id is answered from memory: hours of a busy mesh; a proposer gives up within seconds."""
 BUSY_MS: Final = 5_000
 CHECKSUM_BYTES: Final = 32
 PENDING_ROWS_MAX: Final = 4_096
 """Rows of a batch held before they are written: some ten megabytes."""
+CACHE_KIB: Final = 8 << 10
+"""A batch of a few thousand new jobs, so that its pages are written once, when it ends."""
+CHECKPOINT_PAGES: Final = 4_000
+"""16 MiB of write-ahead log: the last pages of each tree are written back once for many batches."""
+VALUES_AT_ONCE: Final = 100
+"""Values of one look-up: more of them do not make one cheaper."""
 CHECKSUMS_KEPT: Final = 1_024
 """Latest entries whose checksums are known: two batches, so that replicas a round trip apart can be compared."""
 
@@ -49,19 +55,21 @@ class LedgerStore:
         except apsw.Error as error:
             raise storage_error(error, path) from None
         try:
-            index, term, checksum = _prepare(self.connection, path)
+            state = _prepare(self.connection, path)
         except apsw.Error as error:
             self.connection.close()
             raise storage_error(error, path) from None
         except StorageError:
             self.connection.close()
             raise
-        self._stand(index, term, checksum)
+        self._stand(*state)
 
-    def _stand(self, index: int, term: int, checksum: bytes) -> None:
+    def _stand(self, index: int, term: int, checksum: bytes, schema: int) -> None:
         self.applied_index = index
         self.applied_term = term
         self.checksum = checksum
+        self.schema = schema
+        """The form of the ledger, which committed commands alone move on."""
         self._checksums = {index: checksum}
 
     def checksum_at(self, index: int) -> bytes | None:
@@ -88,13 +96,14 @@ class LedgerStore:
                 )
         done: list[Applied] = []
         checksums: list[bytes] = []
+        schema = self.schema
         try:
             with self.connection:
-                done, checksums = self._apply_all(fresh)
+                done, checksums, schema = self._apply_all(fresh)
         except apsw.Error as error:
             raise storage_error(error, self.path) from None
         self.applied_index, self.applied_term = fresh[-1].index, fresh[-1].term
-        self.checksum = checksums[-1]
+        self.checksum, self.schema = checksums[-1], schema
         self._remember(fresh[0].index, checksums)
         return done
 
@@ -103,7 +112,7 @@ class LedgerStore:
         for old in list(self._checksums)[:-CHECKSUMS_KEPT]:
             del self._checksums[old]
 
-    def _apply_all(self, entries: Sequence[Entry]) -> tuple[list[Applied], list[bytes]]:
+    def _apply_all(self, entries: Sequence[Entry]) -> tuple[list[Applied], list[bytes], int]:
         checksum = self.checksum
         checksums: list[bytes] = []
         done: list[Applied] = []
@@ -120,10 +129,17 @@ class LedgerStore:
             if outcome is None:
                 outcome = apply(rows, command, index=entry.index, envelope=envelope)
                 if outcome.ok:
-                    checksum = checksum_of(checksum, rows.keep())
+                    checksum = checksum_of(checksum, rows.keep(), rows.schema)
                 else:
                     rows.undo()
                 outcomes[envelope.id] = outcome
+                if outcome.ok and (schema := _schema_after(command, rows.schema)) != rows.schema:
+                    # Rows that wait have the old form: they are written before it goes.
+                    stored.write(rows.take())
+                    migrate(self.connection, schema)
+                    checksum = checksum_of(checksum, [("schema", (schema,))], schema)
+                    stored = SqliteRows(self.connection)
+                    rows = PendingRows(stored)
                 if rows.count >= PENDING_ROWS_MAX:
                     stored.write(rows.take())
             done.append((entry, envelope.id, outcome))
@@ -138,11 +154,12 @@ class LedgerStore:
             "UPDATE state SET applied_index = ?, applied_term = ?, checksum = ?",
             (last.index, last.term, checksum),
         )
-        return done, checksums
+        return done, checksums, rows.schema
 
     def _write_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
         self.connection.executemany(
-            "REPLACE INTO command VALUES (?, ?, ?)",
+            "INSERT INTO command VALUES (?, ?, ?) ON CONFLICT (id)"
+            " DO UPDATE SET log_index = excluded.log_index, outcome = excluded.outcome",
             [(name, one.index, ENVELOPES.encode(one)) for name, one in outcomes.items()],
         )
 
@@ -201,8 +218,11 @@ class LedgerStore:
         return None if found is None else ENVELOPES.decode(found)
 
     def close(self) -> None:
-        """Closes the file."""
-        self.connection.close()
+        """Closes the file.  Raises `StorageError`; what was applied is there nevertheless."""
+        try:
+            self.connection.close()
+        except apsw.Error as error:
+            raise storage_error(error, self.path) from None
 
 
 class SqliteRows:
@@ -210,53 +230,88 @@ class SqliteRows:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
+        self.schema = int(connection.pragma("user_version"))
 
     def get(self, cls: type[R], key: str | int) -> R | None:
         """The row of this key."""
+        names = columns_of(cls, self.schema)
         values = self._connection.execute(
-            _select(table_of(cls), columns_of(cls), columns_of(cls)[:1]), (key,)
+            _select(table_of(cls), names, names[:1]), (key,)
         ).fetchone()
-        return None if values is None else decoded(cls, values)
+        return None if values is None else decoded(cls, values, self.schema)
 
     def where(self, cls: type[R], **equal: SqlValue) -> Sequence[R]:
         """All rows whose columns have these values, by key."""
         found = self._connection.execute(
-            _select(table_of(cls), columns_of(cls), tuple(equal)), tuple(equal.values())
+            _select(table_of(cls), columns_of(cls, self.schema), tuple(equal)),
+            tuple(equal.values()),
         )
         # Sorted here: SQLite sets up a sorter for 20 us, also where it finds one row or none.
-        return [decoded(cls, values) for values in sorted(found, key=_key_of)]
+        return [decoded(cls, values, self.schema) for values in sorted(found, key=_key_of)]
+
+    def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
+        """All rows with one of these values in this column, by key."""
+        sql = _select_any(table_of(cls), columns_of(cls, self.schema), column)
+        wanted = tuple(dict.fromkeys(values))
+        found: list[Any] = []
+        for start in range(0, len(wanted), VALUES_AT_ONCE):
+            part = wanted[start : start + VALUES_AT_ONCE]
+            # One statement whatever their number: the last is asked for more than once.
+            found += self._connection.execute(sql, part + part[-1:] * (VALUES_AT_ONCE - len(part)))
+        return [decoded(cls, one, self.schema) for one in sorted(found, key=_key_of)]
 
     def put(self, row: Row) -> None:
         """Writes a row."""
+        cls = type(row)
         try:
             self._connection.execute(
-                _replace(table_of(type(row)), columns_of(type(row))), encoded(row)
+                _put(table_of(cls), columns_of(cls, self.schema)), encoded(row, self.schema)
             )
         except OverflowError:
             # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
             raise RefusedError("usage", "a number of the command exceeds 64 bit") from None
 
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
+        """Writes rows like this one."""
+        held = columns_of(type(row), self.schema)
+        given = likened(row, names, values, self.schema)
+        self._connection.executemany(_put(table_of(type(row)), held), given)
+
     def delete(self, cls: type[Row], key: str | int) -> None:
         """Removes a row."""
-        self._connection.execute(_delete(table_of(cls), columns_of(cls)[0]), (key,))
+        self._connection.execute(_delete(table_of(cls), columns_of(cls, self.schema)[0]), (key,))
 
     def write(self, changes: Mapping[type[Row], Mapping[str | int, Values | None]]) -> None:
         """Writes rows in the form that SQL holds, each in one go with its like; None removes."""
         for cls, rows in changes.items():
+            names = columns_of(cls, self.schema)
             put = [values for values in rows.values() if values is not None]
-            self._connection.executemany(_replace(table_of(cls), columns_of(cls)), put)
+            self._connection.executemany(_put(table_of(cls), names), put)
             gone = [(key,) for key, values in rows.items() if values is None]
-            self._connection.executemany(_delete(table_of(cls), columns_of(cls)[0]), gone)
+            self._connection.executemany(_delete(table_of(cls), names[0]), gone)
 
 
-def checksum_of(before: bytes, changes: Sequence[tuple[object, ...]]) -> bytes:
+def checksum_of(before: bytes, changes: Sequence[RowChange], schema: int) -> bytes:
     """BLAKE2b-256 over the checksum before and all changes in their order, as MessagePack."""
     if not changes:
         return before
     digest = hashlib.blake2b(before, digest_size=CHECKSUM_BYTES)
-    for change in changes:
-        digest.update(pack(change))
+    if schema >= 2:
+        digest.update(pack(changes))
+    else:  # each by itself, which costs a call a row
+        for table, values in changes:
+            digest.update(pack((table, *values)))
     return digest.digest()
+
+
+def _schema_after(command: Command, before: int) -> int:
+    match command:
+        case FormMesh(schema=schema) | MigrateLedger(schema=schema):
+            return schema
+        case _:
+            return before
 
 
 def _key_of(values: Sequence[Any]) -> str | int:
@@ -273,9 +328,20 @@ def _select(table: str, names: tuple[str, ...], by: tuple[str, ...]) -> str:
 
 
 @cache
-def _replace(table: str, names: tuple[str, ...]) -> str:
+def _select_any(table: str, names: tuple[str, ...], by: str) -> str:
+    assert by in names, by
+    marks = ",".join("?" * VALUES_AT_ONCE)
+    return f"SELECT {','.join(names)} FROM {table} WHERE {by} IN ({marks})"  # noqa: S608 - names of our own columns
+
+
+@cache
+def _put(table: str, names: tuple[str, ...]) -> str:
+    # Not REPLACE: it may fail half-way, so SQLite copies every page that a row touches to a temporary
+    # file first, 33 KB a job.
+    key, *others = names
     marks = ",".join("?" * len(names))
-    return f"REPLACE INTO {table} ({','.join(names)}) VALUES ({marks})"  # noqa: S608 - names of our own columns
+    new = ",".join(f"{name} = excluded.{name}" for name in others)
+    return f"INSERT INTO {table} ({','.join(names)}) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {new}"  # noqa: S608 - names of our own columns
 
 
 @cache
@@ -290,24 +356,26 @@ def migrations() -> list[tuple[int, str]]:
     return [(int(name[:4]), (folder / name).read_text("utf-8")) for name in found]
 
 
-def _prepare(connection: apsw.Connection, path: str) -> tuple[int, int, bytes]:
+def _prepare(connection: apsw.Connection, path: str) -> tuple[int, int, bytes, int]:
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("journal_mode", "WAL")
     connection.pragma("synchronous", 1)
     # macOS: fsync alone leaves data in the drive's cache; elsewhere these do nothing.
     connection.pragma("fullfsync", 1)
     connection.pragma("checkpoint_fullfsync", 1)
-    _migrate(connection, path)
+    connection.pragma("cache_size", -CACHE_KIB)
+    connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+    _begin(connection, path)
     return _state(connection, path)
 
 
-def _state(connection: apsw.Connection, path: str) -> tuple[int, int, bytes]:
+def _state(connection: apsw.Connection, path: str) -> tuple[int, int, bytes, int]:
     row: Any = connection.execute(
         "SELECT applied_index, applied_term, checksum FROM state"
     ).fetchone()
     if row is None:
         raise StorageError(f"{path} has lost its state", "let the node join anew")
-    return row[0], row[1], row[2]
+    return row[0], row[1], row[2], int(connection.pragma("user_version"))
 
 
 def open_immutable(path: str) -> apsw.Connection:
@@ -316,11 +384,11 @@ def open_immutable(path: str) -> apsw.Connection:
     return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
 
 
-def _migrate(connection: apsw.Connection, path: str) -> None:
-    """Brings a new, empty ledger to the newest schema; refuses one that a newer version wrote.
+def _begin(connection: apsw.Connection, path: str) -> None:
+    """Makes a new ledger in the first form, which holds nothing; refuses one that a newer version wrote.
 
-    A ledger that holds something is migrated by a committed command, so that every replica does it
-    at the same index; opening a file never changes it.
+    Opening a file never changes what it holds: committed commands alone move a ledger on, the first
+    of all (`FormMesh`) and migrations, so that every replica does it at the same index.
     """
     version = connection.pragma("user_version")
     if version > SCHEMA_VERSION:
@@ -330,10 +398,17 @@ def _migrate(connection: apsw.Connection, path: str) -> None:
         )
     if version == 0:
         with connection:
-            for number, sql in migrations():
-                connection.execute(sql)
-                connection.pragma("user_version", number)
+            migrate(connection, FIRST_SCHEMA)
             connection.execute("INSERT INTO state VALUES (1, 0, 0, ?)", (b"\x00" * CHECKSUM_BYTES,))
+
+
+def migrate(connection: apsw.Connection, schema: int) -> None:
+    """Brings a ledger to a newer form, inside the caller's transaction."""
+    before = connection.pragma("user_version")
+    for number, sql in migrations():
+        if before < number <= schema:
+            connection.execute(sql)
+            connection.pragma("user_version", number)
 
 
 def storage_error(error: apsw.Error, path: str) -> StorageError:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import zmq
@@ -23,12 +23,13 @@ from mesh.codec import Vocabulary
 from mesh.curve_zmq import Dial, Dialer, MakeSocket, Tally, curve_context, dealer
 from mesh.errors import UnknownKindError, WireError
 from mesh.ids import NodeId
-from mesh.listener_zmq import Listener, Sender
+from mesh.listener_zmq import LoopListener, Sender
 from mesh.messages import WIRE, Message
 from mesh.transport import (
     CONTROL_FRAME_BYTES_MAX,
     CONTROL_RECEIVE_QUEUE_MAX,
     CONTROL_SEND_QUEUE_MAX,
+    CONTROL_SILENCE_MS,
     INBOX_MAX,
     INBOX_PER_PEER_MAX,
     REDIAL_MAX_MS,
@@ -43,7 +44,9 @@ from mesh.transport import (
 )
 
 _log = structlog.get_logger("transport")
-_CLIENT_RECEIVES_MAX = 2
+LOOK_MS: Final = 10
+"""A connection that is up is looked at when something is sent, but not more often: a look costs as much as a small message."""
+_CLIENT_RECEIVES_MAX: Final = 2
 """Nothing is ever sent to a control client."""
 
 
@@ -62,6 +65,7 @@ class _Link:
         self._dialer: Dialer | None = None
         self._redial_ms = REDIAL_MIN_MS
         self._next_round_ms = 0
+        self._tended_ms = 0
         self.hosts: tuple[str, ...] = ()
         self.addresses: tuple[str, ...] = ()
         self.port = port
@@ -75,8 +79,15 @@ class _Link:
     def good_host(self) -> str | None:
         return self._good[0] if self._good is not None else None
 
+    def socket(self, now_ms: int) -> zmq.Socket[bytes] | None:
+        """The socket to send on, if there is one; a connection that is up is not looked at each time."""
+        if self._good is not None and now_ms - self._tended_ms < LOOK_MS:
+            return self._good[1].socket
+        return self.tend(now_ms)
+
     def tend(self, now_ms: int) -> zmq.Socket[bytes] | None:
         """Looks at the connections, dials where due; the socket to send on, if there is one."""
+        self._tended_ms = now_ms
         if self._good is not None:
             host, dial = self._good
             dial.look()
@@ -116,6 +127,10 @@ class _Link:
             self.close()
             self._redial_ms, self._next_round_ms = REDIAL_MIN_MS, 0
 
+    def hurry(self) -> None:
+        """The peer gave a sign of life: the next round of dialling need not wait."""
+        self._redial_ms, self._next_round_ms = REDIAL_MIN_MS, 0
+
     def close(self) -> None:
         """Closes every connection; dialling begins anew with the next `tend`."""
         if self._dialer is not None:
@@ -145,12 +160,11 @@ class ZmqControl:
         self._members: Mapping[bytes, NodeId] = MappingProxyType({})
         self._links: dict[NodeId, _Link] = {}
         self._inbox: asyncio.Queue[Received] = asyncio.Queue(INBOX_MAX)
-        # One writer each (the listener's thread, the loop's), so that neither needs a lock.
-        self._taken_in: Counter[NodeId] = Counter()
-        self._handed_out: Counter[NodeId] = Counter()
+        self._waiting: Counter[NodeId] = Counter()
+        """Messages of each peer in the inbox."""
         self._tending: asyncio.Task[None] | None = None
         self._dialling = asyncio.Event()
-        self._listener = Listener(
+        self._listener = LoopListener(
             name="control",
             identity=identity,
             admit=lambda key: key in self._members,
@@ -186,7 +200,8 @@ class ZmqControl:
         self._tending = None
         for node in tuple(self._links):
             self.disconnect(node)
-        await asyncio.to_thread(self._listener.close)
+        self._listener.close()
+        await asyncio.to_thread(self._listener.end)
         await asyncio.to_thread(self._context.term)
 
     def set_trust(self, members: Mapping[bytes, NodeId]) -> None:
@@ -209,6 +224,8 @@ class ZmqControl:
             self._links[node] = link = _Link(node, public_key, hosts, port, make)
         elif (link.hosts, link.port) != (tuple(hosts), port):
             link.move(hosts, port)
+        elif not link.is_up:
+            link.hurry()
         if self._tending is not None:
             self._tend_link(link)
         self._dialling.set()
@@ -224,7 +241,10 @@ class ZmqControl:
     def is_connected(self, node: NodeId) -> bool:
         """Whether messages to this peer leave now."""
         link = self._links.get(node)
-        return link is not None and link.is_up
+        if link is None or self._tending is None:
+            return False
+        # Looked at now: whoever asks wants to know of a loss before something is sent.
+        return link.tend(clock.monotonic_ms()) is not None
 
     def host_of(self, node: NodeId) -> str | None:
         """The address at which this peer is connected, if it is."""
@@ -236,7 +256,7 @@ class ZmqControl:
         link = self._links.get(node)
         if link is None or self._tending is None:
             return False
-        socket = link.tend(clock.monotonic_ms())
+        socket = link.socket(clock.monotonic_ms())
         if socket is None:
             return False
         data = self._vocabulary.encode(message)
@@ -246,7 +266,9 @@ class ZmqControl:
         try:
             socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
-            self._tally.refused("send_queue_full", node)
+            # Of a connection that is gone as well: nothing can be queued for it.
+            if link.tend(clock.monotonic_ms()) is socket:
+                self._tally.refused("send_queue_full", node)
             return False
         self._tally.sent(node, len(data))
         return True
@@ -254,14 +276,14 @@ class ZmqControl:
     async def receive(self) -> Received:
         """The next message of a member."""
         received = await self._inbox.get()
-        self._handed_out[received.node] += 1
+        self._waiting[received.node] -= 1
         return received
 
     def counters(self) -> Counters:
         """What went in and out, and what was refused."""
         return self._tally.snapshot()
 
-    # --- the loop's thread ----------------------------------------------------------------------
+    # --- links ------------------------------------------------------------------------------------
 
     def _dealer(self, server_key: bytes) -> zmq.Socket[bytes]:
         return dealer(
@@ -271,6 +293,7 @@ class ZmqControl:
             frame_bytes_max=CONTROL_FRAME_BYTES_MAX,
             send_queue_max=CONTROL_SEND_QUEUE_MAX,
             receive_queue_max=_CLIENT_RECEIVES_MAX,
+            silence_ms=CONTROL_SILENCE_MS,
         )
 
     async def _tend(self) -> None:
@@ -303,14 +326,7 @@ class ZmqControl:
         await asyncio.sleep(REDIAL_MAX_MS / 1000)
         link.resolving = None
 
-    def _deliver(self, received: Received) -> None:
-        try:
-            self._inbox.put_nowait(received)
-        except asyncio.QueueFull:
-            self._handed_out[received.node] += 1
-            self._tally.refused("inbox_full", received.node)
-
-    # --- the listener's thread ------------------------------------------------------------------
+    # --- what comes in ----------------------------------------------------------------------------
 
     def _on_frames(self, sender: Sender, frames: list[zmq.Frame]) -> None:
         node = self._members.get(sender.key)
@@ -325,13 +341,13 @@ class ZmqControl:
             self._tally.refused("oversized", node)
             return
         self._tally.received(node, size)
-        if self._taken_in[node] - self._handed_out[node] >= INBOX_PER_PEER_MAX:
+        if self._waiting[node] >= INBOX_PER_PEER_MAX or self._inbox.full():
             self._tally.refused("inbox_full", node)
             return
         message = self._decoded(node, frames[0])
         if message is not None:
-            self._taken_in[node] += 1
-            self._hand_over(Received(node, message))
+            self._waiting[node] += 1
+            self._inbox.put_nowait(Received(node, message))
 
     def _decoded(self, node: NodeId, frame: zmq.Frame) -> Any:  # noqa: ANN401 - the kind decides the class
         try:
@@ -341,10 +357,3 @@ class ZmqControl:
         except WireError:
             self._tally.refused("malformed", node)
         return None
-
-    def _hand_over(self, received: Received) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, received)
-        except RuntimeError:
-            # The loop is closed: the process ends and nobody waits for messages any more.
-            self._tally.refused("inbox_full", received.node)

@@ -4,6 +4,9 @@ With mesh.listener_zmq the only files of this suffix that others of it may impor
 message.
 """
 
+import asyncio
+import selectors
+import socket as sockets
 import struct
 import threading
 from collections import Counter, OrderedDict
@@ -22,6 +25,8 @@ from mesh.transport import (
     HANDSHAKE_INTERVAL_MS,
     HEARTBEAT_INTERVAL_MS,
     HEARTBEAT_TIMEOUT_MS,
+    KEEPALIVE_S,
+    KEEPALIVES_MAX,
     Counters,
     KeyPair,
     Traffic,
@@ -107,8 +112,10 @@ def limit(socket: zmq.Socket[bytes], frame_bytes_max: int) -> None:
     """The limits that every socket has, client or server."""
     socket.setsockopt(zmq.MAXMSGSIZE, wire_limit(frame_bytes_max))
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_INTERVAL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVES_MAX)
 
 
 def dealer(
@@ -119,14 +126,25 @@ def dealer(
     frame_bytes_max: int,
     send_queue_max: int,
     receive_queue_max: int,
+    silence_ms: int | None = None,
 ) -> zmq.Socket[bytes]:
     """A client socket for one peer that never reconnects by itself.
 
     After a refusal libzmq would not try again, and after a loss only the same address: dialling is
     the adapter's, the same way for every cause.
+
+    With `silence_ms` the system watches the connection: it is over when nothing was acknowledged for
+    so long.  Else ZeroMQ's heartbeats do, from the client alone.  A socket with a full receive queue
+    must get and send none: it would end the whole process when its peer goes (libzmq 4364, open).
     """
     socket = context.socket(zmq.DEALER)
     limit(socket, frame_bytes_max)
+    if silence_ms is None:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    else:
+        socket.setsockopt(zmq.TCP_MAXRT, silence_ms)
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.setsockopt(zmq.SNDHWM, send_queue_max)
@@ -238,7 +256,62 @@ def monitor_events(monitor: zmq.Socket[bytes]) -> list[tuple[int, str]]:
 
 def is_ready(socket: zmq.Socket[bytes], flag: int) -> bool:
     """Whether the socket can receive (POLLIN) or send (POLLOUT) now."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & flag)
+    return int(socket.getsockopt(zmq.EVENTS)) & int(flag) != 0
+
+
+class Watch:
+    """Calls back on the event loop when a socket that it owns has news, and once at the beginning.
+
+    A socket's descriptor tells of news, not of what is left: the callback looks at the socket until
+    it finds nothing.  Where the loop cannot wait for descriptors (Windows' default), a thread does.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._callback = callback
+        self._descriptor = int(socket.getsockopt(zmq.FD))
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        try:
+            self._loop.add_reader(self._descriptor, callback)
+        except NotImplementedError:
+            self._looked = threading.Event()
+            self._inner, self._outer = sockets.socketpair()
+            self._thread = threading.Thread(target=self._wait, name="watch", daemon=True)
+            self._thread.start()
+        self._loop.call_soon(callback)
+
+    def close(self) -> None:
+        """Calls no more; before the socket is closed."""
+        self._is_closed = True
+        if self._thread is None:
+            self._loop.remove_reader(self._descriptor)
+            return
+        self._looked.set()
+        self._outer.close()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        with self._inner, selectors.DefaultSelector() as selector:
+            selector.register(self._descriptor, selectors.EVENT_READ)
+            selector.register(self._inner, selectors.EVENT_READ)
+            while True:
+                selector.select()
+                self._looked.clear()
+                if self._is_closed:
+                    return
+                try:
+                    self._loop.call_soon_threadsafe(self._look)
+                except RuntimeError:  # the loop is closed, and the process ends
+                    return
+                self._looked.wait()
+
+    def _look(self) -> None:
+        try:
+            if not self._is_closed:
+                self._callback()
+        finally:
+            self._looked.set()
 
 
 class Wake:

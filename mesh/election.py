@@ -86,12 +86,19 @@ class ElectionTimer:
         self._since_ms = now_ms
         self._timeout_ms = 0
         self._percent = STRETCH_PERCENT_MIN
+        self._suspect_ms: int | None = None
+        """From then on the leader is not fresh: the way to it broke, and it was not heard since."""
+        self._soon_ms: int | None = None
+        """A deadline before the regular one: there is a reason not to wait."""
         self.restart(now_ms)
 
     @property
     def deadline_ms(self) -> int:
         """When the time-out is over."""
-        return self._since_ms + self._timeout_ms * self._percent // 100
+        regular_ms = self._since_ms + self._timeout_ms * self._percent // 100
+        if self._soon_ms is None:
+            return regular_ms
+        return min(regular_ms, self._soon_ms)
 
     def restart(self, now_ms: int) -> None:
         """Draws a new time-out: after every change of role or term, so that split votes dissolve."""
@@ -100,6 +107,7 @@ class ElectionTimer:
             configured.election_min_ms, configured.election_max_ms + 1
         )
         self._since_ms = now_ms
+        self._soon_ms = None
 
     def expire(self, now_ms: int) -> None:
         """The time-out is over at once: nobody else could be waited for."""
@@ -109,9 +117,36 @@ class ElectionTimer:
     def heard_leader(self, now_ms: int) -> None:
         """The leader lives: the same time-out again."""
         self._heard_ms = self._since_ms = now_ms
+        self._suspect_ms = self._soon_ms = None
+
+    def suspect(self, now_ms: int) -> None:
+        """The way to the leader broke: if it lives, it speaks with the next heartbeat.
+
+        A process that ended closes its connections; nobody has to wait for its silence.
+        """
+        if self._suspect_ms is not None:
+            return
+        configured = self._configured
+        self._suspect_ms = now_ms + configured.heartbeat_ms * self._percent // 100
+        # All notice it at about one time; those that ask at one time give way to each other.
+        spread_ms = (configured.election_max_ms - configured.election_min_ms) // 4
+        self._soon_ms = self._suspect_ms + self._random.randrange(0, spread_ms + 1)
+
+    def hurry(self, now_ms: int) -> None:
+        """Somebody campaigns who may not win: unless a leader is heard, this node is the next."""
+        if self._soon_ms is None:
+            heartbeat_ms = self._configured.heartbeat_ms
+            # Whoever asked has the head start of a round trip: it may win after all.
+            self._soon_ms = now_ms + self._random.randrange(heartbeat_ms // 2, heartbeat_ms + 1)
+
+    def give_way(self) -> None:
+        """Another campaigns: what is suspected starts no second campaign beside it."""
+        self._soon_ms = None
 
     def is_leader_fresh(self, now_ms: int) -> bool:
         """Whether a leader was heard within the shortest election time-out (dissertation, 4.2.3)."""
+        if self._suspect_ms is not None and now_ms >= self._suspect_ms:
+            return False
         return now_ms - self._heard_ms < self.timing.election_min_ms
 
     def stretch(self, percent: int) -> None:
@@ -148,3 +183,12 @@ def may_grant(
         or (request.pre and request.term > term)
     )
     return free and log.is_up_to_date(request.last_index, request.last_term)
+
+
+def gives_way(own: RaftId, request: VoteRequest, log: RaftLog) -> bool:
+    """Whether of two that ask for pre-votes at one time the other goes on.
+
+    Both would win them, vote for themselves and wait for another time-out.
+    """
+    other = (request.last_term, request.last_index, request.sender)
+    return other > (log.last_term, log.last_index, own)

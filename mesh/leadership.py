@@ -45,7 +45,7 @@ class Leadership:
         self._outbox = outbox
         self._term_is_durable = False
         self._heartbeat_deadline_ms = now_ms + timer.timing.heartbeat_ms
-        self._quorum_checked_ms = now_ms
+        self._quorum_checked_ms = self._began_ms = self._listening_ms = now_ms
         self._replication = Replication(raft_id, term, log, limits)
         self._replication.follow(self._configuration)
         self._reads = Reads()
@@ -90,10 +90,15 @@ class Leadership:
         if now_ms >= self._quorum_checked_ms + self._timer.timing.election_max_ms:
             self._quorum_checked_ms = now_ms
             if not self._replication.check_quorum(self._configuration):
-                # A leader that a majority cannot hear makes room and answers nobody any more.
-                self.is_over = True
+                self._resign()
                 return
         if now_ms >= self._heartbeat_deadline_ms:
+            if now_ms - self._heartbeat_deadline_ms >= self._timer.timing.election_min_ms:
+                # It stood still: what others answered meanwhile is still to be read.
+                self._listening_ms = now_ms
+            if not self._hears_quorum(now_ms):
+                self._resign()
+                return
             self._heartbeat_deadline_ms = now_ms + self._timer.timing.heartbeat_ms
             if self._reads.wants_round:
                 self._reads.start_round()
@@ -103,6 +108,25 @@ class Leadership:
             self._hand_over(now_ms)
             # A learner may have fallen silent, which frees what waited for it.
             self._advance_commit(now_ms)
+
+    def _hears_quorum(self, now_ms: int) -> bool:
+        """Looked at with each heartbeat: a check once in an election time-out misses nearly two."""
+        since_ms = self._live_since_ms(now_ms)
+        return since_ms < self._listening_ms or self._replication.hears_quorum(
+            self._configuration, since_ms
+        )
+
+    def _resign(self) -> None:
+        """A leader that cannot hear a majority makes room and answers nobody any more.
+
+        Perhaps it is heard all the same (a one-way cut): then nobody campaigns while it speaks, and
+        its last word spares them the wait.
+        """
+        self.is_over = True
+        others = [voter for voter in self._configuration.voters if voter != self.raft_id]
+        successor = self._replication.best(others, self._began_ms)
+        if successor is not None:
+            self._outbox.send(TimeoutNow(sender=self.raft_id, to=successor, term=self._term))
 
     # --- what others ask ----------------------------------------------------------------------
 

@@ -1,5 +1,10 @@
-"""A bound socket as every server here has it: CURVE, admission (ZAP) from memory, one owning thread."""
+"""A bound socket as every server here has it: CURVE, admission (ZAP) from memory, one owner.
 
+The owner is a thread of its own (`Listener`), which a slow loop does not hold up, or the event loop
+itself (`LoopListener`), where a message must be quick.
+"""
+
+import asyncio
 import errno
 import threading
 from collections import deque
@@ -10,7 +15,16 @@ from typing import Final
 import structlog
 import zmq
 
-from mesh.curve_zmq import HANDSHAKE_FAILED, Tally, Wake, curve_context, limit, monitor_events
+from mesh.curve_zmq import (
+    HANDSHAKE_FAILED,
+    Tally,
+    Wake,
+    Watch,
+    curve_context,
+    is_ready,
+    limit,
+    monitor_events,
+)
 from mesh.errors import ConfigurationError, InUseError
 from mesh.transport import BACKLOG_MAX, KEY_BYTES, KeyPair, endpoint
 
@@ -19,6 +33,8 @@ Admit = Callable[[bytes], bool]
 """Whether the holder of this public key (32 bytes) may complete a handshake; answers from memory."""
 OUTBOX_MAX: Final = 256
 """Answers handed to a listener's thread and not yet sent; more are dropped."""
+MESSAGES_A_TURN_MAX: Final = 64
+"""Messages taken in one turn of the loop: a flood shares it with everything else."""
 REBIND_RETRY_MS: Final = 5
 """libzmq closes a listener a moment after `unbind` returns."""
 REBIND_LOG_MS: Final = 2_000
@@ -107,12 +123,8 @@ class Sender:
     address: str
 
 
-class Listener:
-    """A bound ROUTER with CURVE, its admission, and the one thread that owns it.
-
-    `on_frames` is called in that thread with everything that arrives; it must not raise, and may
-    answer with `reply`.  Other threads answer with `post`.
-    """
+class _Bound:
+    """A bound ROUTER with CURVE and its admission; whoever owns it reads it."""
 
     def __init__(
         self,
@@ -136,20 +148,17 @@ class Listener:
         self._frame_bytes_max = frame_bytes_max
         self._send_queue_max = send_queue_max
         self._receive_queue_max = receive_queue_max
-        self._outbox: deque[tuple[bytes, Frames]] = deque()
-        self._rebinds = 0
-        self._stopping = False
         self.port = 0
         self._endpoint = ""
 
-    def open(self, host: str, port: int) -> None:
-        """Binds and starts the thread.  Raises `InUseError`, `ConfigurationError`."""
+    def _open(self, host: str, port: int) -> None:
+        """Binds.  Raises `InUseError`, `ConfigurationError`."""
         self.context = curve_context()
         try:
             self._zap = ZapHandler(
                 self.context, self._name.encode("ascii"), self._admit, self._tally
             )
-            self._wake = Wake(self.context)
+            self._prepare()
             self._socket = self._router()
             self._bind(host, port)
         except BaseException:
@@ -157,36 +166,14 @@ class Listener:
             raise
         self._monitor = self._socket.get_monitor_socket(HANDSHAKE_FAILED)
         self._zap.start()
-        self._start()
 
-    def close(self) -> None:
-        """Ends the thread and frees the port."""
-        self._stopping = True
-        self._wake.set()
-        while self._thread.is_alive():
-            self._thread.join()  # an error may have put a successor into its place meanwhile
-        self._zap.stop()
-        self._wake.close()
-        self.context.term()
+    def _prepare(self) -> None:
+        """What else must be there before the socket is bound."""
 
-    def rebind(self) -> None:
-        """Cuts every open connection: the admitted come back, the others do not."""
-        self._rebinds += 1
-        self._wake.set()
-
-    def post(self, to: Sender, frames: Frames) -> bool:
-        """Answers from another thread; False when too much waits already."""
-        if len(self._outbox) >= OUTBOX_MAX:
-            return False
-        self._outbox.append((to.routing, frames))
-        self._wake.set()
-        return True
-
-    def reply(self, to: Sender, frames: Frames) -> bool:
-        """Answers from `on_frames`; False when the peer is gone or takes nothing any more."""
-        return self._send(to.routing, frames)
-
-    # --- within -------------------------------------------------------------------------------
+    def _close_sockets(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
 
     def _router(self) -> zmq.Socket[bytes]:
         socket = self.context.socket(zmq.ROUTER)
@@ -225,6 +212,149 @@ class Listener:
         self._endpoint = bound.rstrip(b"\0").decode("ascii")
         self.port = int(self._endpoint.rpartition(":")[2])
 
+    def _receive_failed(self) -> None:
+        """Counts the handshakes that failed."""
+        for _, address in monitor_events(self._monitor):
+            host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+            self._tally.refused("handshake", plain_address(host))
+
+    def _receive(self) -> None:
+        """Takes one message; there must be one."""
+        frames: list[zmq.Frame] = self._socket.recv_multipart(copy=False)
+        routing, *payload = frames
+        if not payload:
+            self._tally.refused("malformed")
+            return
+        try:
+            key = bytes.fromhex(str(payload[-1].get("User-Id")))
+            address = plain_address(str(payload[-1].get("Peer-Address")))
+        except (zmq.ZMQError, ValueError):
+            # Cannot be while admission names every client; without a name there is no peer.
+            self._tally.refused("not_member")
+            return
+        self._on_frames(Sender(routing.bytes, key, address), payload)
+
+    def _may_bind_again(self, waited_ms: int) -> bool:
+        """Whether the old place is free again and taken; says so when it takes long."""
+        try:
+            self._socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            if waited_ms % REBIND_LOG_MS == 0 and waited_ms:
+                _log.error("cannot listen again", socket=self._name, error=error.strerror)
+            return False
+        return True
+
+
+class LoopListener(_Bound):
+    """A bound socket that the event loop owns: all methods but `end` are for its thread.
+
+    No thread stands between a message and the loop, which saves two switches of threads and the
+    wait for the interpreter's lock with each.  `on_frames` is called on the loop; what it raises
+    costs that frame.
+    """
+
+    def open(self, host: str, port: int) -> None:
+        """Binds and listens.  Raises `InUseError`, `ConfigurationError`."""
+        self._loop = asyncio.get_running_loop()
+        self._is_closed = False
+        self._is_binding = False
+        self._open(host, port)
+        self._watches = (
+            Watch(self._socket, self._turn),
+            Watch(self._monitor, self._receive_failed),
+        )
+
+    def close(self) -> None:
+        """Closes the socket; `end` does the rest."""
+        self._is_closed = True
+        for watch in self._watches:
+            watch.close()
+        self._close_sockets()
+
+    def end(self) -> None:
+        """After `close`, from any thread: returns when the port is free."""
+        self._zap.stop()
+        self.context.term()
+
+    def rebind(self) -> None:
+        """Cuts every open connection: the admitted come back, the others do not."""
+        if not self._is_binding:  # else nobody is connected yet
+            self._is_binding = True
+            self._socket.unbind(self._endpoint)
+            self._bind_again(0)
+
+    def _bind_again(self, waited_ms: int) -> None:
+        if self._is_closed:
+            return
+        # Looking at the socket lets libzmq finish closing the old listener.
+        self._turn()
+        if self._may_bind_again(waited_ms):
+            self._is_binding = False
+        else:
+            after_ms = waited_ms + REBIND_RETRY_MS
+            self._loop.call_later(REBIND_RETRY_MS / 1000, self._bind_again, after_ms)
+
+    def _turn(self) -> None:
+        if self._is_closed:
+            return
+        more = True
+        try:
+            for _ in range(MESSAGES_A_TURN_MAX):
+                if not is_ready(self._socket, zmq.POLLIN):
+                    more = False
+                    return
+                self._receive()
+        finally:
+            if more:
+                # The descriptor tells of news alone: what is left, also after a fault, is fetched.
+                self._loop.call_soon(self._turn)
+
+
+class Listener(_Bound):
+    """A bound socket with the one thread that owns it.
+
+    `on_frames` is called in that thread with everything that arrives; it must not raise, and may
+    answer with `reply`.  Other threads answer with `post`.
+    """
+
+    def open(self, host: str, port: int) -> None:
+        """Binds and starts the thread.  Raises `InUseError`, `ConfigurationError`."""
+        self._outbox: deque[tuple[bytes, Frames]] = deque()
+        self._rebinds = 0
+        self._stopping = False
+        self._open(host, port)
+        self._start()
+
+    def _prepare(self) -> None:
+        self._wake = Wake(self.context)
+
+    def close(self) -> None:
+        """Ends the thread and frees the port."""
+        self._stopping = True
+        self._wake.set()
+        while self._thread.is_alive():
+            self._thread.join()  # an error may have put a successor into its place meanwhile
+        self._zap.stop()
+        self._wake.close()
+        self.context.term()
+
+    def rebind(self) -> None:
+        """Cuts every open connection: the admitted come back, the others do not."""
+        self._rebinds += 1
+        self._wake.set()
+
+    def post(self, to: Sender, frames: Frames) -> bool:
+        """Answers from another thread; False when too much waits already."""
+        if len(self._outbox) >= OUTBOX_MAX:
+            return False
+        self._outbox.append((to.routing, frames))
+        self._wake.set()
+        return True
+
+    def reply(self, to: Sender, frames: Frames) -> bool:
+        """Answers from `on_frames`; False when the peer is gone or takes nothing any more."""
+        return self._send(to.routing, frames)
+
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         thread.start()
@@ -235,9 +365,7 @@ class Listener:
             self._loop()
         finally:
             if self._stopping:
-                self._socket.disable_monitor()
-                self._monitor.close(linger=0)
-                self._socket.close(linger=0)
+                self._close_sockets()
             else:
                 # One frame's fault costs that frame; threading's hook reports it.
                 self._start()
@@ -254,30 +382,13 @@ class Listener:
                 while self._outbox:
                     self._send(*self._outbox.popleft())
             if self._monitor in ready:
-                for _, address in monitor_events(self._monitor):
-                    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-                    self._tally.refused("handshake", plain_address(host))
+                self._receive_failed()
             if self._socket in ready:
+                # One message a round of polling: answers and rebinding never wait behind a flood.
                 self._receive()
             if self._rebinds != rebinds:
                 rebinds = self._rebinds
                 self._bind_again()
-
-    def _receive(self) -> None:
-        # One message a round of polling: answers and rebinding never wait behind a flood.
-        frames: list[zmq.Frame] = self._socket.recv_multipart(copy=False)
-        routing, *payload = frames
-        if not payload:
-            self._tally.refused("malformed")
-            return
-        try:
-            key = bytes.fromhex(str(payload[-1].get("User-Id")))
-            address = plain_address(str(payload[-1].get("Peer-Address")))
-        except (zmq.ZMQError, ValueError):
-            # Cannot be while admission names every client; without a name there is no peer.
-            self._tally.refused("not_member")
-            return
-        self._on_frames(Sender(routing.bytes, key, address), payload)
 
     def _send(self, routing: bytes, frames: Frames) -> bool:
         try:
@@ -290,17 +401,10 @@ class Listener:
     def _bind_again(self) -> None:
         self._socket.unbind(self._endpoint)
         waited_ms = 0
-        while not self._stopping:
-            try:
-                self._socket.bind(self._endpoint)
-            except zmq.ZMQError as error:
-                if waited_ms % REBIND_LOG_MS == 0 and waited_ms:
-                    _log.error("cannot listen again", socket=self._name, error=error.strerror)
-                # Polling the socket itself lets libzmq finish closing the old listener.
-                self._socket.poll(REBIND_RETRY_MS, zmq.POLLERR)
-                waited_ms += REBIND_RETRY_MS
-            else:
-                return
+        while not self._stopping and not self._may_bind_again(waited_ms):
+            # Polling the socket itself lets libzmq finish closing the old listener.
+            self._socket.poll(REBIND_RETRY_MS, zmq.POLLERR)
+            waited_ms += REBIND_RETRY_MS
 
 
 def _bind_endpoint(host: str, port: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from mesh.effects import Effect
-from mesh.election import Ballot, ElectionTimer, RandomSource, Role, Timing, may_grant
+from mesh.election import Ballot, ElectionTimer, RandomSource, Role, Timing, gives_way, may_grant
 from mesh.errors import DivergenceError, NotLeaderError, UsageError
 from mesh.following import Following
 from mesh.ids import RaftId
@@ -263,6 +263,12 @@ class Raft:
         """
         self._timer.stretch(factor_percent)
 
+    def suspect(self, leader: RaftId, now_ms: int) -> None:
+        """The connection to `leader` broke: a hint that it is gone, until it is heard again."""
+        self._advance(now_ms)
+        if self._role is Role.FOLLOWER and self._leader == leader:
+            self._timer.suspect(self._now_ms)
+
     # --- snapshots ----------------------------------------------------------------------------
 
     def compacted(self, base: Base) -> None:
@@ -391,6 +397,13 @@ class Raft:
         if granted and not request.pre:
             self._vote = request.sender
             self._timer.restart(self._now_ms)
+        elif granted:
+            self._timer.give_way()
+            if self._role is Role.PRE_CANDIDATE and gives_way(self.raft_id, request, self._log):
+                self._become_follower(self._term, None)
+        elif request.pre and self._role is Role.FOLLOWER and not self._has_fresh_leader():
+            # Refused for the better log here, or for a vote given away: this node may be the next.
+            self._timer.hurry(self._now_ms)
         term = request.term if granted else self._term
         self._outbox.vote(request, term, granted=granted)
 

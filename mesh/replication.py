@@ -365,6 +365,15 @@ class Replication:
             progress.active = False
         return heard >= configuration.quorum
 
+    def hears_quorum(self, configuration: Configuration, since_ms: int) -> bool:
+        """Whether a majority of voters was heard since then."""
+        heard = sum(
+            1
+            for voter in configuration.voters
+            if voter == self._raft_id or self._followers[voter].heard_ms >= since_ms
+        )
+        return heard >= configuration.quorum
+
     def status(self, *, heard_since_ms: int) -> tuple[FollowerStatus, ...]:
         """What is known of each follower."""
         return tuple(

@@ -62,8 +62,15 @@ HANDSHAKE_INTERVAL_MS: Final = 5_000
 HEARTBEAT_INTERVAL_MS: Final = 1_000
 HEARTBEAT_TIMEOUT_MS: Final = 3_000
 """A cut link is noticed after about 4 s (measured); sooner would cut busy machines."""
-CONNECT_TIMEOUT_MS: Final = 3_000
-"""For the TCP part of reaching one address; a switch or router answers a LAN in far less."""
+KEEPALIVE_S: Final = 1
+KEEPALIVES_MAX: Final = 3
+"""The system asks an idle connection so often, and ends it after so many questions without an answer."""
+CONTROL_SILENCE_MS: Final = 2_000
+"""The system ends a control connection that acknowledged nothing for so long.  One that was bad waits
+for TCP's next try, whose pauses double: after some seconds, longer than a new connection takes."""
+CONNECT_TIMEOUT_MS: Final = 1_000
+"""For the TCP part of reaching one address: a LAN answers in far less, and a new try sends at once
+what the system would repeat after one, three and seven seconds."""
 DIAL_TIMEOUT_MS: Final = CONNECT_TIMEOUT_MS + HANDSHAKE_INTERVAL_MS
 """For reaching one address as a whole: connection and proof of both keys."""
 DIAL_STAGGER_MS: Final = 200
@@ -73,7 +80,7 @@ TEND_INTERVAL_MS: Final = 100
 TEND_CALM_MS: Final = 500
 """The same while all are up: bounds how late a loss is noticed where nothing is sent."""
 REDIAL_MIN_MS: Final = 100
-REDIAL_MAX_MS: Final = 2_000
+REDIAL_MAX_MS: Final = 1_000
 """Back-off between rounds of dialling: doubles from the first to the second, for ever."""
 
 assert JOIN_FRAME_BYTES_MAX < BULK_HEADER_BYTES_MAX < CHUNK_BYTES < CONTROL_FRAME_BYTES_MAX
@@ -152,7 +159,8 @@ class ControlTransport(Protocol):
     def connect(self, node: NodeId, public_key: bytes, hosts: Sequence[str], port: int) -> None:
         """Keeps a connection to this peer, at the first of these addresses where its key answers.
 
-        Calling again with other addresses moves it only when the present one is not among them.
+        Calling again with other addresses moves it only when the present one is not among them, with
+        the same ones dials now where it is down: the peer gave a sign of life.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What a node does only while it leads: keeps the voter set right, leases tasks, expires leases.
+"""What a node does only while it leads: keeps voters and the ledger's form right, leases tasks, expires leases.
 
 It holds nothing that a successor would need: leases are in the ledger, and their clocks start anew
 with every coordinator, which waits one lease time before it expires anything.
@@ -18,6 +18,7 @@ from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
 from node.driver import Driver
 from node.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
+from node.migration import Migration
 from node.proposer import Proposer
 from node.replica import Replica
 from node.requests import Requests
@@ -47,8 +48,10 @@ class Coordinator:
         replica: Replica,
         timing: LeaseTiming,
         voters: Voters,
+        migration: Migration,
     ) -> None:
         self.voters = voters
+        self._migration = migration
         self._driver = driver
         self._proposer = proposer
         self._replica = replica
@@ -75,12 +78,14 @@ class Coordinator:
         async with asyncio.TaskGroup() as group:
             autopilot = group.create_task(self.voters.keep(), name="autopilot")
             schedule = group.create_task(self._schedule(), name="schedule")
+            migration = group.create_task(self._migration.keep(), name="migration")
             # A lead that was lost and won again meanwhile is another one: its clocks start anew.
             term = self._driver.raft.term
             while self._driver.is_leader and self._driver.raft.term == term:
                 await self._driver.leader_changed.wait(self._driver.leader_changed.count)
             autopilot.cancel()
             schedule.cancel()
+            migration.cancel()
 
     # --- leases ---------------------------------------------------------------------------------
 

@@ -32,10 +32,11 @@ from mesh.messages import ConsensusMessage, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing
 from node.compaction import Keep
 from node.divergence import OwnMarks
-from node.ledger_port import Ledger
+from node.ledger_port import Ledger, apply_own
 from node.log_writer import LogWriter
+from node.outgoing import Outgoing
 from node.proposals import Proposals, Waiting, outcomes_of
-from node.signals import IndexWaits, PacedSignal, Signal
+from node.signals import Alarm, IndexWaits, PacedSignal, Signal
 from node.snapshot_duty import Shelf, SnapshotDuty
 from node.upkeep import Upkeep
 
@@ -47,6 +48,8 @@ APPLY_BATCH_MAX: Final = 512
 """Entries applied in one ledger transaction."""
 APPLY_BYTES_MAX: Final = 1 << 20
 """The same in bytes: a thousand jobs take a tenth of a second, and their proposers wait for it."""
+APPLY_WAIT_S: Final = 0.01
+"""A follower for which nobody waits applies in one transaction what comes meanwhile: a commit of its own costs each some 0.2 ms."""
 LOOKS_S: Final = 0.05
 """Those who follow the ledger look at most so often: each look is some ten queries."""
 CALLS_MAX: Final = 64
@@ -81,7 +84,7 @@ class Driver:
         self.applied_index = raft.applied_index
         self._log = log
         self._ledger = ledger
-        self._send = send
+        self._outgoing = Outgoing(send)
         self._inbox: asyncio.Queue[ConsensusMessage] = asyncio.Queue(INBOX_MAX)
         self._proposals = Proposals()
         self._calls: asyncio.Queue[_Call] = asyncio.Queue(CALLS_MAX)
@@ -91,9 +94,11 @@ class Driver:
         self._to_apply: list[Entry] = []
         self._newly_applied = raft.applied_index
         self._wake = asyncio.Event()
+        self._alarm = Alarm(self._wake.set)
         self._apply_wake = asyncio.Event()
+        self._apply_later: asyncio.TimerHandle | None = None
         self._applied = IndexWaits()
-        self._writer = LogWriter(raft, log, send=self._say, tell=self._tell)
+        self._writer = LogWriter(raft, log, send=self._outgoing.say, tell=self._tell)
         self._apply_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self.dropped = 0
         self.marks = OwnMarks(ledger.checksum_at)
@@ -137,6 +142,13 @@ class Driver:
         except asyncio.QueueFull:
             self.dropped += 1
         self._wake.set()
+
+    def link_lost(self, node: NodeId) -> None:
+        """The connection to this node broke: if it leads, its process may have ended."""
+        leader = self.raft.leader
+        if leader is not None and node_of(leader) == node:
+            self.raft.suspect(leader, clock.monotonic_ms())
+            self._wake.set()
 
     async def propose(self, command_id: CommandId, data: bytes, timeout_s: float) -> Outcome:
         """Commits and applies a sealed command here, on the leader.
@@ -208,7 +220,12 @@ class Driver:
         """Whether this node's ledger holds the entry of this index before the time is over."""
         if self.applied_index >= index:
             return True
+        self._apply_wake.set()
         return await self._applied.wait(index, timeout_s)
+
+    def tell_commit(self, node: NodeId) -> None:
+        """This node waits for what was just decided: it hears of it before anything else."""
+        self._outgoing.tell(node)
 
     # --- what snapshots and upkeep ask ----------------------------------------------------------
 
@@ -257,6 +274,10 @@ class Driver:
                 group.create_task(self.upkeep.run(), name="upkeep")
         finally:
             self._proposals.cancel()
+            self._outgoing.close()
+            self._alarm.close()
+            if self._apply_later is not None:
+                self._apply_later.cancel()
             self._writer.close()
             self._apply_thread.shutdown(wait=True)
 
@@ -285,15 +306,11 @@ class Driver:
         return effects
 
     async def _wait_for_input(self) -> None:
-        waiting_ms = self.raft.next_deadline_ms() - clock.monotonic_ms()
-        if waiting_ms > 0 and not self._wake.is_set():
-            try:
-                async with asyncio.timeout(waiting_ms / 1000):
-                    await self._wake.wait()
-            except TimeoutError:
-                return
-        else:
+        if self._wake.is_set():
             await asyncio.sleep(0)
+            return
+        self._alarm.set(self.raft.next_deadline_ms())
+        await self._wake.wait()
 
     def _take_inputs(self) -> list[Effect]:
         self._wake.clear()
@@ -381,7 +398,7 @@ class Driver:
         for effect in effects:
             match effect:
                 case Send(message=message, before_sync=True):
-                    self._say(message)
+                    self._outgoing.say(message)
                 case Send(message=message):
                     late.append(message)
                 case Persist(hard_state=state, entries=more):
@@ -394,18 +411,13 @@ class Driver:
         held: list[Effect] = []
         if hard_state is not None or entries:
             held = await self._writer.persist(hard_state, tuple(entries))
-        for message in late:
-            self._say(message)
+        self._outgoing.say_all(late)
         if committed:
-            self._to_apply.extend(committed)
-            self._apply_wake.set()
+            self._take_committed(committed)
         if not entries:
             return held
         last = entries[-1]
         return held + self.raft.persisted(last.index, last.term, clock.monotonic_ms())
-
-    def _say(self, message: ConsensusMessage) -> None:
-        self._send(node_of(message.to), message)
 
     def _tell(self, effect: News) -> None:
         match effect:
@@ -418,6 +430,18 @@ class Driver:
             case InstallSnapshot(offer=offer):
                 self.snapshots.install(offer)
 
+    def _take_committed(self, entries: Sequence[Entry]) -> None:
+        self._to_apply.extend(entries)
+        if self.is_leader or self._applied.is_waited_for or len(self._to_apply) >= APPLY_BATCH_MAX:
+            self._apply_wake.set()
+        elif self._apply_later is None:
+            loop = asyncio.get_running_loop()
+            self._apply_later = loop.call_later(APPLY_WAIT_S, self._apply_now)
+
+    def _apply_now(self) -> None:
+        self._apply_later = None
+        self._apply_wake.set()
+
     async def _apply_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -426,7 +450,9 @@ class Driver:
             while self._to_apply:
                 batch = _next_batch(self._to_apply)
                 del self._to_apply[: len(batch)]
-                done = await loop.run_in_executor(self._apply_thread, self._ledger.apply, batch)
+                done = await loop.run_in_executor(
+                    self._apply_thread, apply_own, self._ledger, batch
+                )
                 self.upkeep.applied([(entry.index, len(entry.data)) for entry in batch])
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:

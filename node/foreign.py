@@ -5,9 +5,11 @@ command may act in another's name, and text that a parser expects may be anythin
 """
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from ledger.commands import (
+    SINCE,
     AcceptResult,
     AddMember,
     Command,
@@ -19,12 +21,14 @@ from ledger.commands import (
     FormMesh,
     GrantLeases,
     MemberSpec,
+    MigrateLedger,
     PlanJob,
     RecoverMesh,
     RefuseResult,
     ReleaseLeases,
     ReportNode,
     StartPlanning,
+    SubmitFilms,
     SubmitJobs,
 )
 from ledger.queries import Reader
@@ -53,7 +57,7 @@ def is_plain_id(text: str) -> bool:
 
 def needs_ledger(command: Command) -> bool:
     """Whether `check_authority` must look something up: others are judged by their own words."""
-    return isinstance(command, _OF_A_JOB | _OF_AN_ATTEMPT)
+    return isinstance(command, _OF_A_JOB | _OF_AN_ATTEMPT) or type(command) in SINCE
 
 
 def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> None:
@@ -62,6 +66,11 @@ def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> 
     Raises `NotAllowedError` for a command in another's name, `BusyError` while the replica does
     not know yet what it speaks of: the caller's may be ahead, and it asks again.
     """
+    if type(command) in SINCE:
+        assert reader is not None, "the ledger says which form it has"
+        if reader.schema() < SINCE[type(command)]:
+            # A member that cannot read it would stop; the caller's replica may be ahead.
+            raise BusyError("the ledger does not have the form for this yet", "ask again")
     if not _may(reader, caller, command):
         raise NotAllowedError(
             f"node {caller} may not propose {type(command).__name__} here", "update that node"
@@ -70,25 +79,32 @@ def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> 
 
 _OF_A_JOB = StartPlanning | PlanJob | FailJob | AcceptResult | RefuseResult | FinishJob
 _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
+_OF_THE_COORDINATOR = GrantLeases | ExpireLeases | FormMesh | MigrateLedger | RecoverMesh
 
 
 def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
-    if isinstance(command, _OF_A_JOB):
-        assert reader is not None, "whose job it is stands in the ledger"
-        return _owner(reader, command.job) == caller
-    if isinstance(command, _OF_AN_ATTEMPT):
-        assert reader is not None, "whose lease it is stands in the ledger"
+    if isinstance(command, _OF_A_JOB | _OF_AN_ATTEMPT):
+        assert reader is not None, "whose job or lease it is stands in the ledger"
+        if isinstance(command, _OF_A_JOB):
+            return _owner(reader, command.job) == caller
         return _holder(reader, command.attempt) == caller
     match command:
-        case SubmitJobs(jobs=jobs):
-            return all(job.owner == caller and is_plain_id(job.id) for job in jobs)
+        case SubmitJobs() | SubmitFilms():
+            return all(node == caller and is_plain_id(job) for job, node in _new_jobs(command))
         case ReportNode(node=node) | ReleaseLeases(node=node):
             return node == caller
         case AddMember(member=member):
             return _is_itself(member)
         case _:
             # Leases and the mesh itself are the coordinator's own, who asks nobody.
-            return not isinstance(command, GrantLeases | ExpireLeases | FormMesh | RecoverMesh)
+            return not isinstance(command, _OF_THE_COORDINATOR)
+
+
+def _new_jobs(command: SubmitJobs | SubmitFilms) -> Iterable[tuple[str, str]]:
+    """Ids and owners."""
+    if isinstance(command, SubmitJobs):
+        return ((job.id, job.owner) for job in command.jobs)
+    return ((job, command.owner) for job in command.ids)
 
 
 def _is_itself(member: MemberSpec) -> bool:

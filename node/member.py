@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
 
 from ledger.commands import FormMesh, MemberRole, MemberSpec, ReportNode
 from ledger.jobs import Member
+from ledger.schema import SCHEMA_VERSION
 from mesh import clock
 from mesh.errors import (
     DarkStreamError,
@@ -29,6 +31,7 @@ from node.coordinator import Coordinator
 from node.driver import Driver
 from node.leases import LeaseTiming
 from node.ledger_port import Ledger
+from node.migration import Migration
 from node.neighbours import AddressBook, Neighbours, OwnFacts
 from node.progress import TOPIC, ProgressBoard
 from node.proposer import Proposer
@@ -137,7 +140,7 @@ class MemberNode:
         self.proposer = Proposer(self.own, self.driver, self.requests, replica)
         self.read_index = ReadIndex(self.driver, self.requests)
         self.neighbours = Neighbours(
-            facts, control, book, lambda: {**status(), **self.quarantine.told()}
+            facts, control, book, partial(self._told, status), lost=self.driver.link_lost
         )
         for place in membership.places:
             self.neighbours.hint(place)
@@ -150,20 +153,7 @@ class MemberNode:
             name_of=self._name_of,
         )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
-        self.coordinator = Coordinator(
-            driver=self.driver,
-            proposer=self.proposer,
-            requests=self.requests,
-            replica=replica,
-            timing=leases,
-            voters=Voters(
-                driver=self.driver,
-                requests=self.requests,
-                replica=replica,
-                is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
-                replace_ms=voter_silent_ms,
-            ),
-        )
+        self.coordinator = self._coordinator(leases, voter_silent_ms)
         self.refused: dict[str, int] = {}
         self._control = control
         self._trust_users = tuple(trust_users)
@@ -171,11 +161,36 @@ class MemberNode:
         self._running = False
         self._farewell_until_ms: dict[str, int] = {}
 
+    def _coordinator(self, leases: LeaseTiming, voter_silent_ms: int) -> Coordinator:
+        return Coordinator(
+            driver=self.driver,
+            proposer=self.proposer,
+            requests=self.requests,
+            replica=self.replica,
+            timing=leases,
+            voters=Voters(
+                driver=self.driver,
+                requests=self.requests,
+                replica=self.replica,
+                is_heard=lambda node: self.neighbours.peers.is_alive(node, clock.monotonic_ms()),
+                replace_ms=voter_silent_ms,
+            ),
+            migration=Migration(
+                driver=self.driver,
+                proposer=self.proposer,
+                replica=self.replica,
+                known=self.neighbours.schema_of,
+            ),
+        )
+
     @property
     def leader(self) -> NodeId | None:
         """The node that coordinates, as far as this one knows."""
         leader = self.driver.leader
         return None if leader is None else node_of(leader)
+
+    def _told(self, status: Callable[[], dict[str, object]]) -> dict[str, object]:
+        return {**status(), **self.quarantine.told()}
 
     def _name_of(self, node: NodeId) -> str:
         return next((member.name for member in self._trusted if member.node == node), node)
@@ -313,6 +328,7 @@ class MemberNode:
         membership = self.membership
         command = FormMesh(
             mesh=membership.mesh,
+            schema=SCHEMA_VERSION,
             founder=MemberSpec(
                 node=self.own,
                 raft_id=membership.raft_id,

@@ -18,6 +18,7 @@ from node.coordinator import Coordinator
 from node.driver import Driver
 from node.feed import names_of
 from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, SubmitRequest
+from node.migration import waiting_notes
 from node.neighbours import Neighbours
 from node.progress import ProgressBoard
 from node.proposer import Proposer
@@ -100,16 +101,17 @@ class MeshView:
                 notes=[waits] if waits else [],
             )
 
-        def read(reader: Reader) -> tuple[str | None, Names, Sequence[Member], dict[str, int]]:
+        def read(reader: Reader) -> tuple[str | None, Names, Sequence[Member], dict[str, int], int]:
             mesh = reader.mesh()
             return (
                 mesh.id if mesh is not None else None,
                 names_of(reader),
                 reader.members(active_only=True),
                 self._jobs(reader),
+                reader.schema(),
             )
 
-        mesh, names, members, jobs = await parts.replica.read(read)
+        mesh, names, members, jobs, schema = await parts.replica.read(read)
         raft = parts.driver.raft
         configuration = raft.configuration
         voters = configuration.voters if configuration is not None else ()
@@ -146,6 +148,7 @@ class MeshView:
             notes=[
                 *self._notes(parts, voters, ids, names),
                 *(_twin_note(names.get(twin, twin)) for twin in parts.neighbours.twins()),
+                *waiting_notes(members, parts.neighbours.schema_of, schema),
             ],
         )
 

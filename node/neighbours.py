@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from ledger.jobs import Member
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from mesh import clock
 from mesh.codec import pack, unpack
 from mesh.errors import TwinIdentityError, WireError
@@ -24,7 +25,7 @@ from mesh.messages import (
     PeerAddress,
 )
 from mesh.peers import PeerTable
-from mesh.transport import TEND_CALM_MS, TEND_INTERVAL_MS, ControlTransport
+from mesh.transport import TEND_INTERVAL_MS, ControlTransport
 from mesh.twins import MEMORY_MS, TwinWatch
 from node.signals import Signal
 
@@ -34,6 +35,8 @@ HINTS_MAX: Final = 1_024
 """Nodes whose addresses are remembered, members first: more than any mesh has."""
 TWINS: Final = "twins"
 """Key in a hello's status: nodes that two processes speak for."""
+SCHEMA: Final = "schema"
+"""Key in a hello's status: the newest form of the ledger that its sender knows."""
 HINTS_SAVED_S: Final = 30.0
 """How often known addresses are written down for the next start."""
 
@@ -74,6 +77,8 @@ class Neighbours:
         transport: ControlTransport,
         book: AddressBook,
         status: Callable[[], dict[str, object]],
+        *,
+        lost: Callable[[NodeId], None] = lambda _: None,
     ) -> None:
         self.facts = facts
         self.peers = PeerTable(facts.node)
@@ -81,6 +86,8 @@ class Neighbours:
         self._transport = transport
         self._book = book
         self._status = status
+        self._lost = lost
+        """Told of each member whose connection broke."""
         self._members: dict[NodeId, Member] = {}
         self._twins = TwinWatch()
         self._epoch = 0
@@ -149,7 +156,8 @@ class Neighbours:
         peer = self.peers.get(sender)
         if peer is None:
             return
-        if appeared or peer.address != before:
+        if appeared or peer.address != before or not self._transport.is_connected(sender):
+            # Whoever speaks is there: a dial that waits for its turn need not.
             self._dial(sender)
         told = self.status_of(sender).get(TWINS)
         if isinstance(told, tuple) and self.facts.node in told:
@@ -186,9 +194,10 @@ class Neighbours:
 
     def _hello(self) -> Hello:
         twins = self._twins.twins(clock.monotonic_ms())
-        status = pack({**self._status(), **({TWINS: twins} if twins else {})})
+        known = {SCHEMA: SCHEMA_VERSION}
+        status = pack({**self._status(), **known, **({TWINS: twins} if twins else {})})
         if len(status) > HELLO_STATUS_BYTES_MAX:
-            status = pack({})
+            status = pack(known)
         facts = self.facts
         return Hello(
             raft_id=facts.raft_id,
@@ -217,21 +226,36 @@ class Neighbours:
             return {}
         return status if isinstance(status, dict) else {}
 
+    def schema_of(self, node: NodeId) -> int | None:
+        """The newest form of the ledger that a node says it knows; None: it was not heard yet."""
+        if node == self.facts.node:
+            return SCHEMA_VERSION
+        peer = self.peers.get(node)
+        if peer is None or peer.hello is None:
+            return None
+        told = self.status_of(node).get(SCHEMA)
+        # Nodes that say none are older than this word.
+        return told if isinstance(told, int) else FIRST_SCHEMA
+
     async def run(self) -> None:
-        """Greets all members every two seconds, and each at once when its connection comes up."""
+        """Greets all members every two seconds, and each at once when its connection comes up.
+
+        Connections are looked at as often as a leader speaks: one that broke says at once what
+        its silence would say only after an election time-out.
+        """
         saved_ms = greeted_ms = clock.monotonic_ms()
         known: tuple[PeerAddress, ...] = ()
         connected: set[NodeId] = set()
         self.greet()
         while True:
-            dialling = self._members.keys() - connected - {self.facts.node}
-            pause_ms = TEND_INTERVAL_MS if dialling else TEND_CALM_MS
-            await self.changed.wait(self.changed.count, pause_ms / 1000)
+            await self.changed.wait(self.changed.count, TEND_INTERVAL_MS / 1000)
             now_ms = clock.monotonic_ms()
             before, connected = (
                 connected,
                 {n for n in self._members if self._transport.is_connected(n)},
             )
+            for node in before - connected:
+                self._lost(node)
             if now_ms - greeted_ms >= HELLO_INTERVAL_MS:
                 greeted_ms = now_ms
                 self.greet()

@@ -115,6 +115,7 @@ class Proposer:
         taken = {n: (CommandId(envelope.id), asked[n]) for n, (envelope, _) in read.items()}
         taken = {n: command for n, command in taken.items() if n not in refused}
         outcomes = await self._driver.propose_all(tuple(taken.values()), TRY_S * 0.9)
+        self._driver.tell_commit(caller)  # it waits until its own ledger holds them
         answers: dict[int, Answer] = {**refused, **dict(zip(taken, outcomes, strict=True))}
         return encoded_answers([answers[n] for n in range(len(asked))])
 

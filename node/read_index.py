@@ -75,8 +75,10 @@ class ReadIndex:
             case _:
                 raise WireError("not an index")
 
-    async def _serve(self, _: NodeId, __: bytes) -> bytes:
+    async def _serve(self, caller: NodeId, _: bytes) -> bytes:
         try:
-            return pack(await self._driver.read_index(TRY_S))
+            index = await self._driver.read_index(TRY_S)
         except TimeoutError:
             raise BusyError("no majority answered in time", "ask again") from None
+        self._driver.tell_commit(caller)  # it waits until its own ledger is there
+        return pack(index)

@@ -22,6 +22,8 @@ Sender = Callable[[NodeId, Message], bool]
 
 RESEND_S: Final = 0.5
 """A lost frame costs at most this; a slow handler sees at most two frames a second."""
+UNSENT_S: Final = 0.1
+"""No link at the moment: it is dialled about as often."""
 RUNNING_MAX: Final = 512
 """Calls being served at once; more are answered `busy`."""
 ANSWERS_MAX: Final = 2_048
@@ -76,8 +78,8 @@ class Requests:
         try:
             async with asyncio.timeout(timeout_s):
                 while not future.done():
-                    self._send(node, request)
-                    await asyncio.wait([future], timeout=RESEND_S)
+                    left = self._send(node, request)
+                    await asyncio.wait([future], timeout=RESEND_S if left else UNSENT_S)
             response = future.result()
         except TimeoutError:
             raise UnreachableError(

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from ledger.commands import RemoveMember, RevokeMember, SubmitJobs
+from ledger.commands import RemoveMember, RevokeMember
 from ledger.jobs import Job, Member
 from ledger.queries import Reader
 from ledger.scheduler import explain, find
@@ -51,11 +51,10 @@ from node.gateway.models import (
 )
 from node.media.profiles import BUILT_IN
 from node.mesh_view import MeshView, Parts, told_pending
+from node.submission import commands_of
 from node.views import job_detail, job_summary
 
 APPROVE: Final = "join.approve"
-JOBS_PER_PROPOSAL_MAX: Final = 200
-"""Keeps an entry of the log well under its megabyte: a job with its profile is about 2 KB."""
 
 _log = structlog.get_logger("gateway")
 
@@ -279,9 +278,9 @@ class Service:
             )
         made = await parts.prepare(request)
         if not request.dry_run:
-            for start in range(0, len(made.jobs), JOBS_PER_PROPOSAL_MAX):
-                batch = made.jobs[start : start + JOBS_PER_PROPOSAL_MAX]
-                await parts.proposer.commit(SubmitJobs(jobs=batch), cause=batch[0].id)
+            schema = await parts.replica.read(lambda reader: reader.schema())
+            for command in commands_of(made.jobs, schema):
+                await parts.proposer.commit(command, cause=made.jobs[0].id)
         return SubmitResult(
             jobs=[
                 Submitted(

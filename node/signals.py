@@ -2,7 +2,10 @@
 
 import asyncio
 import heapq
+from collections.abc import Callable
 from contextlib import suppress
+
+from mesh import clock
 
 
 class Signal:
@@ -56,12 +59,52 @@ class PacedSignal(Signal):
             self.set()
 
 
+class Alarm:
+    """Rings at a time that is mostly put off before it comes: to put it off costs nothing."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._due_ms = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+
+    def set(self, due_ms: int) -> None:
+        """Rings at this time (`clock.monotonic_ms`) instead of the one before."""
+        self._due_ms = due_ms
+        if self._timer is None or due_ms < self._timer_ms:
+            self._start()
+
+    def close(self) -> None:
+        """Rings no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self) -> None:
+        self.close()
+        self._timer_ms = self._due_ms
+        left_ms = max(0, self._due_ms - clock.monotonic_ms())
+        self._timer = asyncio.get_running_loop().call_later(left_ms / 1000, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if clock.monotonic_ms() < self._due_ms:
+            self._start()
+        else:
+            self._ring()
+
+
 class IndexWaits:
     """Those who wait until a growing index has come as far as theirs; only these are woken."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
         self._count = 0
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits, or did until his time was over, for an index that is to come."""
+        return bool(self._heap)
 
     async def wait(self, index: int, timeout_s: float) -> bool:
         """Whether `index` is reached before the time is over."""

@@ -1,10 +1,12 @@
 """A ledger in memory that tests command, and the values that they command it with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ledger import commands as c
 from ledger.invariants import violations
 from ledger.queries import Reader
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
 from mesh.log import Entry
 
@@ -64,6 +66,26 @@ def job_spec(job: str, **values: Any) -> c.JobSpec:
         "split": False,
     }
     return c.JobSpec(**(given | values))
+
+
+def films_of(specs: Sequence[c.JobSpec]) -> c.SubmitFilms:
+    """The same jobs in columns, with what all have in common from the first."""
+    first = specs[0]
+    return c.SubmitFilms(
+        owner=first.owner,
+        profile=first.profile,
+        profile_json=first.profile_json,
+        overwrite=first.overwrite,
+        priority=first.priority,
+        tenant=first.tenant,
+        split=first.split,
+        ids=tuple(spec.id for spec in specs),
+        sources=tuple(spec.source for spec in specs),
+        source_bytes=tuple(spec.source_bytes for spec in specs),
+        source_mtimes_ns=tuple(spec.source_mtime_ns for spec in specs),
+        source_inodes=tuple(spec.source_inode for spec in specs),
+        outputs=tuple(spec.output for spec in specs),
+    )
 
 
 def plan_of(job: str, *tasks: c.TaskSpec, **values: Any) -> c.PlanJob:
@@ -155,7 +177,7 @@ class Ledger:
 
     def formed(self, *others: str) -> "Ledger":
         """A mesh of anna and others, all of whom have reported."""
-        self.must(c.FormMesh(mesh="m" * 32, founder=spec("anna")))
+        self.must(c.FormMesh(mesh="m" * 32, founder=spec("anna"), schema=SCHEMA_VERSION))
         self.must(node_report("anna"))
         for other in others:
             self.must(c.AddMember(member=spec(other), invitation=None))

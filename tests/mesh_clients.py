@@ -161,6 +161,7 @@ class Client(threading.Thread):
         *,
         consistent: bool,
         enter: Callable[[], None] = lambda: None,
+        pause_s: float = 0.0,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.calls = 0
@@ -170,6 +171,8 @@ class Client(threading.Thread):
         self._stopping = stop
         self._consistent = consistent
         self._enter = enter
+        self._pause_s = pause_s
+        """Between two calls: many clients on one machine would leave no core to the nodes."""
         self._random = random.Random(name)
         self._open: list[str] = []
         """Keys of which this client does not know whether there is a job."""
@@ -182,6 +185,7 @@ class Client(threading.Thread):
             try:
                 self._one(api)
                 self.calls += 1
+                self._stopping.wait(self._pause_s)
             except RefusedError:
                 self._stopping.wait(0.05)
         api.close()

@@ -1,4 +1,4 @@
--- The ledger of a mesh, version 1: the sum of all migrations (a test proves it).
+-- The ledger of a mesh, version 2: the sum of all migrations (a test proves it).
 -- Base tables have singular names and are nobody's interface; the views at the end are, and stay.
 -- Every table is STRICT.  Times are milliseconds since 1970 by the clock of the node that proposed.
 
@@ -61,10 +61,17 @@ CREATE TABLE node (
     reported_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- One film, one profile, one output.  seq grows with age; planned is 0 or 1.
+-- The texts of profiles, as they were when jobs were submitted; id is the seq of the first job.
+CREATE TABLE definition (
+    id INTEGER PRIMARY KEY,
+    text TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- One film, one profile, one output.  planned is 0 or 1.  seq grows with age and is the rowid, so
+-- every index ends with it: log index * 2^10 + place in the command.
 CREATE TABLE job (
-    id TEXT PRIMARY KEY,
-    seq INTEGER NOT NULL,
+    id TEXT NOT NULL UNIQUE,
+    seq INTEGER PRIMARY KEY,
     state TEXT NOT NULL,
     planned INTEGER NOT NULL,
     owner TEXT NOT NULL,
@@ -75,7 +82,7 @@ CREATE TABLE job (
     output TEXT NOT NULL,
     overwrite INTEGER NOT NULL,
     profile TEXT NOT NULL,
-    profile_json TEXT NOT NULL,
+    definition INTEGER NOT NULL,
     priority INTEGER NOT NULL,
     tenant TEXT NOT NULL,
     split INTEGER NOT NULL,
@@ -90,15 +97,14 @@ CREATE TABLE job (
     todo TEXT NOT NULL,
     error_node TEXT NOT NULL
 ) STRICT;
-CREATE INDEX job_by_state ON job (state, seq);
-CREATE INDEX job_by_owner ON job (owner, state, planned, priority DESC, seq);
-CREATE INDEX job_by_seq ON job (seq);
-CREATE INDEX job_by_owner_age ON job (owner, seq);
-CREATE INDEX job_by_owner_state ON job (owner, state, seq);
-CREATE INDEX job_by_tenant ON job (tenant, seq);
-CREATE INDEX job_by_creation ON job (created_at_ms, seq);
--- Two live jobs must never write one file: looked up at submission.
-CREATE INDEX job_by_output ON job (output, owner);
+CREATE INDEX job_by_state ON job (state);
+CREATE INDEX job_by_owner ON job (owner, state);
+CREATE INDEX job_by_tenant ON job (tenant);
+CREATE INDEX job_to_plan ON job (owner, priority DESC) WHERE state = 'queued' AND planned = 0;
+-- All jobs of a command were made at one time: its first stands for them.
+CREATE INDEX job_by_creation ON job (created_at_ms) WHERE seq & 1023 = 0;
+-- Two live jobs of an owner must never write one file: looked up at submission.
+CREATE INDEX job_by_output ON job (output);
 
 -- Units of leasable work.  needs and excluded are JSON lists.
 CREATE TABLE task (
@@ -155,7 +161,7 @@ CREATE INDEX attempt_by_task ON attempt (task, state);
 CREATE INDEX attempt_by_node ON attempt (node, state);
 CREATE INDEX attempt_leased ON attempt (id) WHERE state = 'leased';
 
--- History: every change of state, with the log index that made it.
+-- History: every change of state, with the log index that made it; a job's first line is the job itself.
 CREATE TABLE event (
     id INTEGER PRIMARY KEY,
     log_index INTEGER NOT NULL,
@@ -232,8 +238,12 @@ CREATE VIEW profiles AS SELECT name, definition, updated_at_ms AS updated_ms FRO
 
 CREATE VIEW watches AS SELECT id, node, folder, profile FROM watch;
 
+-- The first line of a job is the job itself.
 CREATE VIEW events AS
-SELECT id, log_index, at_ms, kind, nullif(job, '') AS job, nullif(node, '') AS node, what FROM event;
+SELECT id, log_index, at_ms, kind, nullif(job, '') AS job, nullif(node, '') AS node, what FROM event
+UNION ALL
+SELECT (seq >> 10 << 14) | (seq & 1023), seq >> 10, created_at_ms, 'job.queued', id, owner, ''
+FROM job;
 
 CREATE VIEW members AS
 SELECT node AS id, name, role, state, hex(public_key) AS public_key, since_ms FROM member;

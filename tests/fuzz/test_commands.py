@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from ledger import commands as c
 from ledger.invariants import violations
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
 from mesh.errors import WireError
 from mesh.log import Entry
-from tests.ledger_helper import dump, job_spec, node_report, plan_of, spec
+from tests.ledger_helper import dump, films_of, job_spec, node_report, plan_of, spec
 
 FEW = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -48,6 +49,8 @@ NUMBERS = st.one_of(st.integers(0, 5), st.integers(-(1 << 63), (1 << 64) - 1))
 
 
 def numbers(name: str) -> st.SearchStrategy[int]:
+    if name == "schema":  # a later one is what no replica of this version can go on with
+        return st.integers(-1, SCHEMA_VERSION)
     if name == "token":  # real ones are epoch 1 and an index of a short log
         return st.integers(1, 60).map(lambda index: c.fencing_token(1, index)) | NUMBERS
     return st.one_of(*[st.integers(0, 3)] * 9, NUMBERS)
@@ -81,8 +84,11 @@ def built(cls: type) -> st.SearchStrategy[Any]:
     return st.builds(cls, **{name: values(cls, name, hint) for name, hint in hints.items()})
 
 
-COMMANDS = st.one_of(*(built(cls) for cls in typing.get_args(c.Command)))
-FORM = c.FormMesh(mesh="m", founder=spec("anna"))
+COMMANDS = st.one_of(
+    *(built(cls) for cls in typing.get_args(c.Command)),
+    st.lists(built(c.JobSpec), min_size=1, max_size=3).map(films_of),
+)
+FORM = c.FormMesh(mesh="m", founder=spec("anna"), schema=SCHEMA_VERSION)
 
 
 def sealed(index: int, command: c.Command, command_id: str) -> Entry:

@@ -2,18 +2,26 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
+from subprocess import PIPE
 
 import pytest
 
 from mesh import clock
 from mesh.control_zmq import ZmqControl
-from mesh.curve_zmq import Tally
+from mesh.curve_zmq import Tally, curve_context, dealer
 from mesh.errors import ConfigurationError, InUseError
 from mesh.listener_zmq import Listener, ZapHandler
 from mesh.messages import WIRE, Notice, Request
-from mesh.transport import CONTROL_FRAME_BYTES_MAX, KeyPair
+from mesh.transport import (
+    CONTROL_FRAME_BYTES_MAX,
+    CONTROL_SILENCE_MS,
+    HEARTBEAT_INTERVAL_MS,
+    KeyPair,
+)
 from tests.meshwork import eventually, key_pair, node_of, notice, within
 from tests.strangers import GARBAGE, LOOPBACK, client, poke, taken_port
 
@@ -409,3 +417,87 @@ def test_admission_answers_no_to_anything_but_curve_in_its_domain() -> None:
     assert status(b"control", b"NULL", b"k" * 32) == b"400"
     assert status(b"control", b"PLAIN", b"user", b"password") == b"400"
     assert tally.snapshot().refused == {"not_member": 6}
+
+
+class NoDescriptors(asyncio.SelectorEventLoop):
+    """A loop that cannot wait for descriptors, as Windows' default cannot."""
+
+    def add_reader(self, fd: object, callback: object, *args: object) -> None:
+        raise NotImplementedError
+
+
+def test_a_loop_that_cannot_wait_for_descriptors() -> None:
+    async def scenario() -> None:
+        a, b, c = key_pair(), key_pair(), key_pair()
+        async with nodes(a, b, known=[c]) as (first, second):
+            first.connect(node_of(b), b.public, [LOOPBACK], second.port)
+            await eventually(lambda: first.is_connected(node_of(b)))
+            for number in range(200):
+                assert first.send(node_of(b), notice(str(number)))
+            for number in range(200):
+                assert (await within(second.receive())).message == notice(str(number))
+            with client(second.port, key_pair(), b.public):
+                await eventually(lambda: second.counters().refused.get("not_member", 0) > 0)
+            second.set_trust({a.public: node_of(a)})  # binds anew, which cuts the first as well
+            await eventually(lambda: not first.is_connected(node_of(b)))
+            await eventually(lambda: first.send(node_of(b), notice("back")))
+            assert (await within(second.receive())).message == notice("back")
+
+    with asyncio.Runner(loop_factory=NoDescriptors) as runner:
+        runner.run(asyncio.wait_for(scenario(), 60))
+
+
+BUSY_SERVER = """
+import threading
+from mesh.curve_zmq import Tally, curve_context, dealer
+from mesh.listener_zmq import Listener
+from tests.meshwork import key_pair
+
+keys, go_on = key_pair(), threading.Event()
+
+def handle(sender, frames):
+    go_on.wait()
+
+listener = Listener(
+    name="control", identity=keys, admit=lambda key: True, on_frames=handle, tally=Tally("control"),
+    frame_bytes_max=1 << 20, send_queue_max=2, receive_queue_max=2,
+)
+listener.open("127.0.0.1", 0)
+print(listener.port, keys.public.hex(), flush=True)
+input()
+go_on.set()
+print("alive", flush=True)
+listener.close()
+"""
+
+
+def test_a_server_that_stood_still_outlives_a_client_that_went_meanwhile() -> None:
+    """libzmq 4364: with heartbeats of its own the whole process would be aborted."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY_SERVER], stdin=PIPE, stdout=PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        port, key = server.stdout.readline().split()
+        context = curve_context()
+        sender = dealer(
+            context,
+            key_pair(),
+            bytes.fromhex(key),
+            frame_bytes_max=1 << 20,
+            send_queue_max=2_000,
+            receive_queue_max=2,
+            silence_ms=CONTROL_SILENCE_MS,
+        )
+        sender.connect(f"tcp://{LOOPBACK}:{port}")
+        for _ in range(500):
+            sender.send(bytes(10_000))
+        # Long enough that its queue is full, and that a heartbeat would stand behind it.
+        assert not sender.poll(1_500)
+        context.destroy(linger=0)
+        # A first heartbeat of its own would find out that the client is gone, a second one abort.
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(2.5 * HEARTBEAT_INTERVAL_MS / 1_000)
+        said, _ = server.communicate("go on\n", timeout=20)
+        assert said == "alive\n"
+    assert server.returncode == 0

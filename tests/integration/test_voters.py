@@ -124,3 +124,32 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         one.process.terminate()
         assert one.process.wait(timeout=5) == 0
         assert monotonic_ms() - begun_ms < 2_500
+
+
+PATIENT = """
+[timings]
+election_min_ms = 12_000
+election_max_ms = 24_000
+"""
+
+
+def test_a_killed_coordinator_is_replaced_long_before_its_silence_would_tell(
+    tmp_path: Path,
+) -> None:
+    with cluster(tmp_path, ["one", "two", "three"]) as nodes:
+        for node in nodes:
+            node.home.mkdir(parents=True, mode=0o700)
+            (node.home / "node.toml").write_text(PATIENT)
+        form(nodes)
+        stands(nodes[0], 3, 3)
+        leader = leader_of(nodes)
+        others = [node for node in nodes if node is not leader]
+        leader.kill()
+        begun_ms = monotonic_ms()
+        wait_for(
+            "another coordinator",
+            lambda: others[0].status()["coordinator"] not in (None, leader.name),
+            11,
+        )
+        assert monotonic_ms() - begun_ms < 12_000
+        others[1].token()  # a write is taken

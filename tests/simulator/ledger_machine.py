@@ -41,6 +41,7 @@ class LedgerMachine:
             ).get
             self._store.applied_index, self._store.applied_term = index, term
             self._store.checksum = checksum
+            self._store.schema = connection.pragma("user_version")
         self.reader = Reader(self._store.connection)
         self._judge = Judge(self.reader)
 

@@ -301,6 +301,10 @@ class Node:
         calls, self._calls = self._calls, []
         for act in calls:
             effects += self._step(act(raft))
+        links = self.world.parameters.broken_links
+        if links and raft.leader is not None and self.world.random.random() < links:
+            # The connection to the leader broke; whether the leader lives is another matter.
+            raft.suspect(raft.leader, self.now_ms)
         effects += self._read(raft)
         effects += self._lead(raft)
         if self.now_ms >= raft.next_deadline_ms():

@@ -67,6 +67,7 @@ class Parameters:
     over_the_wire: bool
     join_every_ms: int
     skew_ms_max: int
+    broken_links: float
 
     @classmethod
     def draw(cls, seed: int) -> "Parameters":
@@ -135,6 +136,8 @@ class Parameters:
             over_the_wire=random.random() < 0.05,
             join_every_ms=random.choice([50, 300, 1_000]),
             skew_ms_max=random.choice([0, 5, 1_000_000]),
+            # Drawn apart: the others stay what they were for each seed.
+            broken_links=Random(f"links {seed}").choice([0.0, 0.0, 0.01, 0.1, 0.5]),
         )
         weather = random.random()
         if weather < 0.35:

@@ -35,6 +35,7 @@ from ledger.commands import (
 from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
 from ledger.scheduler import plan
+from ledger.schema import SCHEMA_VERSION
 from mesh.ids import NodeId, RaftId, node_of
 from node.leases import Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
 from tests.simulator.checks import Violation
@@ -302,7 +303,9 @@ class WorkSimulation(MeshSimulation):
                 )
                 if formed:
                     return self.sealed(founder, AddMember(member=member, invitation=None))
-                return self.sealed(founder, FormMesh(mesh="0" * 32, founder=member))
+                return self.sealed(
+                    founder, FormMesh(mesh="0" * 32, founder=member, schema=SCHEMA_VERSION)
+                )
             case "leave":
                 revoke = RevokeMember(node=node_of(RaftId(argument)), by="simulator")
                 return self.sealed(self._somebody(), revoke)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ledger.commands import Outcome
+from mesh import clock
 from mesh.codec import pack
 from mesh.errors import BusyError, NotAllowedError, UnreachableError, WireError
 from mesh.ids import NodeId
@@ -21,7 +22,7 @@ from node.batches import (
     encoded_answers,
 )
 from node.requests import Requests
-from node.signals import IndexWaits, PacedSignal
+from node.signals import Alarm, IndexWaits, PacedSignal, Signal
 
 LEADER, OTHER = NodeId("leader"), NodeId("other")
 
@@ -195,5 +196,27 @@ def test_waits_for_an_index_end_when_it_is_reached_and_no_sooner() -> None:
         assert await first
         assert not await late
         waits.reached(20)  # who gave up is forgotten
+
+    asyncio.run(main())
+
+
+def test_an_alarm_rings_once_at_the_last_time_it_was_set_to() -> None:
+    async def main() -> None:
+        rung: list[int] = []
+        alarm = Alarm(lambda: rung.append(clock.monotonic_ms()))
+        begin = clock.monotonic_ms()
+        alarm.set(begin + 20)
+        alarm.set(begin + 60)  # put off
+        await Signal().wait(0, 0.12)
+        assert len(rung) == 1
+        assert rung[0] >= begin + 60
+        alarm.set(begin + 5_000)
+        alarm.set(clock.monotonic_ms() + 10)  # and brought forward
+        await Signal().wait(0, 0.05)
+        assert len(rung) == 2
+        alarm.set(clock.monotonic_ms() + 10)
+        alarm.close()
+        await Signal().wait(0, 0.05)
+        assert len(rung) == 2
 
     asyncio.run(main())

@@ -35,6 +35,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.applied: list[Entry] = []
+        self.transactions = 0
         self.fails = False
         self.durable = 0
         self.durable_max = 1 << 60
@@ -49,6 +50,7 @@ class Ledger:
         fresh = [entry for entry in entries if entry.index > self.applied_index]
         assert [e.index for e in fresh] == [self.applied_index + 1 + n for n in range(len(fresh))]
         self.applied += fresh
+        self.transactions += 1
         return [
             (e, e.data.decode(), Outcome(ok=True, index=e.index))
             if e.kind == "command"
@@ -257,6 +259,26 @@ def test_three_nodes_agree_under_load_and_after_losing_the_leader() -> None:
     assert commands[0][-1] == b"after"
     assert sorted(commands[0][:-1]) == sorted(f"c{n}".encode() for n in range(300))
     assert all(c == commands[0][: len(c)] for c in commands)
+
+
+def test_a_follower_for_which_nobody_waits_applies_many_commands_at_once() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        follower = next(d for d in mesh.drivers.values() if not d.is_leader)
+        ledgers = dict(zip(mesh.drivers, mesh.ledgers, strict=True))
+        lead = ledgers[node_of(leader.raft.raft_id)]
+        follow = ledgers[node_of(follower.raft.raft_id)]
+        before = lead.transactions, follow.transactions
+        for number in range(100):
+            outcome = await leader.propose(CommandId(f"c{number}"), b"c%d" % number, 10)
+        waited = asyncio.ensure_future(follower.wait_applied(outcome.index, 10))
+        await asyncio.sleep(0)
+        leader.tell_commit(node_of(follower.raft.raft_id))
+        assert await waited
+        assert lead.transactions - before[0] >= 100
+        assert follow.transactions - before[1] < 50
+
+    run(3, body)
 
 
 def test_the_same_command_asked_twice_is_proposed_once() -> None:

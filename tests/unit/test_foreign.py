@@ -17,7 +17,7 @@ from node.leases import LeaseTiming
 from node.progress import PROGRESS, TOPIC, Progress, ProgressBoard
 from node.proposer import METHOD, Proposer
 from node.views import attempt_info, job_summary
-from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of, spec
+from tests.ledger_helper import Ledger, films_of, grant, job_spec, node_report, plan_of, spec
 from tests.work_bench import Mesh, eventually
 
 KEY = b"k" * 32
@@ -38,6 +38,7 @@ def ledger() -> Ledger:
 
 OWNERS: list[Callable[[Ledger], c.Command]] = [
     lambda _: c.SubmitJobs(jobs=(job_spec("j9"),)),
+    lambda _: films_of([job_spec("j9")]),
     lambda _: c.StartPlanning(job="j1"),
     lambda _: plan_of("j1"),
     lambda ledger: ledger.give_up("j1"),
@@ -55,7 +56,9 @@ NOBODY: list[Callable[[Ledger], c.Command]] = [
     lambda _: grant(("j1-t", "../../films", "anna")),
     lambda _: c.ExpireLeases(attempts=("a1",), what=""),
     lambda _: c.FormMesh(mesh="m", founder=spec("anna")),
+    lambda _: c.MigrateLedger(schema=3),
     lambda _: c.SubmitJobs(jobs=(job_spec("../j9"),)),
+    lambda _: films_of([job_spec("j9"), job_spec("../j9")]),
     lambda _: newcomer(public_key=b"o" * 32),
     lambda _: newcomer(public_key=b"short"),
     lambda _: newcomer(raft_id="anna.00000000"),
@@ -134,6 +137,7 @@ def test_more_leases_than_one_command_holds_expire_and_the_coordinator_lives_on(
             replica=mesh.replica,
             timing=timing,
             voters=mesh,
+            migration=mesh,
         )
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             task = group.create_task(coordinator._schedule())

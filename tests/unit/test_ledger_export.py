@@ -13,6 +13,7 @@ from ledger.backup import export_to, verify_replica
 from ledger.export_sqlite import read_rows
 from ledger.jobs import ROW_CLASSES
 from ledger.rows import table_of
+from ledger.schema import SCHEMA_VERSION
 from ledger.snapshot_sqlite import verify_snapshot
 from ledger.store_sqlite import LedgerStore
 from mesh.errors import ConflictError, DamagedError, StorageError
@@ -57,7 +58,7 @@ def test_out_and_in_again_is_the_same(
 ) -> None:
     monkeypatch.setattr(export_sqlite, "ROWS_AT_ONCE", at_once)
     header, *rows, end = rows_of(export)
-    assert (header["format"], header["schema"]) == (1, 1)
+    assert (header["format"], header["schema"]) == (1, SCHEMA_VERSION)
     assert header["mesh"] == "m" * 32
     assert header["checksum"] == ledger.store.checksum.hex()
     assert end == {"end": True, "rows": len(rows)}

@@ -9,6 +9,7 @@ import pytest
 from ledger.change import RefusedError
 from ledger.jobs import Event, Job, Mesh, Node, Row
 from ledger.pending import PendingRows
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
 
 KEYS = ("a", "b", "ä", "z", "Z", "")
@@ -18,7 +19,7 @@ OWNERS = ("anna", "bert")
 def job(key: str, draw: random.Random) -> Job:
     return Job(
         id=key,
-        seq=draw.randrange(4),
+        seq=KEYS.index(key),
         state="queued",
         planned=0,
         owner=draw.choice(OWNERS),
@@ -70,6 +71,8 @@ def same(rows: PendingRows, plain: SqliteRows) -> None:
         both("where", Job, owner=owner)
         for output in ("x", "y"):
             both("where", Job, output=output, owner=owner)
+    both("where_any", Job, "id", KEYS)
+    both("where_any", Job, "output", ["y", "z", "y"])
 
 
 def steps(rows: PendingRows, plain: SqliteRows, draw: random.Random) -> None:
@@ -77,9 +80,16 @@ def steps(rows: PendingRows, plain: SqliteRows, draw: random.Random) -> None:
         key = draw.choice(KEYS)
         number = draw.randrange(1 << 40)
         for each in (rows, plain):
-            match number % 4:
+            match number % 5:
                 case 0:
                     each.put(job(key, random.Random(number)))
+                case 4:
+                    like = job("", random.Random(number))
+                    seqs = range(2)
+                    outputs = ("x", "y") if number % 2 else ("z", "x")
+                    each.put_like(
+                        like, ("id", "output", "seq"), zip(KEYS, outputs, seqs, strict=False)
+                    )
                 case 1:
                     each.put(node(key, random.Random(number)))
                 case 2:
@@ -120,7 +130,7 @@ def test_changes_are_told_in_their_order_and_of_kept_commands_only() -> None:
     rows = PendingRows(SqliteRows(store.connection))
     rows.put(event(2))
     rows.delete(Event, 2)
-    assert [change[:2] for change in rows.keep()] == [("event", 2), ("event", 2)]
+    assert [(table, key) for table, (key, *_) in rows.keep()] == [("event", 2), ("event", 2)]
     rows.put(event(3))
     rows.undo()
     assert rows.keep() == []
@@ -132,6 +142,8 @@ def test_a_table_that_is_read_whole_is_read_once() -> None:
     reads: list[type[Row]] = []
 
     class Stored:
+        schema = SCHEMA_VERSION
+
         def get(self, cls: type, key: object) -> None:
             reads.append(cls)
 

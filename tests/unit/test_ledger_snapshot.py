@@ -111,8 +111,8 @@ def next_job(store: LedgerStore, job: str) -> Entry:
 
 
 def test_a_ledger_that_is_not_sound_gives_no_snapshot(made: Ledger, tmp_path: Path) -> None:
-    made.store.connection.execute("DROP INDEX job_by_seq")
-    with pytest.raises(DamagedError, match="job_by_seq"):
+    made.store.connection.execute("DROP INDEX job_by_tenant")
+    with pytest.raises(DamagedError, match="job_by_tenant"):
         write_snapshot(made.store.path, tmp_path / "s")
     assert names_in(tmp_path / "s") == []
     with pytest.raises(StorageError):
@@ -191,8 +191,8 @@ THOROUGH = {
     "no JSON": sql("UPDATE task SET needs = 'x' WHERE id = 'j3-t'"),
     "index": sql(
         "PRAGMA writable_schema = 1",
-        "UPDATE sqlite_schema SET sql = 'CREATE INDEX job_by_seq ON job (created_at_ms)'"
-        " WHERE name = 'job_by_seq'",
+        "UPDATE sqlite_schema SET sql = 'CREATE INDEX job_by_tenant ON job (created_at_ms)'"
+        " WHERE name = 'job_by_tenant'",
     ),
 }  # fmt: skip
 

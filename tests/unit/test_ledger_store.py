@@ -14,14 +14,15 @@ import pytest
 from ledger import commands as c
 from ledger import store_sqlite
 from ledger.invariants import violations
-from ledger.jobs import ROW_CLASSES
+from ledger.jobs import row_classes
 from ledger.rows import columns_of, table_of
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows, migrations
 from mesh.errors import StorageError, UnknownKindError, WireError
 from mesh.log import Entry
 from tests.ledger_helper import Ledger, dump, entry, grant, job_spec, node_report, plan_of, spec
 
-FORM = c.FormMesh(mesh="m", founder=spec("anna"))
+FORM = c.FormMesh(mesh="m", founder=spec("anna"), schema=SCHEMA_VERSION)
 
 
 def history() -> list[Entry]:
@@ -281,10 +282,11 @@ def test_migrations_give_the_schema() -> None:
     path = Path(store_sqlite.__file__).parent / "sql" / "schema.sql"
     written.execute(path.read_text("utf-8"))
     store = LedgerStore(":memory:")
+    store.apply([entry(1, FORM)])
     assert schema_of(store.connection) == schema_of(written)
     assert schema_of(written)
-    assert [number for number, _ in migrations()] == list(range(1, store_sqlite.SCHEMA_VERSION + 1))
-    assert store.connection.pragma("user_version") == store_sqlite.SCHEMA_VERSION
+    assert [number for number, _ in migrations()] == list(range(1, SCHEMA_VERSION + 1))
+    assert store.connection.pragma("user_version") == SCHEMA_VERSION
     strict = written.execute(
         "SELECT name FROM pragma_table_list WHERE type = 'table' AND strict = 0"
         " AND name NOT LIKE 'sqlite_%'"
@@ -293,11 +295,13 @@ def test_migrations_give_the_schema() -> None:
     written.close()
 
 
-def test_rows_are_the_tables() -> None:
-
+@pytest.mark.parametrize("schema", range(FIRST_SCHEMA, SCHEMA_VERSION + 1))
+def test_rows_are_the_tables_of_every_schema(schema: int) -> None:
     store = LedgerStore(":memory:")
-    for cls in ROW_CLASSES:
+    store.apply([entry(1, c.FormMesh(mesh="m", founder=spec("anna"), schema=schema))])
+    assert store.schema == schema
+    for cls in row_classes(schema):
         found = store.connection.execute(
             f"SELECT name FROM pragma_table_info('{table_of(cls)}') ORDER BY cid"
         ).fetchall()
-        assert tuple(str(name) for (name,) in found) == columns_of(cls)
+        assert tuple(str(name) for (name,) in found) == columns_of(cls, schema)

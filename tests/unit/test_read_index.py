@@ -25,6 +25,7 @@ class Driver:
         self.leader_changed = Signal()
         self.applied_index = 0
         self.confirmed: int | Exception = 0
+        self.told: list[NodeId] = []
 
     @property
     def is_leader(self) -> bool:
@@ -35,6 +36,9 @@ class Driver:
         if isinstance(self.confirmed, Exception):
             raise self.confirmed
         return self.confirmed
+
+    def tell_commit(self, node: NodeId) -> None:
+        self.told.append(node)
 
     async def wait_applied(self, index: int, timeout_s: float) -> bool:
         await asyncio.sleep(0)
@@ -66,6 +70,7 @@ def test_the_coordinator_confirms_for_itself_and_for_others() -> None:
         pair.a.applied_index = pair.b.applied_index = 9
         assert await pair.reads_a.catch_up(1) == 7
         assert await pair.reads_b.catch_up(1) == 7
+        assert (pair.a.told, pair.b.told) == ([B], [])  # whoever asks hears of the commit at once
 
     asyncio.run(main())
 

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from mesh import clock
 from mesh.errors import BusyError, DarkStreamError, NotFoundError, UnreachableError
 from mesh.ids import NodeId
 from mesh.messages import Message, Request, Response
-from node.requests import Requests, error_of
+from node.requests import RESEND_S, Requests, error_of
 
 A, B = NodeId("a"), NodeId("b")
 
@@ -47,6 +48,25 @@ def test_a_call_is_answered_with_the_callers_proven_id() -> None:
 
         link.b.register("echo", echo)
         assert await link.a.call(B, "echo", b"!", timeout_s=5) == b"a!"
+
+    run(body)
+
+
+def test_a_frame_that_no_link_took_is_sent_again_sooner_than_one_that_was_lost() -> None:
+    async def body() -> None:
+        sent: list[int] = []
+
+        def send(_: NodeId, message: Message) -> bool:
+            sent.append(clock.monotonic_ms())
+            if len(sent) < 4:
+                return False
+            response = Response(id=message.id, ok=True, body=b"!")  # type: ignore[union-attr]  # a request
+            asyncio.get_running_loop().call_soon(caller.receive, B, response)
+            return True
+
+        caller = Requests(send)
+        assert await caller.call(B, "echo", b"", timeout_s=15) == b"!"
+        assert sent[-1] - sent[0] < 3 * RESEND_S * 1000
 
     run(body)
 

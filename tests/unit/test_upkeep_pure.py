@@ -13,7 +13,13 @@ from node.divergence import (
     own_divergence,
     read_marks,
 )
-from node.loop_lag import HALF_LIFE_MS, STRETCH_MAX_PERCENT, LoopLag
+from node.loop_lag import (
+    HALF_LIFE_MS,
+    LONE_HALF_LIFE_MS,
+    STRETCH_MAX_PERCENT,
+    USUAL,
+    LoopLag,
+)
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 KEEP = Keep(entries=1_000, bytes=1 << 30)
@@ -86,16 +92,32 @@ def test_a_loop_on_time_stretches_nothing() -> None:
     assert lag.stretch_percent(10_000) == 100
 
 
-def test_lateness_widens_at_once_within_bounds_and_fades() -> None:
+def test_lateness_widens_at_once_within_bounds() -> None:
     lag = LoopLag(500)
     lag.late(400, 1_000)
-    first = lag.stretch_percent(1_000)
-    assert first == 250
-    lag.late(0, 1_100)
-    assert lag.stretch_percent(1_000 + HALF_LIFE_MS) in range(150, 200)
-    assert lag.stretch_percent(1_000 + 10 * HALF_LIFE_MS) == 100
+    assert lag.stretch_percent(1_000) == 250
     lag.late(60_000, 200_000)
     assert lag.stretch_percent(200_000) == STRETCH_MAX_PERCENT
+
+
+def test_a_lone_stall_is_forgotten_soon_however_many_report_it() -> None:
+    lag = LoopLag(500)
+    for reported in range(10):
+        lag.late(800, 1_000 + reported)
+    lag.late(0, 1_100)
+    assert lag.stretch_percent(1_100) > 300
+    assert lag.stretch_percent(1_000 + 4 * LONE_HALF_LIFE_MS) <= 125
+
+
+def test_what_comes_again_and_again_is_forgotten_slowly() -> None:
+    lag = LoopLag(500)
+    for stall in range(USUAL):
+        lag.late(400, 1_000 + 2_000 * stall)
+    last_ms = 1_000 + 2_000 * (USUAL - 1)
+    assert lag.stretch_percent(last_ms + 5_000) in range(150, 250)
+    assert lag.stretch_percent(last_ms + 10 * HALF_LIFE_MS) == 100
+    lag.late(400, last_ms + 6_000)
+    assert lag.stretch_percent(last_ms + 10_000) in range(150, 250), "the newest ones count"
 
 
 # --- divergence -------------------------------------------------------------------------------------
