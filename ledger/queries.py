@@ -245,6 +245,20 @@ class Reader(RowReader):
         rest = "WHERE job = ?1 AND (?2 IS NULL OR state = ?2) ORDER BY token, number"
         return self._rows(Attempt, rest, (job, state))
 
+    def film_frames(self, job: str) -> tuple[int, int] | None:
+        """Of a film in pieces: frames of the parts that are done, and of all; None for a whole one."""
+        total = self._value(
+            "SELECT json_extract(plan_json, '$.frames') FROM job WHERE id = ?"
+            " AND json_valid(plan_json) AND json_extract(plan_json, '$.split') IS NOT NULL",
+            (job,),
+        )
+        done = self._value(
+            "SELECT coalesce(sum(frames), 0) FROM attempt"
+            " WHERE job = ? AND state IN ('finished', 'kept')",
+            (job,),
+        )
+        return (int(done), total) if isinstance(total, int) else None
+
     def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
         """The leases that are out now."""
         if node is None:

@@ -209,3 +209,19 @@ def test_the_assembly_waits_for_the_owner() -> None:
     assert "anna: is not heard or takes no work now" in said
     assert "bert: does not have the film, which this needs as a whole" in said
     assert spec("anna").node == task.owner
+
+
+def test_how_far_a_film_in_pieces_is() -> None:
+    ledger = Ledger().formed("bert").submitted("j", "k", split=True)
+    for job, text in (("j", '{"frames": 48, "split": {}}'), ("k", "no JSON")):
+        ledger.must(c.StartPlanning(job=job))
+        ledger.must(replace(pieces(job, chunks=2, sound=False), plan_json=text))
+    assert ledger.reader.film_frames("j") == (0, 48)
+    ledger.must(grant(("j-0", "a", "bert")))
+    assert ledger.reader.film_frames("j") == (0, 48)
+    ledger.must(ledger.finish("a"))
+    assert ledger.reader.film_frames("j") == (6, 48)
+    ledger.must(ledger.accept("j", "a"))
+    assert ledger.reader.film_frames("j") == (6, 48)
+    assert ledger.reader.film_frames("k") is None
+    assert ledger.reader.film_frames("nothing") is None

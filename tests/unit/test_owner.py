@@ -108,7 +108,7 @@ def test_a_job_goes_its_whole_way() -> None:
     assert stand.shelf.outputs == {OUTPUT: RESULT}
     assert stand.shelf.staging == {}
     assert stand.mesh.attempt("a1").state == "accepted"
-    assert stand.mesh.board.of("j1") is None
+    assert stand.mesh.board.of("j1") == []
 
 
 def _spec(**values: Any) -> c.JobSpec:
