@@ -19,7 +19,9 @@ from ledger.commands import (
     FinishJob,
     GrantLeases,
     Lease,
+    PieceSpec,
     PlanJob,
+    PlanPieces,
     RefuseResult,
     ReleaseLeases,
     StartPlanning,
@@ -59,9 +61,21 @@ def start_planning(change: Change, command: StartPlanning) -> None:
 
 
 def plan_job(change: Change, command: PlanJob) -> None:
-    """The owner's plan: from here on the tasks can be leased."""
+    """The owner's plan for a whole film: from here on its task can be leased."""
+    if len(command.tasks) != 1:
+        # A second task could never be leased beside the first: the job's states know one.
+        raise RefusedError("usage", "the plan of a whole film has exactly one task")
+    _plan(change, command)
+
+
+def plan_pieces(change: Change, command: PlanPieces) -> None:
+    """The owner's plan for a film in pieces: from here on its parts can be leased."""
+    _check_pieces(command.tasks)
+    _plan(change, command)
+
+
+def _plan(change: Change, command: PlanJob | PlanPieces) -> None:
     job = _job(change, command.job)
-    _check_tasks(command.tasks)
     if any(change.rows.get(Task, spec.id) is not None for spec in command.tasks):
         raise RefusedError("conflict", f"job {job.id} is planned already")
     _move_job(
@@ -75,7 +89,8 @@ def plan_job(change: Change, command: PlanJob) -> None:
         probe_json=command.probe_json,
         plan_json=command.plan_json,
     )
-    for position, spec in enumerate(command.tasks):
+    tasks: Sequence[TaskSpec | PieceSpec] = command.tasks
+    for position, spec in enumerate(tasks):
         change.rows.put(
             Task(
                 id=spec.id,
@@ -91,21 +106,19 @@ def plan_job(change: Change, command: PlanJob) -> None:
         )
 
 
-def _check_tasks(tasks: Sequence[TaskSpec]) -> None:
-    """One whole film; or chunks, at most one sound, and the assembly as the last."""
+def _check_pieces(tasks: Sequence[PieceSpec]) -> None:
+    """Chunks, at most one sound, and the assembly as the last."""
     kinds = Counter(task.kind for task in tasks)
-    whole = kinds == {"whole": 1}
-    pieces = (
+    fits = (
         kinds["chunk"] > 0
         and kinds["audio"] <= 1
         and kinds["assemble"] == 1
-        and kinds["whole"] == 0
         and tasks[-1].kind == "assemble"
         and len({task.id for task in tasks}) == len(tasks) <= TASKS_PER_PLAN_MAX
     )
-    if not (whole or pieces):
+    if not fits:
         raise RefusedError(
-            "usage", "a plan is one whole film, or chunks, their sound and last their assembly"
+            "usage", "a film in pieces is chunks, at most one sound, and last their assembly"
         )
 
 

@@ -18,7 +18,7 @@ from mesh.errors import WireError
 COMMANDS = Vocabulary("command")
 
 MemberRole = Literal["full", "witness"]
-TaskKind = Literal["whole", "chunk", "audio", "assemble"]
+PieceKind = Literal["chunk", "audio", "assemble"]
 FailureClass = Literal["input", "encoder", "transient"]
 """input: the source is unusable, never retried; encoder: not on this node; transient: again, after a wait."""
 
@@ -240,15 +240,10 @@ class StartPlanning:
 @value
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """One unit of leasable work.
-
-    A film is one `whole` task, or `chunk`s of its picture, at most one `audio` and one `assemble`.
-    `needs` are FFmpeg encoder names, any one of which will do, or `encoder@group`: of exactly this
-    build of FFmpeg, because chunks of one film must fit together. Empty: any node.
-    """
+    """A whole film as leasable work; `needs` are FFmpeg encoder names, any one of which will do."""
 
     id: str
-    kind: TaskKind
+    kind: Literal["whole"]
     needs: tuple[str, ...]
     cost: int
     """Frames times pixels to encode: what the scheduler weighs."""
@@ -257,10 +252,7 @@ class TaskSpec:
 @COMMANDS.kind("job.plan")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanJob:
-    """The owner's plan: digest and probe of the source as it was before any transfer, and the tasks.
-
-    `assemble` is the last task of a film in pieces; it can be leased when the owner holds all others.
-    """
+    """The owner's plan: digest and probe of the source as it was before any transfer, and its one task."""
 
     job: str
     source_digest: str
@@ -268,6 +260,34 @@ class PlanJob:
     probe_json: str
     plan_json: str
     tasks: tuple[TaskSpec, ...]
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceSpec:
+    """One unit of leasable work on a film in pieces.
+
+    `needs` as of `TaskSpec`, or `encoder@group`: of exactly this build of FFmpeg, because chunks of
+    one film must fit together; empty: any node.
+    """
+
+    id: str
+    kind: PieceKind
+    needs: tuple[str, ...]
+    cost: int
+
+
+@COMMANDS.kind("job.plan_pieces")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPieces:
+    """A film in pieces: `chunk`s of its picture, at most one `audio`, and last `assemble`, when all are there."""
+
+    job: str
+    source_digest: str
+    source_bytes: int
+    probe_json: str
+    plan_json: str
+    tasks: tuple[PieceSpec, ...]
 
 
 @COMMANDS.kind("job.fail")
@@ -423,6 +443,7 @@ Command = (
     | SubmitFilms
     | StartPlanning
     | PlanJob
+    | PlanPieces
     | FailJob
     | GrantLeases
     | ExpireLeases
@@ -435,7 +456,7 @@ Command = (
 )
 
 
-SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2}
+SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2, PlanPieces: 2}
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 
 

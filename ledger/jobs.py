@@ -128,7 +128,7 @@ SEQ_BITS: Final = 10
 
 
 def can_do(needs: Sequence[str], encoders: Sequence[str], ffmpeg: str) -> bool:
-    """Whether a node with these encoders and this build of FFmpeg meets one of the needs (`TaskSpec`)."""
+    """Whether a node with these encoders and this build of FFmpeg meets one of the needs (`PieceSpec`)."""
     if not needs:
         return True
     split = (need.partition("@") for need in needs)

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from ledger.commands import SINCE, PlanPieces
 from ledger.jobs import Attempt, Job, Task
 from ledger.queries import Reader
 from mesh.codec import Vocabulary
@@ -133,6 +134,8 @@ class FilmPieces:
     async def _split(self, job: Job, path: Path, probe: Probe, plan: Plan) -> Any:  # noqa: ANN401 - a pair or a reason
         if not job.split:
             return "it was asked for"
+        if await self._run(lambda _: self._reader.schema()) < SINCE[PlanPieces]:
+            return "a member runs an older version, which knows no pieces"
         nodes, members = await self._run(lambda _: (self._reader.nodes(), self._reader.members()))
         own = next((node for node in nodes if node.node == self._own), None)
         role = next((member.role for member in members if member.node == self._own), "witness")

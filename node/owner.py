@@ -18,7 +18,9 @@ from ledger.commands import (
     Command,
     FailJob,
     FinishJob,
+    PieceSpec,
     PlanJob,
+    PlanPieces,
     RefuseResult,
     StartPlanning,
     TaskSpec,
@@ -64,7 +66,7 @@ class Plan:
     plan_json: str
     needs: tuple[str, ...]
     cost: int
-    tasks: tuple[TaskSpec, ...] = ()
+    tasks: tuple[PieceSpec, ...] = ()
     """Of a film in pieces; empty: one task for all of it."""
 
 
@@ -218,18 +220,7 @@ class Owner:
             if not await self._commit(job, StartPlanning(job=job.id)):
                 return
             plan = await self._planner.plan(job)
-            whole = TaskSpec(id=f"{job.id}-0", kind="whole", needs=plan.needs, cost=plan.cost)
-            await self._commit(
-                job,
-                PlanJob(
-                    job=job.id,
-                    source_digest=plan.source_digest,
-                    source_bytes=plan.source_bytes,
-                    probe_json=plan.probe_json,
-                    plan_json=plan.plan_json,
-                    tasks=plan.tasks or (whole,),
-                ),
-            )
+            await self._commit(job, _planned(job, plan))
 
     async def _take(self, job: Job) -> None:
         attempt = await self._current(job, "finished")
@@ -341,6 +332,20 @@ class Owner:
         if now is None or now.state != job.state:
             return None
         return next((a for a in reversed(attempts) if a.state == state), None)
+
+
+def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:
+    told: dict[str, Any] = {
+        "job": job.id,
+        "source_digest": plan.source_digest,
+        "source_bytes": plan.source_bytes,
+        "probe_json": plan.probe_json,
+        "plan_json": plan.plan_json,
+    }
+    if plan.tasks:
+        return PlanPieces(tasks=plan.tasks, **told)
+    whole = TaskSpec(id=f"{job.id}-0", kind="whole", needs=plan.needs, cost=plan.cost)
+    return PlanJob(tasks=(whole,), **told)
 
 
 Step = Callable[[Job], Coroutine[Any, Any, None]]

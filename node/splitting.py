@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from ledger.commands import TaskSpec
+from ledger.commands import PieceSpec
 from ledger.jobs import Member, Node, can_do
 from node.media.command import encoded_sound
 from node.media.plan import EncodePlan
@@ -45,7 +45,7 @@ class Group:
 
     @property
     def need(self) -> str:
-        """As `TaskSpec.needs` names it."""
+        """As `PieceSpec.needs` names it."""
         return f"{self.encoder}@{self.ffmpeg}"
 
 
@@ -67,12 +67,12 @@ def choose_group(
     return None
 
 
-def tasks_of(job: str, plan: EncodePlan, split: SplitPlan, group: Group) -> tuple[TaskSpec, ...]:
+def tasks_of(job: str, plan: EncodePlan, split: SplitPlan, group: Group) -> tuple[PieceSpec, ...]:
     """The tasks of a film in pieces: the sound first, because it is one long run, the assembly last."""
     pixels = plan.width * plan.height
-    sound = [TaskSpec(id=f"{job}-audio", kind="audio", needs=(), cost=1)]
+    sound = [PieceSpec(id=f"{job}-audio", kind="audio", needs=(), cost=1)]
     chunks = [
-        TaskSpec(
+        PieceSpec(
             id=f"{job}-{chunk.number}",
             kind="chunk",
             needs=(group.need,),
@@ -80,7 +80,7 @@ def tasks_of(job: str, plan: EncodePlan, split: SplitPlan, group: Group) -> tupl
         )
         for chunk in split.chunks
     ]
-    end = TaskSpec(id=f"{job}-film", kind="assemble", needs=(), cost=1)
+    end = PieceSpec(id=f"{job}-film", kind="assemble", needs=(), cost=1)
     return (*(sound if encoded_sound(plan) else ()), *chunks, end)
 
 

@@ -22,7 +22,9 @@ from ledger.commands import (
     FormMesh,
     JobSpec,
     MemberSpec,
+    PieceSpec,
     PlanJob,
+    PlanPieces,
     RefuseResult,
     ReleaseLeases,
     ReportNode,
@@ -146,23 +148,24 @@ class Actor:
             self.ask(("finish", job.id), done)
 
     def _plan(self, job: Job) -> Command:
-        tasks = [TaskSpec(id=f"t{job.id}", kind="whole", needs=("x",), cost=1)]
-        if job.split:
-            tasks = [
-                TaskSpec(id=f"t{job.id}-{number}", kind="chunk", needs=("x@1",), cost=1)
-                for number in range(self.random.randrange(1, PARTS_MAX))
-            ]
-            if self.random.random() < 0.5:
-                tasks.append(TaskSpec(id=f"t{job.id}-s", kind="audio", needs=(), cost=1))
-            tasks.append(TaskSpec(id=f"t{job.id}-e", kind="assemble", needs=(), cost=1))
-        return PlanJob(
-            job=job.id,
-            source_digest="0" * 64,
-            source_bytes=1,
-            probe_json="{}",
-            plan_json="{}",
-            tasks=tuple(tasks),
-        )
+        told: dict[str, Any] = {
+            "job": job.id,
+            "source_digest": "0" * 64,
+            "source_bytes": 1,
+            "probe_json": "{}",
+            "plan_json": "{}",
+        }
+        if not job.split:
+            whole = TaskSpec(id=f"t{job.id}", kind="whole", needs=("x",), cost=1)
+            return PlanJob(tasks=(whole,), **told)
+        tasks = [
+            PieceSpec(id=f"t{job.id}-{number}", kind="chunk", needs=("x@1",), cost=1)
+            for number in range(self.random.randrange(1, PARTS_MAX))
+        ]
+        if self.random.random() < 0.5:
+            tasks.append(PieceSpec(id=f"t{job.id}-s", kind="audio", needs=(), cost=1))
+        tasks.append(PieceSpec(id=f"t{job.id}-e", kind="assemble", needs=(), cost=1))
+        return PlanPieces(tasks=tuple(tasks), **told)
 
     def _judge(self, reader: Reader, job: Job) -> None:
         finished = [a for a in reader.attempts(job.id) if a.state == "finished"]

@@ -7,16 +7,31 @@ import pytest
 from ledger import commands as c
 from ledger.jobs import can_do
 from ledger.scheduler import explain, find, plan
-from tests.ledger_helper import Ledger, grant, node_report, plan_of, spec, task_spec
+from tests.ledger_helper import Ledger, grant, node_report, spec
 
 ENCODER = ("libsvtav1@7.1",)
-CHUNK = {"kind": "chunk", "needs": ENCODER}
 
 
-def pieces(job: str = "j", chunks: int = 2, *, sound: bool = True) -> c.PlanJob:
-    tasks = [task_spec(job, id=f"{job}-s", kind="audio", needs=(), cost=1)] if sound else []
-    tasks += [task_spec(job, id=f"{job}-{n}", **CHUNK) for n in range(chunks)]
-    return plan_of(job, *tasks, task_spec(job, id=f"{job}-e", kind="assemble", needs=(), cost=1))
+def piece(job: str, name: str, kind: c.PieceKind) -> c.PieceSpec:
+    needs = ENCODER if kind == "chunk" else ()
+    return c.PieceSpec(id=f"{job}-{name}", kind=kind, needs=needs, cost=9)
+
+
+def pieces(job: str = "j", chunks: int = 2, *, sound: bool = True) -> c.PlanPieces:
+    tasks = [piece(job, "s", "audio")] if sound else []
+    tasks += [piece(job, str(n), "chunk") for n in range(chunks)]
+    return plan_of_pieces(job, *tasks, piece(job, "e", "assemble"))
+
+
+def plan_of_pieces(job: str, *tasks: c.PieceSpec) -> c.PlanPieces:
+    return c.PlanPieces(
+        job=job,
+        source_digest="d" * 64,
+        source_bytes=1_000,
+        probe_json="{}",
+        plan_json="{}",
+        tasks=tasks,
+    )
 
 
 def planned(chunks: int = 2, *, sound: bool = True) -> Ledger:
@@ -149,19 +164,17 @@ def test_a_part_that_was_kept_is_kept_for_good() -> None:
         [("assemble", "e")],
         [("audio", "s"), ("assemble", "e")],
         [("assemble", "e"), ("chunk", "0")],
-        [("chunk", "0"), ("whole", "w"), ("assemble", "e")],
-        [("whole", "w"), ("whole", "x")],
         [("chunk", "0"), ("audio", "s"), ("audio", "t"), ("assemble", "e")],
         [("chunk", "0"), ("chunk", "0"), ("assemble", "e")],
         [("chunk", "0"), ("assemble", "e"), ("assemble", "f")],
         [*(("chunk", str(n)) for n in range(c.TASKS_PER_PLAN_MAX)), ("assemble", "e")],
     ],
 )
-def test_plans_that_are_none(tasks: list[tuple[c.TaskKind, str]]) -> None:
+def test_plans_that_are_none(tasks: list[tuple[c.PieceKind, str]]) -> None:
     ledger = Ledger().formed().submitted("j")
     ledger.must(c.StartPlanning(job="j"))
-    specs = [task_spec("j", id=name, kind=kind) for kind, name in tasks]
-    assert ledger.refused(plan_of("j", *specs)) == "usage"
+    specs = [piece("j", name, kind) for kind, name in tasks]
+    assert ledger.refused(plan_of_pieces("j", *specs)) == "usage"
 
 
 # --- who does what ----------------------------------------------------------------------------------
