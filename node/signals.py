@@ -21,8 +21,9 @@ class Signal:
         self.count = 0
         self._event = asyncio.Event()
 
-    def set(self) -> None:
-        """Announces a change to every waiter."""
+    def set(self, changes: int = 1) -> None:
+        """Announces a change, or several that came at once, to every waiter."""
+        del changes  # one word for all
         self.count += 1
         event, self._event = self._event, asyncio.Event()
         event.set()
@@ -50,10 +51,10 @@ class PacedSignal(Signal):
         self._resting: asyncio.TimerHandle | None = None
         self._missed = 0
 
-    def set(self) -> None:
-        """Announces a change now, or when the present interval is over."""
+    def set(self, changes: int = 1) -> None:
+        """Announces changes now, or when the present interval is over."""
         if self._resting is not None:
-            self._missed += 1
+            self._missed += changes
         else:
             self._announce(self._interval_s)
 
