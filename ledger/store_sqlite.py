@@ -15,14 +15,14 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from ledger.change import RefusedError
-from ledger.commands import ENVELOPES, Command, FormMesh, MigrateLedger, Outcome, unseal
+from ledger.commands import ENVELOPES, Command, Envelope, FormMesh, MigrateLedger, Outcome, unseal
 from ledger.jobs import Row
 from ledger.pending import PendingRows, RowChange, Values
 from ledger.rows import SqlValue, columns_of, decoded, encoded, likened, table_of
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
 from mesh.codec import pack
-from mesh.errors import DiskFullError, StorageError
+from mesh.errors import DiskFullError, OutdatedError, StorageError, UnknownKindError
 from mesh.log import Entry
 
 R = TypeVar("R", bound=Row)
@@ -82,7 +82,7 @@ class LedgerStore:
     def apply(self, entries: Sequence[Entry]) -> list[Applied]:
         """Applies committed entries that follow each other; those applied already are skipped.
 
-        Raises `UnknownKindError` or `WireError` for an entry that this version cannot read, and
+        Raises `OutdatedError` or `WireError` for an entry that this version cannot read, and
         `StorageError`: then nothing of the batch is applied, and the node must stop.
         """
         fresh = [entry for entry in entries if entry.index > self.applied_index]
@@ -124,7 +124,7 @@ class LedgerStore:
                 done.append((entry, None, None))
                 checksums.append(checksum)
                 continue
-            envelope, command = unseal(entry.data)
+            envelope, command = _read(entry)
             outcome = self._remembered(envelope.id, entry.index, outcomes)
             if outcome is None:
                 outcome = apply(rows, command, index=entry.index, envelope=envelope)
@@ -306,6 +306,16 @@ def checksum_of(before: bytes, changes: Sequence[RowChange], schema: int) -> byt
     return digest.digest()
 
 
+def _read(entry: Entry) -> tuple[Envelope, Command]:
+    try:
+        return unseal(entry.data)
+    except UnknownKindError as error:
+        raise OutdatedError(
+            f"entry {entry.index} of the log cannot be read by this version of DarkStream: {error.what}",
+            "update DarkStream on this node",
+        ) from None
+
+
 def _schema_after(command: Command, before: int) -> int:
     match command:
         case FormMesh(schema=schema) | MigrateLedger(schema=schema):
@@ -392,7 +402,7 @@ def _begin(connection: apsw.Connection, path: str) -> None:
     """
     version = connection.pragma("user_version")
     if version > SCHEMA_VERSION:
-        raise StorageError(
+        raise OutdatedError(
             f"{path} has schema {version}; this version of DarkStream knows up to {SCHEMA_VERSION}",
             "update DarkStream on this node",
         )
