@@ -14,6 +14,7 @@ from typing import Any, Final
 import apsw
 
 from ledger.export_sqlite import Exported, write_rows
+from ledger.log_soundness_sqlite import faults_of_log
 from ledger.log_sqlite import LogView, view_log
 from ledger.queries import open_replica
 from ledger.snapshot_sqlite import (
@@ -84,9 +85,15 @@ def verify_replica(ledger_path: str, log_path: str) -> Verification:
 def _with_log(found: Verification, log_path: str) -> Verification:
     """Compares the ledger with the log that it was applied from."""
     if not Path(log_path).is_file():
-        return replace(found, log_unread=f"there is no log at {log_path}")
+        missing = f"there is no log at {log_path}"
+        what = f"{missing}: no node goes on with this ledger alone"
+        return replace(found, log_unread=missing, faults=(*found.faults, what))
     index = found.applied_index
+    faults: list[str] = []
     try:
+        faults = faults_of_log(log_path)
+        if faults:
+            return replace(found, log_unread=faults[0], faults=(*found.faults, *faults))
         log = view_log(log_path, index)
         for _ in range(VIEWS_OF_LOG_MAX):
             if index >= log.base.index:
@@ -97,7 +104,6 @@ def _with_log(found: Verification, log_path: str) -> Verification:
             log = view_log(log_path, index)
     except StorageError as error:
         return replace(found, log_unread=error.what)
-    faults: list[str] = []
     if index < log.base.index:
         faults.append(
             f"the log begins behind entry {log.base.index}, and the ledger is applied only to {index}"

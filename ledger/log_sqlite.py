@@ -44,7 +44,8 @@ CREATE TABLE base (
 INSERT INTO base VALUES (1, 0, 0, x'');
 """
 _MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
-_VERSION: Final = len(_MIGRATIONS)
+LOG_VERSION: Final = len(_MIGRATIONS)
+"""Of the file; a newer one is refused."""
 
 FORGOTTEN_A_WRITE: Final = 1_024
 """Compacted entries removed with one write of new ones: more than a write brings (512), so they run out."""
@@ -108,16 +109,16 @@ class LogStore:
 
     def _create(self) -> None:
         version = self._connection.pragma("user_version")
-        if version > _VERSION:
+        if version > LOG_VERSION:
             raise StorageError(
                 f"{self.path} was written by a newer version", "update DarkStream on this node"
             )
-        if version < _VERSION:
+        if version < LOG_VERSION:
             # The log is this node's own, so its file is brought up to date when it is opened.
             with self._connection:
                 for sql in _MIGRATIONS[version:]:
                     self._connection.execute(sql)
-                self._connection.pragma("user_version", _VERSION)
+                self._connection.pragma("user_version", LOG_VERSION)
         if version == 1:
             # What version 1 made gives no page back before it was written anew once.
             self._connection.execute("VACUUM")

@@ -32,7 +32,7 @@ from ledger.jobs import (
 )
 from ledger.row_reader import BUSY_MS, RowReader
 from ledger.scheduler import NodeView, SchedulerView, TaskView
-from mesh.errors import NotAllowedError, StorageError, UsageError
+from mesh.errors import DamagedError, NotAllowedError, StorageError, UsageError
 
 QUERY_MS: Final = 10_000
 """Longest time of a person's query."""
@@ -402,19 +402,20 @@ def _run(
 
 
 def open_replica(path: str) -> apsw.Connection:
-    """A reading connection to a node's ledger, whether the node runs or not.  Raises `StorageError`."""
+    """A reading connection to a ledger, its node running or not.  Raises `StorageError`, `DamagedError`."""
     try:
         found = Path(path).is_file()
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}", "mend its permissions") from None
     if not found:
-        raise StorageError(
-            f"there is no ledger at {path}", "name the node's home with --home or DARKSTREAM_HOME"
-        )
+        raise StorageError(f"there is no ledger at {path}", "name the node's home with --home")
     try:
         connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("SELECT applied_index FROM state").fetchall()
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+        todo = "restore it with mesh-cli ledger restore, or let the node join anew"
+        raise DamagedError(f"{path} is no readable ledger: {error}", todo) from None
     except apsw.Error:
         # A folder that cannot be written has no place for WAL's shared memory; the file itself is
         # whole unless changes still wait in the write-ahead log, which then could not be seen.

@@ -32,7 +32,7 @@ from mesh.messages import ConsensusMessage, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing
 from node.compaction import Keep
 from node.divergence import OwnMarks
-from node.ledger_port import Ledger
+from node.ledger_port import Ledger, apply_own
 from node.log_writer import LogWriter
 from node.outgoing import Outgoing
 from node.proposals import Proposals, Waiting, outcomes_of
@@ -450,7 +450,9 @@ class Driver:
             while self._to_apply:
                 batch = _next_batch(self._to_apply)
                 del self._to_apply[: len(batch)]
-                done = await loop.run_in_executor(self._apply_thread, self._ledger.apply, batch)
+                done = await loop.run_in_executor(
+                    self._apply_thread, apply_own, self._ledger, batch
+                )
                 self.upkeep.applied([(entry.index, len(entry.data)) for entry in batch])
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:

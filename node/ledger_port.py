@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ledger.commands import Outcome
+from mesh.errors import DamagedError, UnknownKindError, WireError
 from mesh.log import Entry
 
 Applied = tuple[Entry, str | None, Outcome | None]
@@ -29,3 +30,20 @@ class Ledger(Protocol):
     def make_durable(self) -> int:
         """Syncs what is applied; the index up to which a power loss can take nothing."""
         ...
+
+
+def apply_own(ledger: Ledger, entries: Sequence[Entry]) -> Sequence[Applied]:
+    """Applies entries of this node's own log: one that cannot be read is damage here, nobody sent it.
+
+    Raises `DamagedError`, `UnknownKindError` for one of a newer version, and what `apply` raises.
+    """
+    try:
+        return ledger.apply(entries)
+    except UnknownKindError:
+        raise
+    except WireError as error:
+        raise DamagedError(
+            f"an entry of the log from {entries[0].index} to {entries[-1].index} cannot be read:"
+            f" {error.what}",
+            "run mesh-cli ledger verify; restore this node, or let it join anew",
+        ) from None

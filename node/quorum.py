@@ -17,6 +17,11 @@ class VoterSeen:
 def why_undecided(voters: Sequence[VoterSeen]) -> tuple[str, str]:
     """What is lost, and what to do, while no coordinator is known."""
     missing = sorted(voter.name for voter in voters if not voter.alive)
+    if not voters:
+        return (
+            "this node has not heard yet who votes",
+            "start the other nodes, or wait some seconds",
+        )
     alive, needed = len(voters) - len(missing), quorum_of(len(voters))
     if alive >= needed:
         return "no coordinator yet: an election runs", "wait some seconds"

@@ -19,7 +19,7 @@ INCARNATION = "00000001"
 class Home:
     """As a stopped node leaves it: a mesh of this node alone with some jobs."""
 
-    def __init__(self, path: Path, jobs: int = 3) -> None:
+    def __init__(self, path: Path, jobs: int = 3, schema: int = SCHEMA_VERSION) -> None:
         path.mkdir(mode=0o700)
         self.path = path
         self.identity: Identity = load_or_create_identity(path)
@@ -36,7 +36,7 @@ class Home:
                     name="anna",
                     role="full",
                 ),
-                schema=SCHEMA_VERSION,
+                schema=schema,
             ),
             node_report(self.identity.node_id),
             self.submission(*(f"j{n}" for n in range(jobs))),

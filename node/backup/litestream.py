@@ -5,6 +5,7 @@ says whether all of it has arrived, which its exit status cannot: it tries for e
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,12 +15,14 @@ from node.backup.destination import Destination
 from node.media.child import AnyPath, RunResult, text_of
 
 SYNC_S: Final = 60
-"""The whole ledger may have to be sent: a hundred MB at two MB/s."""
+"""The whole ledger may have to be sent: a hundred MB at two MB/s.  What takes longer goes on meanwhile."""
 SNAPSHOT_HOURS: Final = 24
 RETENTION_HOURS: Final = 7 * 24
 """A week of moments can be gone back to, each to about half a minute."""
 _SAID_CHARS: Final = 400
 """S3's errors are long; the end of them says what is wrong."""
+_ONE_TIME: Final = re.compile(r"(RequestID|HostID): [^,]*, ")
+"""Differs each time, and would make an error that lasts look like a new one."""
 _NOTHING: Final = "no matching backup files available"
 
 
@@ -85,9 +88,9 @@ def said(result: RunResult) -> str:
     lines = [line.strip() for line in result.stderr.tail.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("Error: ")]
     text = (told or lines or [f"it ended with {result.exit_code or result.signal}"])[-1]
-    text = text.removeprefix("Error: ").replace("sync failed: ", "")
+    text = _ONE_TIME.sub("", text.removeprefix("Error: ").replace("sync failed: ", ""))
     if "context deadline exceeded" in text:
-        return f"the destination did not answer in {SYNC_S} s"
+        return f"the destination has not taken everything within {SYNC_S} s"
     return text if len(text) <= _SAID_CHARS else f"… {text[-_SAID_CHARS:]}"
 
 

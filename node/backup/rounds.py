@@ -85,8 +85,8 @@ class Rounds:
                 await asyncio.sleep(self._pause_ms() / 1000)
 
     async def finish(self) -> None:
-        """What was decided last, before the node stops."""
-        if self.state.index < self._host.applied_index:
+        """What was decided last, before the node stops; not where the last try failed."""
+        if self.state.fault is None and self.state.index < self._host.applied_index:
             try:
                 async with asyncio.timeout(LAST_ROUND_S):
                     await self._round()

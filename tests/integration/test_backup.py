@@ -59,3 +59,31 @@ def test_members_with_their_old_files_come_back_to_a_restored_mesh(tmp_path: Pat
         for node in (two, three):
             node.ready(40).sees(3, 20)
         assert len({node.status()["mesh"] for node in (one, two, three)}) == 1
+
+
+def test_a_node_without_its_log_never_votes_and_comes_back(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["one", "two", "three"]) as (one, two, three):
+        form([one, two, three])
+        three.kill()
+        for path in three.home.glob("raft.db*"):
+            path.unlink()
+        assert "error[damaged]" in three.call("ledger", "verify").stderr
+        three.start()
+        assert three.process is not None
+        assert three.process.wait(30) == 1
+        assert "error[storage]" in three.log_tail()
+        assert "--join TOKEN" in three.log_tail()
+        three.start("--join", one.token()).ready()
+        one.sees(3)
+        assert three.cli("ledger", "verify")["sound"]
+        assert list(three.home.glob("former/*/ledger.db"))
+
+        # The last one of a mesh goes on from its ledger alone.
+        for node in (one, two, three):
+            node.kill()
+        for path in one.home.glob("raft.db*"):
+            path.unlink()
+        one.cli("ledger", "backup", str(tmp_path / "b.db"))
+        one.cli("ledger", "restore", str(tmp_path / "b.db"))
+        one.start().ready()
+        assert one.status()["voters"] == ["one"]

@@ -9,6 +9,8 @@ import pytest
 
 from ledger import archive as archiving
 from ledger.archive import Archived, archive, ledger_at, place_in
+from ledger.commands import MigrateLedger
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore
 from mesh.errors import ConflictError, DamagedError, NotFoundError
 from mesh.log import Entry, HardState
@@ -21,8 +23,8 @@ from tests.ledger_helper import dump, entry
 class Kept:
     """A home whose every state is remembered by the moment of its last command."""
 
-    def __init__(self, tmp_path: Path) -> None:
-        self.home = Home(tmp_path / "home")
+    def __init__(self, tmp_path: Path, schema: int = SCHEMA_VERSION) -> None:
+        self.home = Home(tmp_path / "home", schema=schema)
         self.folder = tmp_path / "archive"
         self.folder.mkdir()
         self.states: dict[int, tuple[int, bytes, Any]] = {}
@@ -265,3 +267,21 @@ def test_what_killed_writers_left_goes(kept: Kept) -> None:
     kept.home.compact(kept.home.log.last_index())
     assert kept.archived().snapshot
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_drill_over_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archiving, "SNAPSHOT_ENTRIES", 6)
+    kept = Kept(tmp_path, FIRST_SCHEMA)
+    kept.work(2)
+    kept.archived()
+    kept.work(3)
+    kept.now_ms += 1_000
+    index = kept.home.log.last_index() + 1
+    kept.put(entry(index, MigrateLedger(schema=SCHEMA_VERSION), at_ms=kept.now_ms))
+    kept.work(3)
+    made = kept.archived()
+    assert (made.snapshot, made.drilled) == (True, True)
+    kept.work(1)
+    kept.archived()
+    for moment in sorted(kept.states)[2::3]:
+        assert kept.at(moment, tmp_path)[1:] == kept.states[moment][1:]

@@ -10,10 +10,13 @@ import apsw
 import pytest
 
 from ledger.backup import back_up, verify_replica
+from ledger.log_soundness_sqlite import faults_of_log
 from ledger.store_sqlite import LedgerStore
 from mesh.errors import ConflictError, DamagedError, NotFoundError
+from mesh.log import Entry
 from node.cli.faults import run
 from node.cli.mesh_cli import cli
+from node.ledger_port import apply_own
 from tests.home_helper import Home
 from tests.ledger_helper import dump
 
@@ -121,7 +124,7 @@ def test_verify_as_typed(home: Home, capsys: pytest.CaptureFixture[str]) -> None
     home.stop()
     Path(home.log_path).unlink()
     shown = Typed(capsys, "ledger", "verify", "--json").json
-    assert (shown["sound"], shown["log"]) == (True, None)
+    assert (shown["sound"], shown["log"]) == (False, None)
     assert "no log" in shown["log_unread"]
 
 
@@ -208,3 +211,85 @@ def test_backup_as_typed(
     assert shown["bytes"] == Path("c.db").stat().st_size
     nowhere = Typed(capsys, "ledger", "backup", "d.db", "--home", str(tmp_path / "none"))
     assert nowhere.err.startswith("error[not_found]: ")
+
+
+# --- the log's own file ---------------------------------------------------------------------------
+
+
+def a_hole(path: str) -> None:
+    sql(path, "DELETE FROM entry WHERE log_index = 2")
+
+
+def an_unreadable_entry(path: str) -> None:
+    sql(path, "UPDATE entry SET data = x'00ff' WHERE log_index = 2")
+
+
+def an_entry_of_a_later_term(path: str) -> None:
+    sql(path, "UPDATE entry SET term = 9 WHERE log_index = 2")
+
+
+def a_lost_hard_state(path: str) -> None:
+    sql(path, "DELETE FROM hard_state")
+
+
+def a_tail_that_was_decided(path: str) -> None:
+    sql(path, "UPDATE hard_state SET commit_index = 99")
+
+
+def a_newer_version(path: str) -> None:
+    sql(path, "PRAGMA user_version = 99")
+
+
+def half_of_it(path: str) -> None:
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: len(data) // 2])
+
+
+def nothing_left(path: str) -> None:
+    Path(path).write_bytes(b"")
+
+
+def pages_of_something_else(path: str) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[8_192:16_384] = b"\x5a" * 8_192
+    Path(path).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(a_hole, an_unreadable_entry, an_entry_of_a_later_term, a_lost_hard_state),
+        *(a_tail_that_was_decided, a_newer_version, half_of_it, nothing_left),
+        pages_of_something_else,
+    ],
+)
+def test_a_damaged_log_is_told(home: Home, damage: Callable[[str], None]) -> None:
+    assert faults_of_log(home.log_path) == []
+    home.stop()
+    damage(home.log_path)
+    found = verify_replica(home.ledger_path, home.log_path)
+    assert found.faults
+    assert found.log is None
+    assert all("\n" not in fault for fault in found.faults)
+
+
+def test_a_sound_log_that_was_compacted(home: Home) -> None:
+    home.compact(2)
+    assert faults_of_log(home.log_path) == []
+    assert verify_replica(home.ledger_path, home.log_path).faults == ()
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5_000])
+def test_what_is_left_of_a_ledger_is_called_damaged(home: Home, kept: int) -> None:
+    home.stop()
+    data = Path(home.ledger_path).read_bytes()
+    Path(home.ledger_path).write_bytes(data[:kept])
+    with pytest.raises(DamagedError):
+        verify_replica(home.ledger_path, home.log_path)
+
+
+def test_an_entry_of_the_own_log_that_cannot_be_read_is_damage(home: Home) -> None:
+    index = home.ledger.applied_index + 1
+    with pytest.raises(DamagedError, match=f"from {index} to {index} cannot be read"):
+        apply_own(home.ledger, [Entry(index, 1, "command", b"\x00\xff")])
+    assert home.ledger.applied_index == index - 1

@@ -5,7 +5,9 @@ from pathlib import Path
 import apsw
 import pytest
 
+from ledger.commands import MigrateLedger
 from ledger.mirror import Mirrored, epoch_and_index, mirror, without_guests
+from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.snapshot_sqlite import verify_snapshot
 from ledger.store_sqlite import LedgerStore
 from mesh.errors import ConflictError, DamagedError, StorageError
@@ -14,8 +16,8 @@ from tests.ledger_helper import dump
 
 
 class Mirroring:
-    def __init__(self, tmp_path: Path) -> None:
-        self.home = Home(tmp_path / "home")
+    def __init__(self, tmp_path: Path, schema: int = SCHEMA_VERSION) -> None:
+        self.home = Home(tmp_path / "home", schema=schema)
         self.file = tmp_path / "mirror" / "ledger.db"
 
     def round(self) -> Mirrored:
@@ -109,3 +111,14 @@ def test_what_is_no_ledger(mirroring: Mirroring, tmp_path: Path) -> None:
     LedgerStore(str(tmp_path / "empty.db")).close()
     with pytest.raises(ConflictError):
         mirror(str(tmp_path / "empty.db"), mirroring.home.log_path, tmp_path / "m.db")
+
+
+def test_it_follows_a_migration(tmp_path: Path) -> None:
+    mirroring = Mirroring(tmp_path, FIRST_SCHEMA)
+    mirroring.jobs("a")
+    mirroring.round()
+    mirroring.jobs("b")
+    mirroring.home.do(MigrateLedger(schema=SCHEMA_VERSION))
+    mirroring.jobs("c")
+    assert mirroring.round().copied is False
+    assert mirroring.equal()
