@@ -56,7 +56,7 @@ from node.limiting import METHOD as LIMIT
 from node.media.profiles import BUILT_IN
 from node.mesh_view import MeshView, Parts, told_pending
 from node.submission import commands_of
-from node.views import job_detail, job_summary
+from node.views import job_detail, job_summary, live_of
 
 APPROVE: Final = "join.approve"
 LIMIT_S: Final = 10.0
@@ -158,7 +158,12 @@ class Service:
             page = found[: wanted.limit]
             return JobsPage(
                 jobs=[
-                    job_summary(job, reader.attempts(job.id), parts.board.of(job.id), names)
+                    job_summary(
+                        job,
+                        reader.attempts(job.id),
+                        live_of(reader, parts.board, job.id),
+                        names,
+                    )
                     for job in page
                 ],
                 next=str(page[-1].seq) if len(found) > wanted.limit else None,
@@ -184,7 +189,7 @@ class Service:
                 found,
                 reader.tasks(found.id),
                 reader.attempts(found.id),
-                live=parts.board.of(found.id),
+                live=live_of(reader, parts.board, found.id),
                 names=names_of(reader),
                 why_waiting=why_waiting(found),
             )

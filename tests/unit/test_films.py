@@ -146,7 +146,7 @@ def test_a_film_is_fetched_once_and_parts_of_it_alone(tmp_path: Path) -> None:
     job, attempt = stand.row(
         owner=node_of(anna), source_digest=manifest.digest, source_bytes=manifest.size
     )
-    order: Any = SimpleNamespace(job=job, attempt=attempt)
+    order: Any = SimpleNamespace(job=job, attempt=attempt, task=SimpleNamespace(kind="whole"))
     brought: list[int] = []
 
     async def fetch(name: str, ranges: list[ByteRange] | None = None) -> bytes:
