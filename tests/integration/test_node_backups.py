@@ -176,7 +176,7 @@ def test_three_ways_back_after_every_machine_is_gone(tmp_path: Path) -> None:
             assert restored["applied_index"] == now["applied_index"] + 2
             assert node.cli("ledger", "verify")["sound"]
             assert node.cli("ledger", "query", "SELECT * FROM jobs ORDER BY id") == jobs
-        three.start().ready()
+        three.start().ready(60)
         assert len(three.cli("jobs")["jobs"]) == 3
 
 
@@ -244,5 +244,5 @@ def test_what_goes_wrong_is_told_and_mended(tmp_path: Path) -> None:
         ledger_at(place_in(archive), again, until_ms=wall_ms())
         assert is_equal(again, now)
         configure([one], '[backup]\nlitestream = "/"\nlitestream_program = "/nowhere/litestream"\n')
-        one.start().ready()
+        one.start().ready(60)
         assert "/nowhere/litestream" in fails(one, "litestream", "no_litestream")
