@@ -18,7 +18,7 @@ from ledger.commands import (
 )
 from ledger.jobs import Invitation, Member, MemberState, Mesh, Node
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
-from mesh.errors import UnknownKindError
+from mesh.errors import OutdatedError
 
 
 def form_mesh(change: Change, command: FormMesh) -> None:
@@ -54,7 +54,7 @@ def migrate_ledger(change: Change, command: MigrateLedger) -> None:
 def _check_known(schema: int) -> None:
     # Not refused: those that know it apply it.
     if schema > SCHEMA_VERSION:
-        raise UnknownKindError(
+        raise OutdatedError(
             f"the ledger goes on in schema {schema}; this version of DarkStream knows up to {SCHEMA_VERSION}",
             "update DarkStream on this node",
         )

@@ -56,33 +56,40 @@ def submit_films(change: Change, command: SubmitFilms) -> None:
         raise RefusedError("usage", "the columns of the films differ in length")
     owner, outputs = command.owner, command.outputs
     _check_new(change, [(job, owner, out) for job, out in zip(command.ids, outputs, strict=True)])
-    definition = _defined(change, command.profile_json, 0)
     first_seq = change.index << SEQ_BITS
-    for position, (job, source, size, mtime_ns, inode, output) in enumerate(
-        zip(*columns, strict=True)
-    ):
-        change.rows.put(
-            Job(
-                id=job,
-                seq=first_seq | position,
-                state="queued",
-                planned=0,
-                owner=owner,
-                source=source,
-                source_bytes=size,
-                source_mtime_ns=mtime_ns,
-                source_inode=inode,
-                output=output,
-                overwrite=int(command.overwrite),
-                profile=command.profile,
-                definition=definition,
-                priority=command.priority,
-                tenant=command.tenant,
-                split=int(command.split),
-                created_at_ms=change.at_ms,
-                updated_at_ms=change.at_ms,
-            )
-        )
+    like = Job(
+        id="",
+        seq=first_seq,
+        state="queued",
+        planned=0,
+        owner=owner,
+        source="",
+        source_bytes=0,
+        source_mtime_ns=0,
+        source_inode=0,
+        output="",
+        overwrite=int(command.overwrite),
+        profile=command.profile,
+        definition=_defined(change, command.profile_json, 0),
+        priority=command.priority,
+        tenant=command.tenant,
+        split=int(command.split),
+        created_at_ms=change.at_ms,
+        updated_at_ms=change.at_ms,
+    )
+    change.rows.put_like(
+        like,
+        (
+            "id",
+            "source",
+            "source_bytes",
+            "source_mtime_ns",
+            "source_inode",
+            "output",
+            "seq",
+        ),
+        zip(*columns, range(first_seq, first_seq + len(outputs)), strict=True),
+    )
 
 
 def _check_new(change: Change, jobs: Sequence[tuple[str, str, str]]) -> None:

@@ -5,13 +5,22 @@ refused: so rows are written once at the end of a batch, and a refused command i
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Final, Protocol, TypeVar
 
 from ledger.change import RefusedError
 from ledger.jobs import Row
-from ledger.rows import SqlValue, columns_of, encoder_of, int_columns_of, table_of
+from ledger.rows import (
+    SqlValue,
+    columns_of,
+    decoded,
+    encoder_of,
+    int_columns_of,
+    is_int_column,
+    likened,
+    table_of,
+)
 
 R = TypeVar("R", bound=Row)
 Values = tuple[SqlValue, ...]
@@ -56,7 +65,7 @@ class PendingRows:
         self.schema = stored.schema
         self._stored = stored
         self._known: dict[type[Row], dict[Key, Row | None]] = defaultdict(dict)
-        """What was read or put; None: there is no such row (any more)."""
+        """What was read or put as a row; None: there is no such row (any more)."""
         self._written: dict[type[Row], dict[Key, Values | None]] = defaultdict(dict)
         """What differs from the stored rows, as SQL holds it; None: removed."""
         self._indices: dict[type[Row], dict[tuple[str, ...], _Index]] = defaultdict(dict)
@@ -73,7 +82,9 @@ class PendingRows:
         known = self._known[cls]
         if key in known:
             return known[key]  # type: ignore[return-value]  # a row is kept under its own class
-        row = known[key] = self._stored.get(cls, key)
+        values = self._written[cls].get(key)
+        row = self._stored.get(cls, key) if values is None else decoded(cls, values, self.schema)
+        known[key] = row
         return row
 
     def where(self, cls: type[R], **equal: SqlValue) -> Sequence[R]:
@@ -89,31 +100,53 @@ class PendingRows:
         stored = self._stored.where_any(cls, column, values)
         if not self._written.get(cls):
             return stored
+        if column == columns_of(cls, self.schema)[0]:
+            written = self._written[cls]
+            keys = [k for k in values if not isinstance(k, bytes) and written.get(k) is not None]
+            return self._merged(cls, stored, keys)
         index = self._index(cls, (column,))
         return self._merged(cls, stored, [k for one in values for k in index.keys_of((one,))])
 
     def _merged(self, cls: type[R], stored: Sequence[R], pending: Sequence[Key]) -> Sequence[R]:
-        written, known = self._written[cls], self._known[cls]
+        written = self._written[cls]
         key_of = attrgetter(columns_of(cls, self.schema)[0])
         found = {key_of(row): row for row in stored if key_of(row) not in written}
         for key in pending:
-            row = known[key]
+            row = self.get(cls, key)
             assert row is not None, "an index holds rows that are there"
-            found[key] = row  # type: ignore[assignment]  # a row is kept under its own class
+            found[key] = row
         return [found[key] for key in sorted(found)]
 
     def put(self, row: Row) -> None:
         """Takes a row."""
         cls = type(row)
-        ints = int_columns_of(cls, self.schema)(row)
-        if ints and not (max(ints) < _BEYOND_INT64 and min(ints) >= -_BEYOND_INT64):
-            # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
-            raise RefusedError("usage", "a number of the command exceeds 64 bit")
+        _check_ints(int_columns_of(cls, self.schema)(row))
         values = encoder_of(cls, self.schema)(row)
         key = values[0]
         assert not isinstance(key, bytes)
         self._set(cls, key, row, values)
         self._changes.append((table_of(cls), values))
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
+        """Takes rows like this one, as values alone: a row is made of them when somebody asks."""
+        cls, table = type(row), table_of(type(row))
+        given = tuple(values)
+        for place, name in enumerate(names):
+            if is_int_column(cls, name):
+                _check_ints(tuple(map(itemgetter(place), given)))
+        _check_ints(int_columns_of(cls, self.schema)(row))
+        known, written = self._known[cls], self._written[cls]
+        indices = tuple(self._indices[cls].values())
+        for all_values in likened(row, names, given, self.schema):
+            key = all_values[0]
+            assert not isinstance(key, bytes)
+            self._before.append((cls, key, known.pop(key, None), written.get(key, _UNWRITTEN)))
+            for index in indices:
+                index.put(key, all_values)
+            written[key] = all_values
+            self._changes.append((table, all_values))
 
     def delete(self, cls: type[Row], key: Key) -> None:
         """Removes a row."""
@@ -131,12 +164,16 @@ class PendingRows:
     def undo(self) -> None:
         """The command is refused: everything is as before it."""
         for cls, key, row, values in reversed(self._before):
+            known, written = self._known[cls], self._written[cls]
+            known.pop(key, None)
             if isinstance(values, _Unwritten):  # also when it is not known: it is stored as it was
                 self._reindex(cls, key, None)
-                del self._written[cls][key], self._known[cls][key]
-            else:
-                self._reindex(cls, key, row)
-                self._known[cls][key], self._written[cls][key] = row, values
+                del written[key]
+                continue
+            self._reindex(cls, key, values)
+            written[key] = values
+            if row is not None or values is None:
+                known[key] = row
         self._before.clear()
         self._changes.clear()
 
@@ -168,40 +205,49 @@ class PendingRows:
         known, written = self._known[cls], self._written[cls]
         self._before.append((cls, key, known.get(key), written.get(key, _UNWRITTEN)))
         if self._indices[cls]:
-            self._reindex(cls, key, row)
+            self._reindex(cls, key, values)
         known[key] = row
         written[key] = values
 
-    def _reindex(self, cls: type[Row], key: Key, row: Row | None) -> None:
+    def _reindex(self, cls: type[Row], key: Key, values: Values | None) -> None:
         for index in self._indices[cls].values():
-            index.put(key, row)
+            index.put(key, values)
 
     def _index(self, cls: type[Row], columns: tuple[str, ...]) -> "_Index":
         index = self._indices[cls].get(columns)
         if index is None:
-            index = self._indices[cls][columns] = _Index(columns)
-            for key in self._written[cls]:
-                index.put(key, self._known[cls][key])
+            held = columns_of(cls, self.schema)
+            index = self._indices[cls][columns] = _Index([held.index(name) for name in columns])
+            for key, values in self._written[cls].items():
+                index.put(key, values)
         return index
 
 
 class _Index:
-    """Keys of pending rows by the values of some columns."""
+    """Keys of pending rows by the values of some columns, none of which is a list."""
 
-    def __init__(self, columns: tuple[str, ...]) -> None:
-        self._columns = columns
-        self._values: dict[Key, tuple[object, ...]] = {}
-        self._keys: dict[tuple[object, ...], dict[Key, None]] = {}
+    def __init__(self, places: Sequence[int]) -> None:
+        self._value_of: Callable[[Values], Any] = itemgetter(*places) if places else lambda _: ()
+        self._is_single = len(places) == 1
+        self._values: dict[Key, Any] = {}
+        self._keys: dict[Any, tuple[Key, ...]] = {}
 
-    def put(self, key: Key, row: Row | None) -> None:
-        """The row of this key is now this one; None: it is not pending, or gone."""
+    def put(self, key: Key, values: Values | None) -> None:
+        """The row of this key has these values now; None: it is not pending, or gone."""
         if key in self._values:
-            del self._keys[self._values.pop(key)][key]
-        if row is not None:
-            values = tuple(getattr(row, column) for column in self._columns)
-            self._values[key] = values
-            self._keys.setdefault(values, {})[key] = None
+            old = self._values.pop(key)
+            self._keys[old] = tuple(one for one in self._keys[old] if one != key)
+        if values is not None:
+            value = self._values[key] = self._value_of(values)
+            others = self._keys.get(value)
+            self._keys[value] = (key,) if others is None else (*others, key)
 
     def keys_of(self, values: tuple[object, ...]) -> Sequence[Key]:
         """The keys of the rows with these values."""
-        return tuple(self._keys.get(values, ()))
+        return self._keys.get(values[0] if self._is_single else values, ())
+
+
+def _check_ints(ints: Sequence[Any]) -> None:
+    if ints and not (max(ints) < _BEYOND_INT64 and min(ints) >= -_BEYOND_INT64):
+        # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
+        raise RefusedError("usage", "a number of the command exceeds 64 bit")

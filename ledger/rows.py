@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
@@ -39,6 +39,15 @@ class Rows(Protocol):
 
     def put(self, row: Row) -> None:
         """Writes a row, in place of the one with its key if there is one."""
+        ...
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
+        """Writes a row for each of `values`: as `row`, with these values in the columns `names`.
+
+        The key is the first of them.  For a thousand rows at once, at a fifth of the time.
+        """
         ...
 
     def delete(self, cls: type[Row], key: str | int) -> None:
@@ -80,9 +89,13 @@ def _encoder(names: Sequence[str], tuples: Collection[str]) -> Encoder:
     return encoded_values
 
 
+_INT_NAMES: Final = {
+    cls: frozenset(field.name for field in fields(cls) if field.type in (int, "int"))
+    for cls in ROW_CLASSES
+}
 _INTS: Final = {
-    key: _getter([field.name for field in held if field.type in (int, "int")])
-    for key, held in _HELD.items()
+    key: _getter([name for name in names if name in _INT_NAMES[key[0]]])
+    for key, names in _COLUMNS.items()
 }
 _ENCODERS: Final = {key: _encoder(names, _TUPLES[key[0]]) for key, names in _COLUMNS.items()}
 
@@ -102,6 +115,11 @@ def int_columns_of(cls: type[Row], schema: int) -> Callable[[Row], tuple[int, ..
     return _INTS[cls, schema]
 
 
+def is_int_column(cls: type[Row], name: str) -> bool:
+    """Whether a column holds integers."""
+    return name in _INT_NAMES[cls]
+
+
 def encoder_of(cls: type[Row], schema: int) -> Encoder:
     """Takes the values of a row as SQL holds them, in the order of the columns."""
     return _ENCODERS[cls, schema]
@@ -110,6 +128,22 @@ def encoder_of(cls: type[Row], schema: int) -> Encoder:
 def encoded(row: Row, schema: int) -> tuple[SqlValue, ...]:
     """The values of a row as SQL holds them, in the order of the columns."""
     return _ENCODERS[type(row), schema](row)
+
+
+def likened(
+    row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]], schema: int
+) -> list[tuple[SqlValue, ...]]:
+    """The values as SQL holds them of rows like this one, but for the columns `names`."""
+    columns = columns_of(type(row), schema)
+    assert names[0] == columns[0], "the key comes first"
+    base = list(encoded(row, schema))
+    places = [columns.index(name) for name in names]
+    found: list[tuple[SqlValue, ...]] = []
+    for given in values:
+        for place, value in zip(places, given, strict=True):
+            base[place] = value
+        found.append(tuple(base))
+    return found
 
 
 def decoded(cls: type[R], values: Sequence[Any], schema: int) -> R:

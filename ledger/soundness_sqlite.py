@@ -4,7 +4,7 @@ The rolling checksum is a chain over changes and cannot be computed from rows; w
 about each other can be checked, and two replicas at one index can be compared by `content_digest`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -18,7 +18,7 @@ from ledger.rows import SqlValue, columns_of, decoded, table_of
 from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import CHECKSUM_BYTES, migrations
 from mesh.codec import pack
-from mesh.errors import StorageError
+from mesh.errors import OutdatedError
 
 R = TypeVar("R", bound=Row)
 
@@ -34,7 +34,7 @@ def faults_of(connection: apsw.Connection, *, thorough: bool = True) -> list[str
 
     Not thorough: pages and schema alone, in a fraction of the time; enough where a digest has
     proven that the file is the one that a sound replica wrote.  Raises `apsw.Error` when the file
-    cannot be read at all, `StorageError` when a newer version wrote it.
+    cannot be read at all, `OutdatedError` when a newer version wrote it.
     """
     # Pages first: whatever follows trusts them.
     check = "integrity_check" if thorough else "quick_check"
@@ -57,7 +57,7 @@ def _of_schema(connection: apsw.Connection) -> list[str]:
     """Exactly our tables, indexes and views: a file from elsewhere may hold triggers."""
     version = int(connection.pragma("user_version"))
     if version > SCHEMA_VERSION:
-        raise StorageError(
+        raise OutdatedError(
             f"the ledger has schema {version}; this version of DarkStream knows up to {SCHEMA_VERSION}",
             "update DarkStream on this node",
         )
@@ -153,6 +153,11 @@ class _Part:
         raise NotImplementedError
 
     def put(self, row: Row) -> None:
+        raise NotImplementedError
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
         raise NotImplementedError
 
     def delete(self, cls: type[Row], key: str | int) -> None:

@@ -5,7 +5,7 @@ durably (`make_durable`), so a power loss costs a replay and nothing else.
 """
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -15,14 +15,14 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from ledger.change import RefusedError
-from ledger.commands import ENVELOPES, Command, FormMesh, MigrateLedger, Outcome, unseal
+from ledger.commands import ENVELOPES, Command, Envelope, FormMesh, MigrateLedger, Outcome, unseal
 from ledger.jobs import Row
 from ledger.pending import PendingRows, RowChange, Values
-from ledger.rows import SqlValue, columns_of, decoded, encoded, table_of
+from ledger.rows import SqlValue, columns_of, decoded, encoded, likened, table_of
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
 from mesh.codec import pack
-from mesh.errors import DiskFullError, StorageError
+from mesh.errors import DiskFullError, OutdatedError, StorageError, UnknownKindError
 from mesh.log import Entry
 
 R = TypeVar("R", bound=Row)
@@ -34,6 +34,10 @@ BUSY_MS: Final = 5_000
 CHECKSUM_BYTES: Final = 32
 PENDING_ROWS_MAX: Final = 4_096
 """Rows of a batch held before they are written: some ten megabytes."""
+CACHE_KIB: Final = 8 << 10
+"""A batch of a few thousand new jobs, so that its pages are written once, when it ends."""
+CHECKPOINT_PAGES: Final = 4_000
+"""16 MiB of write-ahead log: the last pages of each tree are written back once for many batches."""
 VALUES_AT_ONCE: Final = 100
 """Values of one look-up: more of them do not make one cheaper."""
 CHECKSUMS_KEPT: Final = 1_024
@@ -78,7 +82,7 @@ class LedgerStore:
     def apply(self, entries: Sequence[Entry]) -> list[Applied]:
         """Applies committed entries that follow each other; those applied already are skipped.
 
-        Raises `UnknownKindError` or `WireError` for an entry that this version cannot read, and
+        Raises `OutdatedError` or `WireError` for an entry that this version cannot read, and
         `StorageError`: then nothing of the batch is applied, and the node must stop.
         """
         fresh = [entry for entry in entries if entry.index > self.applied_index]
@@ -120,7 +124,7 @@ class LedgerStore:
                 done.append((entry, None, None))
                 checksums.append(checksum)
                 continue
-            envelope, command = unseal(entry.data)
+            envelope, command = _read(entry)
             outcome = self._remembered(envelope.id, entry.index, outcomes)
             if outcome is None:
                 outcome = apply(rows, command, index=entry.index, envelope=envelope)
@@ -154,7 +158,8 @@ class LedgerStore:
 
     def _write_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
         self.connection.executemany(
-            "REPLACE INTO command VALUES (?, ?, ?)",
+            "INSERT INTO command VALUES (?, ?, ?) ON CONFLICT (id)"
+            " DO UPDATE SET log_index = excluded.log_index, outcome = excluded.outcome",
             [(name, one.index, ENVELOPES.encode(one)) for name, one in outcomes.items()],
         )
 
@@ -260,11 +265,19 @@ class SqliteRows:
         cls = type(row)
         try:
             self._connection.execute(
-                _replace(table_of(cls), columns_of(cls, self.schema)), encoded(row, self.schema)
+                _put(table_of(cls), columns_of(cls, self.schema)), encoded(row, self.schema)
             )
         except OverflowError:
             # MessagePack knows unsigned 64 bit, SQLite does not; equal on every replica.
             raise RefusedError("usage", "a number of the command exceeds 64 bit") from None
+
+    def put_like(
+        self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
+    ) -> None:
+        """Writes rows like this one."""
+        held = columns_of(type(row), self.schema)
+        given = likened(row, names, values, self.schema)
+        self._connection.executemany(_put(table_of(type(row)), held), given)
 
     def delete(self, cls: type[Row], key: str | int) -> None:
         """Removes a row."""
@@ -275,7 +288,7 @@ class SqliteRows:
         for cls, rows in changes.items():
             names = columns_of(cls, self.schema)
             put = [values for values in rows.values() if values is not None]
-            self._connection.executemany(_replace(table_of(cls), names), put)
+            self._connection.executemany(_put(table_of(cls), names), put)
             gone = [(key,) for key, values in rows.items() if values is None]
             self._connection.executemany(_delete(table_of(cls), names[0]), gone)
 
@@ -291,6 +304,16 @@ def checksum_of(before: bytes, changes: Sequence[RowChange], schema: int) -> byt
         for table, values in changes:
             digest.update(pack((table, *values)))
     return digest.digest()
+
+
+def _read(entry: Entry) -> tuple[Envelope, Command]:
+    try:
+        return unseal(entry.data)
+    except UnknownKindError as error:
+        raise OutdatedError(
+            f"entry {entry.index} of the log cannot be read by this version of DarkStream: {error.what}",
+            "update DarkStream on this node",
+        ) from None
 
 
 def _schema_after(command: Command, before: int) -> int:
@@ -322,9 +345,13 @@ def _select_any(table: str, names: tuple[str, ...], by: str) -> str:
 
 
 @cache
-def _replace(table: str, names: tuple[str, ...]) -> str:
+def _put(table: str, names: tuple[str, ...]) -> str:
+    # Not REPLACE: it may fail half-way, so SQLite copies every page that a row touches to a temporary
+    # file first, 33 KB a job.
+    key, *others = names
     marks = ",".join("?" * len(names))
-    return f"REPLACE INTO {table} ({','.join(names)}) VALUES ({marks})"  # noqa: S608 - names of our own columns
+    new = ",".join(f"{name} = excluded.{name}" for name in others)
+    return f"INSERT INTO {table} ({','.join(names)}) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {new}"  # noqa: S608 - names of our own columns
 
 
 @cache
@@ -346,6 +373,8 @@ def _prepare(connection: apsw.Connection, path: str) -> tuple[int, int, bytes, i
     # macOS: fsync alone leaves data in the drive's cache; elsewhere these do nothing.
     connection.pragma("fullfsync", 1)
     connection.pragma("checkpoint_fullfsync", 1)
+    connection.pragma("cache_size", -CACHE_KIB)
+    connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
     _begin(connection, path)
     return _state(connection, path)
 
@@ -373,7 +402,7 @@ def _begin(connection: apsw.Connection, path: str) -> None:
     """
     version = connection.pragma("user_version")
     if version > SCHEMA_VERSION:
-        raise StorageError(
+        raise OutdatedError(
             f"{path} has schema {version}; this version of DarkStream knows up to {SCHEMA_VERSION}",
             "update DarkStream on this node",
         )

@@ -220,6 +220,13 @@ class DamagedError(StorageError):
     http_status = 409
 
 
+class OutdatedError(StorageError):
+    """The ledger is in a form, or the log holds a command, that this version of DarkStream does not know: the rest of the mesh is newer. Update DarkStream on this node. Nothing is lost; the others go on without it."""
+
+    code = "outdated"
+    http_status = 409
+
+
 class DiskFullError(StorageError):
     """Not enough space is free on the disk that this step needs. Free some, or move the data directory."""
 

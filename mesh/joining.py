@@ -52,6 +52,8 @@ class Facts:
     control_port: int
     bulk_port: int
     join_port: int
+    ledger_schema: int = 1
+    """The newest form of the ledger that it knows; nodes that say none are older than this word."""
 
 
 @value

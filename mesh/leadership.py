@@ -46,6 +46,10 @@ class Leadership:
         self._term_is_durable = False
         self._heartbeat_deadline_ms = now_ms + timer.timing.heartbeat_ms
         self._quorum_checked_ms = self._began_ms = self._listening_ms = now_ms
+        self._watched, self._watched_since_ms = self.first_index, now_ms
+        """An entry on its way, and since when: the next one is watched when it is decided."""
+        self._gap_ms = now_ms - timer.timing.election_max_ms
+        """When a majority was unheard for some heartbeats."""
         self._replication = Replication(raft_id, term, log, limits)
         self._replication.follow(self._configuration)
         self._reads = Reads()
@@ -95,8 +99,8 @@ class Leadership:
         if now_ms >= self._heartbeat_deadline_ms:
             if now_ms - self._heartbeat_deadline_ms >= self._timer.timing.election_min_ms:
                 # It stood still: what others answered meanwhile is still to be read.
-                self._listening_ms = now_ms
-            if not self._hears_quorum(now_ms):
+                self._listening_ms = self._watched_since_ms = now_ms
+            if not self._hears_quorum(now_ms) or self._is_stuck(now_ms):
                 self._resign()
                 return
             self._heartbeat_deadline_ms = now_ms + self._timer.timing.heartbeat_ms
@@ -114,6 +118,28 @@ class Leadership:
         since_ms = self._live_since_ms(now_ms)
         return since_ms < self._listening_ms or self._replication.hears_quorum(
             self._configuration, since_ms
+        )
+
+    def _is_stuck(self, now_ms: int) -> bool:
+        """Whether an entry waits for an election time-out, and a majority is heard in gusts only.
+
+        A link that loses much lets a heartbeat through now and then: enough that nobody campaigns,
+        too little for a log.  Where the answers to heartbeats come steadily it is the disks that are
+        slow, and another leader would wait for the same ones.
+        """
+        timing, configuration = self._timer.timing, self._configuration
+        if self._watched <= self._log.commit_index:
+            self._watched, self._watched_since_ms = self._log.last_index, now_ms
+        lately_ms = now_ms - timing.election_min_ms // 2
+        if lately_ms > self._listening_ms and not self._replication.hears_quorum(
+            configuration, lately_ms
+        ):
+            self._gap_ms = now_ms
+        return (
+            configuration.quorum < len(configuration.voters)
+            and self._watched > self._log.commit_index
+            and now_ms - self._watched_since_ms >= timing.election_max_ms
+            and now_ms - self._gap_ms < timing.election_max_ms
         )
 
     def _resign(self) -> None:

@@ -334,7 +334,7 @@ class Admission:
 
     async def _commit(self, ticket: Ticket, facts: Facts, invitation: str | None) -> JoinGrant:
         member = member_spec(ticket.guest_key, facts)
-        grant = await self._mesh.admit(member, invitation)
+        grant = await self._mesh.admit(member, invitation, facts.ledger_schema)
         _log.info("admitted", node=member.node, name=facts.name, by="token" if invitation else "")
         return grant
 

@@ -38,10 +38,13 @@ class MeshPort(Protocol):
         """Whether this key is an active member's."""
         ...
 
-    async def admit(self, member: MemberSpec, invitation: str | None) -> JoinGrant:
+    async def admit(
+        self, member: MemberSpec, invitation: str | None, ledger_schema: int
+    ) -> JoinGrant:
         """Commits `AddMember` and says what the newcomer must know, the coordinator first.
 
-        Raises the ledger's refusal, or `NoCoordinatorError`.
+        Raises the ledger's refusal, `OutdatedError` (it could not read the ledger), or
+        `NoCoordinatorError`.
         """
         ...
 

@@ -13,6 +13,7 @@ import structlog
 
 from ledger.log_sqlite import LogStore
 from ledger.queries import Reader
+from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
 from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
@@ -60,12 +61,15 @@ from node.service import Service, new_job_id
 from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.submission import Submission
 from node.submission_files import prepare
+from node.voters import LEAVE_S
 from node.worker import Worker
 
 _log = structlog.get_logger("node")
 
 VERSION: Final = package_version("darkstream")
 PEERS_FILE: Final = "peers.json"
+AGAIN_S: Final = 1.0
+"""Time for one call, should a coordinator have come meanwhile."""
 _TRAFFIC_KEYS: Final = ("sent_bytes", "received_bytes")
 
 
@@ -147,11 +151,15 @@ class Assembly:
 
     def _admission_settings(self) -> AdmissionSettings:
         config = self._config
+        token, returns_to = _token(config), _fingerprint(self._log.get_value("return_to"))
+        if token is not None and token.fingerprint == returns_to:
+            # Its key is a member's there; the token of its first start is used up by now.
+            token = None
         return AdmissionSettings(
-            token=_token(config),
-            mesh=_fingerprint(self._log.get_value("return_to")),
+            token=token,
+            mesh=returns_to,
             seeds=config.seeds,
-            new_mesh=config.new_mesh,
+            new_mesh=config.new_mesh and returns_to is None,
             belonged=self._log.get_value("mesh") is not None or has_former(self._home),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
@@ -279,6 +287,7 @@ class Assembly:
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
         name = self._config.name
+        self._films.pieces.serve(member.requests)
         self._worker = worker = Worker(
             own=member.own,
             name=name,
@@ -287,7 +296,7 @@ class Assembly:
             requests=member.requests,
             replica=self._replica,
             board=member.board,
-            converter=MediaConverter(self._machine.media),
+            converter=MediaConverter(self._machine.media, self._films.pieces.parts),
             sources=self._films,
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",
@@ -343,13 +352,13 @@ class Assembly:
         """Hands over lead and vote, then finishes or gives back what this node works on.
 
         The lead goes first, so that others decide while this node still works, and once more at the
-        end, should it have come back.
+        end, should it have come back.  Where nobody could take it then, nobody is waited for again.
         """
         if self._member is None or self._worker is None or self._duties is None:
             return
-        await self._member.leave()
+        gone = await self._member.leave()
         await self._worker.drain(self._config.timings.shutdown_ms / 1000)
-        await self._member.leave()
+        await self._member.leave(LEAVE_S if gone else AGAIN_S)
         await self._duties.finish()
 
     async def close(self) -> None:
@@ -374,6 +383,7 @@ class Assembly:
             control_port=self._control.port,
             bulk_port=self._bulk.port,
             join_port=self._join.port,
+            ledger_schema=SCHEMA_VERSION,
         )
 
     def _heard(self, advert: Advert) -> None:

@@ -154,8 +154,10 @@ class Timings(_Section):
     def _related(self) -> Self:
         if self.election_min_ms < 3 * self.heartbeat_ms:
             raise ValueError("election_min_ms must be at least 3 times heartbeat_ms")
-        if self.election_max_ms < self.election_min_ms + self.heartbeat_ms:
-            raise ValueError("election_max_ms must exceed election_min_ms by a heartbeat_ms")
+        if 2 * self.election_max_ms < 3 * self.election_min_ms:
+            raise ValueError(
+                "election_max_ms must be at least one and a half times election_min_ms"
+            )
         if self.voter_silent_ms < 4 * self.election_max_ms:
             raise ValueError("voter_silent_ms must be at least 4 times election_max_ms")
         if self.worker_suspect_ms < 2 * self.worker_heartbeat_ms:

@@ -40,7 +40,7 @@ from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.snapshot_duty import Shelf
-from node.voters import Voters
+from node.voters import LEAVE_S, Voters
 
 REPORT_RETRY_S: Final = 5.0
 FAREWELL_MS: Final = 12_000
@@ -319,9 +319,9 @@ class MemberNode:
         """The members as they are trusted now."""
         return self._trusted
 
-    async def leave(self) -> None:
-        """Hands over what others must have to go on without this node; bounded in time."""
-        await self.coordinator.voters.leave()
+    async def leave(self, limit_s: float = LEAVE_S) -> bool:
+        """Hands over what others must have to go on without this node; whether that worked in time."""
+        return await self.coordinator.voters.leave(limit_s)
 
     async def _found(self) -> None:
         """Writes the first command of a new mesh; after a crash in between, once more."""

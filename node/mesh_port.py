@@ -6,7 +6,7 @@ from ledger.commands import AddMember, MemberSpec
 from ledger.jobs import Member
 from ledger.queries import Reader
 from mesh import clock
-from mesh.errors import NoCoordinatorError
+from mesh.errors import NoCoordinatorError, OutdatedError
 from mesh.ids import MeshId, NodeId
 from mesh.join_host import Invitation
 from mesh.joining import GrantedMember, JoinGrant, fitted
@@ -60,10 +60,20 @@ class LedgerMesh:
         """Whether this key is an active member's."""
         return public_key in self._keys
 
-    async def admit(self, member: MemberSpec, invitation: str | None) -> JoinGrant:
-        """Commits the new member and says whom it may trust, the coordinator first."""
+    async def admit(
+        self, member: MemberSpec, invitation: str | None, ledger_schema: int
+    ) -> JoinGrant:
+        """Commits the new member and says whom it may trust, the coordinator first.
+
+        Raises `OutdatedError` for one that could not read the ledger.
+        """
         if self._proposer is None or self._neighbours is None:
             raise NoCoordinatorError("this node is no member yet", "ask again in a moment")
+        if ledger_schema < (present := self._reader.schema()):
+            raise OutdatedError(
+                f"the ledger of the mesh has schema {present}, the new node knows up to {ledger_schema}",
+                "update DarkStream on the new node",
+            )
         await self._proposer.commit(
             AddMember(member=member, invitation=invitation), cause=f"join {member.node}"
         )

@@ -19,7 +19,7 @@ import structlog
 
 from mesh import clock
 from mesh.effects import Effect
-from mesh.errors import DarkStreamError, TransferError
+from mesh.errors import DarkStreamError, OutdatedError, TransferError
 from mesh.ids import NodeId, RaftId, node_of
 from mesh.log import Base, LogStorage
 from mesh.messages import SnapshotOffer
@@ -229,6 +229,9 @@ class SnapshotDuty:
             await self._fetch(offer.sender, snapshot)
             await self._host.on_log_thread(lambda: self._shelf.begin(base))
             await self._host.on_ledger_thread(lambda: self._shelf.install(snapshot))
+        except OutdatedError:
+            # No later offer will be older: this node ends, and says why.
+            raise
         except DarkStreamError as error:
             # The ledger is what it was; the leader offers again.
             _log.warning("snapshot not installed", index=base.index, reason=error.line())

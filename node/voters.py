@@ -173,8 +173,8 @@ class Voters:
 
     # --- going ------------------------------------------------------------------------------------
 
-    async def leave(self, limit_s: float = LEAVE_S) -> None:
-        """Hands over lead and vote, as far as others can take them; returns when that is done.
+    async def leave(self, limit_s: float) -> bool:
+        """Hands over lead and vote, as far as others can take them; False when time was over before.
 
         Where nobody can take the vote, this node keeps it: it will return.
         """
@@ -185,6 +185,8 @@ class Voters:
                     await self._driver.leader_changed.wait(seen, LEAVE_STEP_S)
         except TimeoutError:
             _log.warning("lead or vote could not be handed over", limit_s=limit_s)
+            return False
+        return True
 
     async def _may_go(self) -> bool:
         leader = self._driver.leader

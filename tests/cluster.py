@@ -59,11 +59,17 @@ class Node:
         self.films.mkdir(parents=True)
         self.errors = root / f"{name}.log"
         self._lan, self._host = lan, host
+        self.code: Path | None = None
+        """The tree of another version, which runs instead of this one."""
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"HOME": str(self.user_home), "DARKSTREAM_HOME": str(self.home)}
+        made = {"HOME": str(self.user_home), "DARKSTREAM_HOME": str(self.home)}
+        if self.code is not None:
+            # Not from the working directory, which holds this version.
+            made |= {"PYTHONPATH": str(self.code), "PYTHONSAFEPATH": "1"}
+        return made
 
     def start(self, *options: str) -> "Node":
         """Starts the node; on loopback with free ports, on a LAN with the default ones."""

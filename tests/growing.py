@@ -72,7 +72,9 @@ class Writer(threading.Thread):
         super().__init__(name=f"writer-{node.name}", daemon=True)
         self._node = node
         self._written = written
-        self._film = make_film(node.films / "film.mp4", seconds=1)
+        self._film = node.films / "film.mp4"
+        if not self._film.exists():  # jobs of before are links to it
+            make_film(self._film, seconds=1)
         self.stopping = threading.Event()
         self._made = 0
 

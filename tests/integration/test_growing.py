@@ -9,9 +9,9 @@ from tests.growing import Growth, errors_in, line
 
 VOTER_SILENT_MS = 4_000
 """Instead of a minute; the steps are the same."""
-POLITE_MS = 3_000
+POLITE_MS = 10_000
 """Nobody waits for an election when nodes come or go politely; the rest is for a machine that does other things."""
-KILLED_MS = 10_000
+KILLED_MS = 20_000
 """An election, or the time after which the learner of two is not waited for; and the same."""
 
 

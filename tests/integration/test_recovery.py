@@ -93,3 +93,26 @@ def test_a_copied_data_directory_is_noticed_and_both_are_told(tmp_path: Path) ->
             )
             assert note.startswith("error[twin_identity]: two running processes speak for node two")
             assert "twin_identity" in node.log_tail()
+
+
+def test_those_that_were_lost_return_however_they_are_started(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["one", "two", "three"]) as (one, two, three):
+        one.start("--new-mesh").ready()
+        token = one.token(2)
+        for node in (two, three):
+            node.start("--join", token)
+        wait_for("three voters", lambda: len(one.status()["voters"]) == 3, 20)
+        for node in (one, two, three):
+            node.kill()
+        assert epoch(three) > 1
+        three.start("--join", token).ready()
+        mesh = three.status()["mesh"]
+        # As a service manager does it: with the words of the first day.
+        one.start("--new-mesh")
+        two.start("--join", token)
+        for node in (one, two, three):
+            wait_for(
+                f"{node.name} sees three voters",
+                lambda node=node: len((s := node.status())["voters"]) == 3 and s["mesh"] == mesh,
+                60,
+            )

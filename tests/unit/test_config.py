@@ -161,7 +161,7 @@ def test_faults_after_a_broken_line_are_told_as_well() -> None:
         ('new-mesh = true\njoin = "t"', "contradict"),
         ('join = "t"\njoin-file = "/t"', "one of them"),
         ("[timings]\nheartbeat_ms = 300", "3 times"),
-        ("[timings]\nelection-max-ms = 550", "exceed"),
+        ("[timings]\nelection-max-ms = 550", "one and a half"),
         ("[timings]\nworker-suspect-ms = 3000", "twice"),
         ("[timings]\nvoter-silent-ms = 3999", "4 times"),
         ("[timings]\nhand-back-ms = 20000", "worker_silent_ms"),

@@ -13,6 +13,7 @@ from mesh.errors import (
     ConflictError,
     DarkStreamError,
     NotLeaderError,
+    OutdatedError,
     StorageError,
     UnreachableError,
     UsageError,
@@ -424,6 +425,22 @@ def test_a_snapshot_that_cannot_be_fetched_is_offered_again() -> None:
         assert lost.snapshots.installed == 1
 
     run(3, body, SMALL)
+
+
+def test_a_snapshot_of_a_newer_version_stops_the_node() -> None:
+    async def body(mesh: Mesh) -> None:
+        leader = await grow(mesh)
+        lost = next(d for d in mesh.drivers.values() if not d.is_leader)
+        mesh.cut.add(node_of(lost.raft.raft_id))
+        await fill(leader, 400)
+        await leader.upkeep.compact()
+        mesh.shelves.fault = OutdatedError("the ledger has schema 9", "update DarkStream")
+        mesh.cut.clear()
+        await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(3, body, SMALL)
+    assert caught.value.subgroup(OutdatedError) is not None
 
 
 def test_heartbeats_go_on_while_a_snapshot_is_fetched() -> None:

@@ -13,7 +13,7 @@ from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.snapshot_sqlite import verify_snapshot, write_snapshot
 from ledger.soundness_sqlite import content_digest
 from ledger.store_sqlite import LedgerStore
-from mesh.errors import StorageError, UnknownKindError
+from mesh.errors import OutdatedError, StorageError
 from mesh.ids import NodeId
 from mesh.log import Entry
 from node.migration import Migration, held_back_by, waiting_notes
@@ -149,10 +149,10 @@ def test_a_form_that_this_version_does_not_know_stops_it() -> None:
     store = applied(history(), 4)
     index, rows = store.applied_index, dump(store)
     later = c.MigrateLedger(schema=SCHEMA_VERSION + 1)
-    with pytest.raises(UnknownKindError, match="schema"):
+    with pytest.raises(OutdatedError, match="schema"):
         store.apply([entry(index + 1, node_report("anna", slots=7)), entry(index + 2, later)])
     assert (store.applied_index, dump(store)) == (index, rows)
-    with pytest.raises(UnknownKindError, match="schema"):
+    with pytest.raises(OutdatedError, match="schema"):
         LedgerStore(":memory:").apply([entry(1, c.FormMesh(mesh="m", founder=spec("a"), schema=9))])
 
 

@@ -19,7 +19,7 @@ OWNERS = ("anna", "bert")
 def job(key: str, draw: random.Random) -> Job:
     return Job(
         id=key,
-        seq=draw.randrange(4),
+        seq=KEYS.index(key),
         state="queued",
         planned=0,
         owner=draw.choice(OWNERS),
@@ -71,6 +71,8 @@ def same(rows: PendingRows, plain: SqliteRows) -> None:
         both("where", Job, owner=owner)
         for output in ("x", "y"):
             both("where", Job, output=output, owner=owner)
+    both("where_any", Job, "id", KEYS)
+    both("where_any", Job, "output", ["y", "z", "y"])
 
 
 def steps(rows: PendingRows, plain: SqliteRows, draw: random.Random) -> None:
@@ -78,9 +80,16 @@ def steps(rows: PendingRows, plain: SqliteRows, draw: random.Random) -> None:
         key = draw.choice(KEYS)
         number = draw.randrange(1 << 40)
         for each in (rows, plain):
-            match number % 4:
+            match number % 5:
                 case 0:
                     each.put(job(key, random.Random(number)))
+                case 4:
+                    like = job("", random.Random(number))
+                    seqs = range(2)
+                    outputs = ("x", "y") if number % 2 else ("z", "x")
+                    each.put_like(
+                        like, ("id", "output", "seq"), zip(KEYS, outputs, seqs, strict=False)
+                    )
                 case 1:
                     each.put(node(key, random.Random(number)))
                 case 2:

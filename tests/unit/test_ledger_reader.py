@@ -292,7 +292,7 @@ def _row(rows: SqliteRows, cls: type, key: str) -> object:
         (Attempt, "a", {"id": "b", "number": 2, "state": "expired"}, "does not grow"),
         (Job, "j", {"state": "verifying"}, "verifying with tasks"),
         (Job, "j", {"state": "done"}, "without an accepted attempt"),
-        (Job, "new", {"id": "new", "planned": 1}, "has no task"),
+        (Job, "new", {"id": "new", "seq": 99, "planned": 1}, "has no task"),
     ],
 )
 def test_invariants_see_damage(

@@ -18,7 +18,7 @@ from ledger.jobs import row_classes
 from ledger.rows import columns_of, table_of
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows, migrations
-from mesh.errors import StorageError, UnknownKindError, WireError
+from mesh.errors import OutdatedError, StorageError, WireError
 from mesh.log import Entry
 from tests.ledger_helper import Ledger, dump, entry, grant, job_spec, node_report, plan_of, spec
 
@@ -144,7 +144,7 @@ def test_an_unreadable_entry_undoes_its_whole_batch() -> None:
         c.Envelope(id="c", proposer="p", proposed_at_ms=1, cause="", command=b"\x93\x01\xa1?\x80")
     )
     report = entry(2, node_report("anna"))
-    with pytest.raises(UnknownKindError):
+    with pytest.raises(OutdatedError, match="entry 3"):
         store.apply([report, Entry(3, 1, "command", unknown)])
     with pytest.raises(WireError):
         store.apply([report, Entry(3, 1, "command", b"\xc1")])

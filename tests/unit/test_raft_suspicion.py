@@ -3,6 +3,7 @@
 import pytest
 
 from mesh.ids import RaftId
+from mesh.messages import ConsensusMessage, HeartbeatAck
 from mesh.protocol import Role, Timing
 from tests.scenarios.cluster import Cluster, configuration_of
 
@@ -148,3 +149,73 @@ def test_a_leader_that_stood_still_reads_before_it_resigns() -> None:
     cluster.now_ms += TIMES.heartbeat_ms
     cluster.tick("a")
     assert cluster.nodes["a"].role is Role.LEADER
+
+
+def lead_with_answers(cluster: Cluster, time_ms: int, *, every: int, appends: bool) -> bool:
+    """Whether a still leads after so long, when only each so many-th round of answers arrives."""
+    until_ms, beats = cluster.now_ms + time_ms, 0
+    while cluster.now_ms < until_ms and cluster.nodes["a"].role is Role.LEADER:
+        cluster.tick("a")
+        beats += 1
+        cluster.take("a", "c")
+        cluster.deliver("a", "b", rounds=1)
+        for answer in cluster.take("b", "a"):
+            if beats % every == 0 and (appends or isinstance(answer, HeartbeatAck)):
+                cluster.receive(answer)
+    return cluster.nodes["a"].role is Role.LEADER
+
+
+def test_a_leader_that_is_answered_in_gusts_and_decides_nothing_resigns() -> None:
+    cluster = led()
+    cluster.propose("a", "x")
+    cluster.take()
+    begin_ms = cluster.now_ms
+    assert not lead_with_answers(cluster, 5_000, every=4, appends=False)
+    passed_ms = cluster.now_ms - begin_ms
+    assert TIMES.election_max_ms <= passed_ms <= TIMES.election_max_ms + 2 * TIMES.heartbeat_ms
+    assert cluster.nodes["b"].role is Role.CANDIDATE, "its last word arrived"
+
+
+def test_a_leader_whose_decisions_trickle_late_makes_room_too() -> None:
+    cluster = led()
+    late: list[tuple[int, ConsensusMessage]] = []
+    commits = set[int]()
+    for beat in range(60):
+        if cluster.nodes["a"].role is not Role.LEADER:
+            break
+        commits.add(cluster.nodes["a"].commit_index)
+        if beat % 3 == 0:
+            cluster.propose("a", str(beat))
+        cluster.tick("a")
+        cluster.take("a", "c")
+        cluster.deliver("a", "b", rounds=1)
+        # Each entry takes a little longer than the one before; something is decided all the time.
+        for answer in cluster.take("b", "a"):
+            if isinstance(answer, HeartbeatAck):
+                late += [(cluster.now_ms, answer)] if beat % 4 == 0 else []
+            else:
+                late.append((cluster.now_ms + 40 * beat, answer))
+        for due in [one for one in late if one[0] <= cluster.now_ms]:
+            late.remove(due)
+            if cluster.nodes["a"].role is Role.LEADER:
+                cluster.receive(due[1])
+    assert cluster.nodes["a"].role is not Role.LEADER
+    assert len(commits) > 3
+
+
+def test_slow_disks_unseat_no_leader_and_neither_does_an_idle_bad_link() -> None:
+    slow = led()
+    slow.propose("a", "x")
+    slow.take()
+    assert lead_with_answers(slow, 5_000, every=1, appends=False)
+    idle = led()
+    assert lead_with_answers(idle, 5_000, every=4, appends=True)
+
+
+def test_of_two_voters_none_resigns_for_being_stuck() -> None:
+    cluster = Cluster()
+    cluster.mesh("ab")
+    cluster.lead("a")
+    cluster.propose("a", "x")
+    cluster.take()
+    assert lead_with_answers(cluster, 5_000, every=4, appends=False)
