@@ -365,6 +365,7 @@ class Lane:
                     self._check_stop()
                     won = dialer.tend(clock.monotonic_ms())
                     if won is not None:
+                        self._heard_ms = clock.monotonic_ms()
                         return Line(won[1])
                     pause.wait(0.01)
             finally:
