@@ -18,7 +18,7 @@ help:  ## this list
 env:  ## makes ./.venv from the lock file (PYTHON=... chooses the interpreter)
 	@sh deploy/make-env.sh
 
-demo: env  ## three nodes find each other over mDNS and convert three films (FILM=path takes your own)
+demo: env  ## three nodes find each other over mDNS and convert one film together (FILM=path takes your own)
 	@$(BIN)/python deploy/demo.py $(if $(FILM),--film "$(FILM)")
 
 test: lint types contracts unit integration coverage  ## everything that CI runs

@@ -255,8 +255,11 @@ def main() -> int:
         found = judged(*run(nodes, seconds))
         for node in nodes:
             text = node.errors.read_text(errors="replace")
-            lines = [x for x in text.splitlines() if " warning " in x or " error " in x]
-            for line in lines[-10:]:
+            lines = text.splitlines()
+            told = [x for x in lines if " warning " in x or " error " in x]
+            if found["needless_elections"]:  # what each saw of them
+                told += [x for x in lines if "leader term=" in x or "time-outs follow" in x]
+            for line in sorted(told)[-20:]:
                 print(f"{node.name}: {line[:200]}")
     for name, value in found.items():
         print(f"{name:28}{value}")

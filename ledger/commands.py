@@ -18,6 +18,7 @@ from mesh.errors import WireError
 COMMANDS = Vocabulary("command")
 
 MemberRole = Literal["full", "witness"]
+PieceKind = Literal["chunk", "audio", "assemble"]
 FailureClass = Literal["input", "encoder", "transient"]
 """input: the source is unusable, never retried; encoder: not on this node; transient: again, after a wait."""
 
@@ -25,6 +26,8 @@ TEXT_BYTES_MAX = 8 << 10
 """FFmpeg's stderr tail and every other free text that enters the ledger."""
 JOBS_PER_COMMAND_MAX = 1_000
 LEASES_PER_COMMAND_MAX = 256
+TASKS_PER_PLAN_MAX = 514
+"""512 chunks, the sound and the assembly of one film."""
 ATTEMPTS_MAX = 4
 """Attempts of one task before its job fails: enough for a node or two that die, few enough to end."""
 _EPOCH_SHIFT = 40
@@ -237,7 +240,7 @@ class StartPlanning:
 @value
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """One unit of leasable work; `needs` are FFmpeg encoder names, any one of which will do."""
+    """A whole film as leasable work; `needs` are FFmpeg encoder names, any one of which will do."""
 
     id: str
     kind: Literal["whole"]
@@ -249,7 +252,7 @@ class TaskSpec:
 @COMMANDS.kind("job.plan")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanJob:
-    """The owner's plan: digest and probe of the source as it was before any transfer, and the tasks."""
+    """The owner's plan: digest and probe of the source as it was before any transfer, and its one task."""
 
     job: str
     source_digest: str
@@ -257,6 +260,34 @@ class PlanJob:
     probe_json: str
     plan_json: str
     tasks: tuple[TaskSpec, ...]
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceSpec:
+    """One unit of leasable work on a film in pieces.
+
+    `needs` as of `TaskSpec`, or `encoder@group`: of exactly this build of FFmpeg, because chunks of
+    one film must fit together; empty: any node.
+    """
+
+    id: str
+    kind: PieceKind
+    needs: tuple[str, ...]
+    cost: int
+
+
+@COMMANDS.kind("job.plan_pieces")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPieces:
+    """A film in pieces: `chunk`s of its picture, at most one `audio`, and last `assemble`, when all are there."""
+
+    job: str
+    source_digest: str
+    source_bytes: int
+    probe_json: str
+    plan_json: str
+    tasks: tuple[PieceSpec, ...]
 
 
 @COMMANDS.kind("job.fail")
@@ -362,7 +393,10 @@ class FailAttempt:
 @COMMANDS.kind("result.accept")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptResult:
-    """The owner holds the result, verified, in its staging place: from here on the job is publishing."""
+    """The owner holds the result, verified, in its staging place: from here on the job is publishing.
+
+    Of a part (chunk, audio): the owner keeps it for the assembly, and `output` says nothing.
+    """
 
     job: str
     attempt: str
@@ -409,6 +443,7 @@ Command = (
     | SubmitFilms
     | StartPlanning
     | PlanJob
+    | PlanPieces
     | FailJob
     | GrantLeases
     | ExpireLeases
@@ -421,7 +456,7 @@ Command = (
 )
 
 
-SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2}
+SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2, PlanPieces: 2}
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 
 

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from ledger.jobs import Attempt, Job, Task
+from ledger.jobs import PARTS, Attempt, Job, Task
 from ledger.rows import Rows
 
-_LIVE: frozenset[str] = frozenset({"leased", "finished", "accepted"})
-_TASK_NEEDS: dict[str, str] = {"leased": "leased", "finished": "finished", "accepted": "accepted"}
+_LIVE: frozenset[str] = frozenset({"leased", "finished", "kept", "accepted"})
+_TASK_NEEDS: dict[str, str] = {state: state for state in _LIVE}
 
 
 def violations(rows: Rows) -> list[str]:
@@ -61,7 +61,7 @@ def _states_fit(
     of_job: dict[str, list[Task]] = {}
     for task in tasks.values():
         of_job.setdefault(task.job, []).append(task)
-    accepted = {a.job for a in attempts if a.state == "accepted"}
+    accepted = Counter(a.job for a in attempts if a.state == "accepted")
     wanted = {
         "running": {"leased"},
         "waiting": {"ready"},
@@ -71,12 +71,38 @@ def _states_fit(
         "failed": {"failed"},
     }
     for job in jobs.values():
+        parts = [task for task in of_job.get(job.id, []) if task.kind != "whole"]
         states = {task.state for task in of_job.get(job.id, [])}
         allowed = wanted.get(job.state, {"ready"} if job.planned else set())
-        if not states <= allowed:
+        if parts:
+            found += _pieces_fit(job, parts)
+        elif not states <= allowed:
             found.append(f"job {job.id} is {job.state} with tasks {sorted(states)}")
         if job.planned and not states:
             found.append(f"job {job.id} is planned and has no task")
-        if job.state in ("publishing", "done") and job.id not in accepted:
+        if job.state in ("publishing", "done") and not accepted[job.id]:
             found.append(f"job {job.id} is {job.state} without an accepted attempt")
+        if accepted[job.id] > 1:
+            found.append(f"job {job.id} has {accepted[job.id]} accepted attempts")
     return found
+
+
+def _pieces_fit(job: Job, tasks: Sequence[Task]) -> list[str]:
+    """A film in pieces: its assembly waits until the owner keeps all parts, and is what it ends with."""
+    parts = {task.state for task in tasks if task.kind in PARTS}
+    ends = [task.state for task in tasks if task.kind == "assemble"]
+    whole: set[str] = {"kept"}
+    fits = {
+        "queued": parts == {"ready"} and ends == ["blocked"],
+        "running": (parts == whole and ends in (["ready"], ["leased"]))
+        or (
+            whole < parts | whole <= {"ready", "leased", "finished", "kept"} and ends == ["blocked"]
+        ),
+        "verifying": parts == whole and ends == ["finished"],
+        "publishing": parts == whole and ends == ["accepted"],
+        "done": parts == whole and ends == ["accepted"],
+        "failed": parts == {"failed"} and ends == ["failed"],
+    }
+    if fits.get(job.state, False):
+        return []
+    return [f"job {job.id} is {job.state} with parts {sorted(parts)} and assembly {ends}"]

@@ -5,6 +5,7 @@ the key; fields that hold tuples are JSON text in SQL.  Times end in `_ms` and a
 proposer, for people only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -23,18 +24,37 @@ JobState = Literal[
     "waiting",
     "paused",
 ]
-TaskState = Literal["ready", "leased", "finished", "accepted", "failed"]
+TaskState = Literal["blocked", "ready", "leased", "finished", "kept", "accepted", "failed"]
+"""blocked: it waits for other tasks of its job; kept: the owner holds this part of the film."""
 AttemptState = Literal[
-    "leased", "finished", "accepted", "failed", "expired", "released", "refused", "abandoned"
+    "leased",
+    "finished",
+    "kept",
+    "accepted",
+    "failed",
+    "expired",
+    "released",
+    "refused",
+    "abandoned",
 ]
 MemberState = Literal["active", "revoked", "removed"]
 
 JobEvent = Literal[
-    "start_planning", "plan", "lease", "finish", "again", "wait", "accept", "publish", "fail"
+    "start_planning",
+    "plan",
+    "lease",
+    "finish",
+    "again",
+    "wait",
+    "part",
+    "accept",
+    "publish",
+    "fail",
 ]
-"""again: the task is ready once more at once; wait: it is, after a wait."""
-TaskEvent = Literal["lease", "finish", "again", "accept", "fail"]
-AttemptEvent = Literal["finish", "accept", "fail", "expire", "release", "refuse", "abandon"]
+"""again: the task is ready once more at once; wait: it is, after a wait; part: something became of
+one task of a film in pieces, which goes on."""
+TaskEvent = Literal["unblock", "lease", "finish", "again", "keep", "accept", "fail"]
+AttemptEvent = Literal["finish", "keep", "accept", "fail", "expire", "release", "refuse", "abandon"]
 
 JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
     ("queued", "start_planning"): "planning",
@@ -43,6 +63,8 @@ JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
     ("planning", "start_planning"): "planning",  # the owner started anew
     ("planning", "plan"): "queued",
     ("planning", "fail"): "failed",
+    ("running", "lease"): "running",  # another task of a film in pieces
+    ("running", "part"): "running",
     ("running", "finish"): "verifying",
     ("running", "again"): "queued",
     ("running", "wait"): "waiting",
@@ -51,6 +73,7 @@ JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
     ("waiting", "fail"): "failed",
     ("verifying", "accept"): "publishing",
     ("verifying", "again"): "queued",
+    ("verifying", "part"): "running",  # the assembled film was refused
     ("verifying", "fail"): "failed",
     ("publishing", "publish"): "done",
     ("publishing", "fail"): "failed",
@@ -58,14 +81,18 @@ JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
 """What is not here is refused.  `cancelled` and `paused` have no way in before their commands exist."""
 
 TASK_TRANSITIONS: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
+    ("blocked", "unblock"): "ready",
+    ("blocked", "fail"): "failed",
     ("ready", "lease"): "leased",
     ("ready", "fail"): "failed",
     ("leased", "finish"): "finished",
     ("leased", "again"): "ready",
     ("leased", "fail"): "failed",
+    ("finished", "keep"): "kept",
     ("finished", "accept"): "accepted",
     ("finished", "again"): "ready",
     ("finished", "fail"): "failed",
+    ("kept", "fail"): "failed",
     ("accepted", "fail"): "failed",
 }
 
@@ -75,9 +102,11 @@ ATTEMPT_TRANSITIONS: Final[dict[tuple[AttemptState, AttemptEvent], AttemptState]
     ("leased", "expire"): "expired",
     ("leased", "release"): "released",
     ("leased", "abandon"): "abandoned",
+    ("finished", "keep"): "kept",
     ("finished", "accept"): "accepted",
     ("finished", "refuse"): "refused",
     ("finished", "abandon"): "abandoned",
+    ("kept", "abandon"): "abandoned",
     ("accepted", "abandon"): "abandoned",
 }
 
@@ -86,12 +115,24 @@ FINAL_JOB_STATES: Final[frozenset[JobState]] = frozenset({"done", "failed", "can
 OPEN_JOB_STATES: Final[tuple[JobState, ...]] = tuple(
     state for state in JOB_STATES if state not in FINAL_JOB_STATES
 )
+PARTS: Final = frozenset({"chunk", "audio"})
+"""Kinds of tasks whose results the owner keeps until the film is assembled of them."""
+AT_OWNER: Final = frozenset({"audio", "assemble"})
+"""Kinds that only the node with the film can do: they need all of it."""
 COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
 
 
 SEQ_BITS: Final = 10
 """A job's `seq` is log index * 2^10 + its place in the command; a task's is its job's, shifted alike."""
+
+
+def can_do(needs: Sequence[str], encoders: Sequence[str], ffmpeg: str) -> bool:
+    """Whether a node with these encoders and this build of FFmpeg meets one of the needs (`PieceSpec`)."""
+    if not needs:
+        return True
+    split = (need.partition("@") for need in needs)
+    return any(name in encoders and group in ("", ffmpeg) for name, _, group in split)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

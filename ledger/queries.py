@@ -20,6 +20,7 @@ from ledger.jobs import (
     OPEN_JOB_STATES,
     SEQ_BITS,
     Attempt,
+    AttemptState,
     Definition,
     Event,
     Invitation,
@@ -239,9 +240,24 @@ class Reader(RowReader):
         """An attempt by its id."""
         return self._one(Attempt, "WHERE id = ?", (attempt,))
 
-    def attempts(self, job: str) -> tuple[Attempt, ...]:
-        """Every attempt of a job, in their order."""
-        return self._rows(Attempt, "WHERE job = ? ORDER BY token, number", (job,))
+    def attempts(self, job: str, state: AttemptState | None = None) -> tuple[Attempt, ...]:
+        """Every attempt of a job (in this state), in their order."""
+        rest = "WHERE job = ?1 AND (?2 IS NULL OR state = ?2) ORDER BY token, number"
+        return self._rows(Attempt, rest, (job, state))
+
+    def film_frames(self, job: str) -> tuple[int, int] | None:
+        """Of a film in pieces: frames of the parts that are done, and of all; None for a whole one."""
+        total = self._value(
+            "SELECT json_extract(plan_json, '$.frames') FROM job WHERE id = ?"
+            " AND json_valid(plan_json) AND json_extract(plan_json, '$.split') IS NOT NULL",
+            (job,),
+        )
+        done = self._value(
+            "SELECT coalesce(sum(frames), 0) FROM attempt"
+            " WHERE job = ? AND state IN ('finished', 'kept')",
+            (job,),
+        )
+        return (int(done), total) if isinstance(total, int) else None
 
     def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
         """The leases that are out now."""
@@ -302,6 +318,7 @@ def _task_view(task: Task) -> TaskView:
     return TaskView(
         task=task.id,
         job=task.job,
+        kind=task.kind,
         owner=task.owner,
         needs=task.needs,
         cost=task.cost,
@@ -319,6 +336,7 @@ def _node_view(member: Member, node: Node, busy: int) -> NodeView:
         name=member.name,
         role=member.role,
         encoders=node.encoders,
+        ffmpeg=node.ffmpeg,
         slots=node.slots,
         busy=busy,
         cpus=node.cpus,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease, MemberRole
+from ledger.jobs import AT_OWNER, can_do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,7 @@ class TaskView:
 
     task: str
     job: str
+    kind: str = "whole"
     owner: str
     needs: tuple[str, ...]
     cost: int
@@ -36,6 +38,7 @@ class NodeView:
     name: str
     role: MemberRole
     encoders: tuple[str, ...]
+    ffmpeg: str = ""
     slots: int
     busy: int
     cpus: int
@@ -99,10 +102,16 @@ def _obstacle(task: TaskView, node: NodeView, busy: int) -> str:
         return "is not heard or takes no work now"
     if node.node in task.excluded:
         return "failed this task before"
-    if not set(task.needs) & set(node.encoders):
-        return f"has none of the encoders {', '.join(task.needs)}"
     if busy >= node.slots:
-        return f"has no free slot ({busy} of {node.slots} taken)"
+        return _unable(task, node) or f"has no free slot ({busy} of {node.slots} taken)"
+    return _unable(task, node)
+
+
+def _unable(task: TaskView, node: NodeView) -> str:
+    if task.kind in AT_OWNER and node.node != task.owner:
+        return "does not have the film, which this needs as a whole"
+    if not can_do(task.needs, node.encoders, node.ffmpeg):
+        return f"has none of the encoders {', '.join(task.needs)}"
     return ""
 
 

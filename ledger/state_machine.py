@@ -28,6 +28,7 @@ from ledger.commands import (
     MigrateLedger,
     Outcome,
     PlanJob,
+    PlanPieces,
     RecoverMesh,
     RefuseResult,
     ReleaseLeases,
@@ -86,6 +87,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             submissions.submit_films(change, command)
         case StartPlanning():
             jobs.start_planning(change, command)
+        case PlanPieces():
+            jobs.plan_pieces(change, command)
         case PlanJob():
             jobs.plan_job(change, command)
         case FailJob():

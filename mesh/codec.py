@@ -44,7 +44,8 @@ class Vocabulary:
         self.name = name
         self._kinds: dict[str, tuple[type[Any], int]] = {}
         self._of_class: dict[type[Any], tuple[str, int]] = {}
-        self._adapters: dict[type[Any], TypeAdapter[Any]] = {}
+        self._dumps: dict[type[Any], tuple[int, str, Callable[[Any], Any]]] = {}
+        self._loads: dict[str, tuple[int, Callable[[Any], Any]]] = {}
 
     def kind(self, name: str, *, version: int = 1) -> Callable[[type[T]], type[T]]:
         """Class decorator: registers a frozen dataclass under its stable name on the wire."""
@@ -69,8 +70,9 @@ class Vocabulary:
 
     def encode(self, message: object) -> bytes:
         """The MessagePack form of a registered message."""
-        name, version = self._of_class[type(message)]
-        return pack((version, name, self._adapter(type(message)).dump_python(message)))
+        cls = type(message)
+        version, name, dump = self._dumps.get(cls) or self._dump(cls)
+        return pack((version, name, dump(message)))
 
     def decode(self, data: bytes | memoryview) -> Any:  # noqa: ANN401 - the kind decides the class
         """The message in these bytes.
@@ -79,29 +81,40 @@ class Vocabulary:
         when it is well formed but of a kind or version that is not known here.
         """
         value = unpack(data)
-        match value:
-            case (int() as version, str() as name, dict() as fields):
-                pass
-            case _:
-                raise WireError(f"{self.name}: not a [version, kind, fields] triple")
-        known = self._kinds.get(name)
-        if known is None:
-            raise UnknownKindError(f"{self.name}: unknown kind {name[:64]!r}")
-        cls, highest = known
+        if (
+            type(value) is not tuple
+            or len(value) != 3
+            or type(value[0]) is not int
+            or type(value[1]) is not str
+            or type(value[2]) is not dict
+        ):
+            raise WireError(f"{self.name}: not a [version, kind, fields] triple")
+        version, name, fields = value
+        highest, load = self._loads.get(name) or self._load(name)
         if version > highest:
             raise UnknownKindError(
                 f"{self.name}: version {version} of {name!r}, known up to {highest}"
             )
         try:
-            return self._adapter(cls).validate_python(fields)
+            return load(fields)
         except (ValidationError, TypeError) as error:
             raise WireError(f"{self.name}: bad fields of {name!r}: {_first_fault(error)}") from None
 
-    def _adapter(self, cls: type[Any]) -> TypeAdapter[Any]:
-        adapter = self._adapters.get(cls)
-        if adapter is None:
-            adapter = self._adapters[cls] = TypeAdapter(cls)
-        return adapter
+    # Made when first needed, which keeps the start short, and bare: pydantic's own wrappers around
+    # these two functions cost as much as what they do.
+
+    def _dump(self, cls: type[Any]) -> tuple[int, str, Callable[[Any], Any]]:
+        name, version = self._of_class[cls]
+        made = self._dumps[cls] = version, name, TypeAdapter(cls).serializer.to_python
+        return made
+
+    def _load(self, name: str) -> tuple[int, Callable[[Any], Any]]:
+        known = self._kinds.get(name)
+        if known is None:
+            raise UnknownKindError(f"{self.name}: unknown kind {name[:64]!r}")
+        cls, highest = known
+        made = self._loads[name] = highest, TypeAdapter(cls).validator.validate_python
+        return made
 
 
 def pack(value: object) -> bytes:

@@ -46,7 +46,10 @@ class Leadership:
         self._term_is_durable = False
         self._heartbeat_deadline_ms = now_ms + timer.timing.heartbeat_ms
         self._quorum_checked_ms = self._began_ms = self._listening_ms = now_ms
-        self._decided_ms, self._gap_ms = now_ms, now_ms - timer.timing.election_max_ms
+        self._watched, self._watched_since_ms = self.first_index, now_ms
+        """An entry on its way, and since when: the next one is watched when it is decided."""
+        self._gap_ms = now_ms - timer.timing.election_max_ms
+        """When a majority was unheard for some heartbeats."""
         self._replication = Replication(raft_id, term, log, limits)
         self._replication.follow(self._configuration)
         self._reads = Reads()
@@ -96,7 +99,7 @@ class Leadership:
         if now_ms >= self._heartbeat_deadline_ms:
             if now_ms - self._heartbeat_deadline_ms >= self._timer.timing.election_min_ms:
                 # It stood still: what others answered meanwhile is still to be read.
-                self._listening_ms = self._decided_ms = now_ms
+                self._listening_ms = self._watched_since_ms = now_ms
             if not self._hears_quorum(now_ms) or self._is_stuck(now_ms):
                 self._resign()
                 return
@@ -118,15 +121,15 @@ class Leadership:
         )
 
     def _is_stuck(self, now_ms: int) -> bool:
-        """Whether nothing was decided for an election time-out, and a majority is heard in gusts only.
+        """Whether an entry waits for an election time-out, and a majority is heard in gusts only.
 
         A link that loses much lets a heartbeat through now and then: enough that nobody campaigns,
         too little for a log.  Where the answers to heartbeats come steadily it is the disks that are
         slow, and another leader would wait for the same ones.
         """
         timing, configuration = self._timer.timing, self._configuration
-        if self._log.commit_index == self._log.last_index:
-            self._decided_ms = now_ms
+        if self._watched <= self._log.commit_index:
+            self._watched, self._watched_since_ms = self._log.last_index, now_ms
         lately_ms = now_ms - timing.election_min_ms // 2
         if lately_ms > self._listening_ms and not self._replication.hears_quorum(
             configuration, lately_ms
@@ -134,7 +137,8 @@ class Leadership:
             self._gap_ms = now_ms
         return (
             configuration.quorum < len(configuration.voters)
-            and now_ms - self._decided_ms >= timing.election_max_ms
+            and self._watched > self._log.commit_index
+            and now_ms - self._watched_since_ms >= timing.election_max_ms
             and now_ms - self._gap_ms < timing.election_max_ms
         )
 
@@ -331,7 +335,6 @@ class Leadership:
         if index <= self._log.commit_index or self._log.term(index) != self._term:
             return
         self._log.commit_to(index)
-        self._decided_ms = now_ms
         self._release_reads()
         self._broadcast()
         if not self._log.is_configuration_pending and self.raft_id not in configuration.voters:

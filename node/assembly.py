@@ -287,6 +287,7 @@ class Assembly:
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
         name = self._config.name
+        self._films.pieces.serve(member.requests)
         self._worker = worker = Worker(
             own=member.own,
             name=name,
@@ -295,7 +296,7 @@ class Assembly:
             requests=member.requests,
             replica=self._replica,
             board=member.board,
-            converter=MediaConverter(self._machine.media),
+            converter=MediaConverter(self._machine.media, self._films.pieces.parts),
             sources=self._films,
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",

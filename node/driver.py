@@ -461,10 +461,11 @@ class Driver:
 
     def _moved(self, index: int) -> None:
         """The ledger is at `index`, or further already: a snapshot overtakes what waited."""
-        self.applied_index = self._newly_applied = max(index, self.applied_index)
+        before = self.applied_index
+        self.applied_index = self._newly_applied = max(index, before)
         self.marks.applied(self.applied_index)
         self._applied.reached(self.applied_index)
-        self.ledger_changed.set()
+        self.ledger_changed.set(self.applied_index - before)
         self._wake.set()
 
 

@@ -1,7 +1,8 @@
 """Turns changes of the ledger, of progress and of the mesh into the faces' events."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -12,9 +13,10 @@ from node.driver import Driver
 from node.gateway.events import EventRing
 from node.gateway.models import Event, JobSummary, Status
 from node.neighbours import Neighbours
+from node.progress import Progress as Live
 from node.progress import ProgressBoard
 from node.replica import Replica
-from node.views import Names, job_summary, progress_view
+from node.views import Names, job_summary, live_of, progress_view
 
 ROUND_S: Final = 0.25
 UNDECIDED_ROUNDS: Final = 28
@@ -64,13 +66,14 @@ class Feed:
             elif self._unread and self._ring.has_listeners:
                 self._publish(Event(id=0, kind="gap", at_ms=clock.wall_ms()))
                 self._unread = False
+            shown: list[Live] = []
             if changed or news:
-                names = await self._replica.read(names_of)
+                names, shown = await self._replica.read(partial(self._look, news))
             if changed:
                 await self._tell_jobs(names)
-            for live in news:
-                shown = progress_view(live, names)
-                self._publish(Event(id=0, kind="progress", at_ms=clock.wall_ms(), progress=shown))
+            for live in shown:
+                told = progress_view(live, names)
+                self._publish(Event(id=0, kind="progress", at_ms=clock.wall_ms(), progress=told))
             seen = (self._driver.leader_changed.count, self._neighbours.changed.count)
             if seen[0] != self._mesh_seen[0]:
                 status = await self._status()
@@ -80,12 +83,18 @@ class Feed:
             if self._undecided == UNDECIDED_ROUNDS:
                 _log.error("nothing is decided", notes=(await self._status()).notes)
 
+    def _look(self, news: Sequence[str], reader: Reader) -> tuple[Names, list[Live]]:
+        found = (live_of(reader, self._board, job) for job in news)
+        return names_of(reader), [live for live in found if live is not None]
+
     async def _tell_jobs(self, names: Names) -> None:
         index, after = self._driver.applied_index, self._told_index
 
         def read(reader: Reader) -> list[JobSummary]:
             return [
-                job_summary(job, reader.attempts(job.id), self._board.of(job.id), names)
+                job_summary(
+                    job, reader.attempts(job.id), live_of(reader, self._board, job.id), names
+                )
                 for job in reader.changed_jobs(after, JOBS_A_ROUND)
             ]
 

@@ -7,7 +7,6 @@ film for the node that holds the lease, `result/<attempt>` the worker's result f
 
 import asyncio
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from ledger.jobs import Attempt, Job
+from ledger.jobs import PARTS, Attempt, Job
 from ledger.queries import Reader
 from mesh import clock
 from mesh.bulk_zmq import ZmqBulkClient
@@ -41,8 +40,8 @@ from mesh.transfer_files import (
     remove_old_partials,
     require_space,
 )
-from node.conversion import judge_delivered, plan_of
-from node.foreign import is_plain_id
+from node.conversion import judge_delivered, plan_of, whole_plan
+from node.film_pieces import FilmPieces, copy_kept, holds, plain
 from node.media.convert import Media
 from node.owner import Plan
 from node.replica import Replica
@@ -56,6 +55,8 @@ THREADS: Final = 8
 SWEEP_MS: Final = 10_000
 LEFTOVERS_MS: Final = 7 * 24 * 3_600_000
 """Partial files that nobody has written for a week belong to no job that still runs."""
+_HELD: Final = ("finished", "kept", "accepted")
+"""States of attempts whose results their owners may still want."""
 REPLICA_LAG_TRIES: Final = 20
 REPLICA_LAG_S: Final = 0.25
 """A worker may hear of its lease before the owner does: refusals are asked again for five seconds."""
@@ -130,6 +131,16 @@ class Films:
         self._results = folder / "results"
         self._incoming = folder / "incoming"
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="films")
+        self.pieces = FilmPieces(
+            own=own,
+            folder=folder / "pieces",
+            source_of=self._unchanged,
+            kept=self._kept,
+            reader=reader,
+            media=media,
+            run=self._run,
+            bring=self._bring,
+        )
         self._taken: set[str] = set()
         self._swept_ms = -SWEEP_MS
         for made in (self._results, self._incoming):
@@ -153,9 +164,11 @@ class Films:
         if attempt is None or job is None:
             raise NotAllowedError("no such attempt is known here", "wait for the replica")
         leased_to_peer = attempt.node == peer and attempt.state == "leased"
+        if kind == "slice" and job.owner == self._own and leased_to_peer:
+            return self.pieces.slice_source(attempt)
         if kind == "source" and job.owner == self._own and leased_to_peer:
             return FileSource(self._allowed.source(job.source), _source_manifest(job))
-        wanted_by_peer = job.owner == peer and attempt.state in ("finished", "accepted")
+        wanted_by_peer = job.owner == peer and attempt.state in _HELD
         if kind == "result" and attempt.node == self._own and wanted_by_peer:
             return self._result_source(attempt)
         raise NotAllowedError("this handle is not yours", "")
@@ -177,11 +190,12 @@ class Films:
     # --- the worker's side ------------------------------------------------------------------------
 
     async def fetch(self, order: Order, folder: Path, on_bytes: ReportBytes) -> tuple[Path, int]:
-        """The source: the film itself on its owner's node, else fetched and verified."""
+        """What the task works on: a slice, the film itself on its owner's node, else the film fetched."""
         job = order.job
+        if order.task.kind == "chunk":
+            return await self.pieces.fetch(order, folder, on_bytes)
         if job.owner == self._own:
-            path = self._allowed.source(job.source)
-            await self._run(lambda _: FileSource(path, _source_manifest(job)).close())
+            path = await self._run(lambda _: self._unchanged(job))
             await self._run(lambda _: require_space(folder, job.source_bytes))
             return path, 0
         target = folder / f"source{Path(job.source).suffix}"
@@ -191,6 +205,12 @@ class Films:
             NodeId(job.owner), f"source/{order.attempt.id}", target, expected, on_bytes
         )
         return target, job.source_bytes
+
+    def _unchanged(self, job: Job) -> Path:
+        """The film of a job of this node.  Raises `SourceChangedError` when it is another one now."""
+        path = self._allowed.source(job.source)
+        FileSource(path, _source_manifest(job)).close()
+        return path
 
     async def keep(self, order: Order, result: Path) -> tuple[int, str]:
         """Digests and syncs a judged result and keeps it for its owner."""
@@ -221,13 +241,14 @@ class Films:
         for path in self._results.iterdir():
             attempt = reader.attempt(path.name)
             job = reader.job(attempt.job) if attempt is not None else None
-            wanted = attempt is not None and attempt.state in ("leased", "finished", "accepted")
+            wanted = attempt is not None and attempt.state in ("leased", *_HELD)
             if not wanted or job is None or job.is_final:
                 path.unlink(missing_ok=True)
         for path in self._incoming.glob(f"*{PARTIAL_SUFFIX}*"):
             job = reader.job(path.name.partition(".")[0])
             if job is None or job.is_final:
                 path.unlink(missing_ok=True)
+        self.pieces.sweep(reader)
 
     async def _bring(
         self,
@@ -277,16 +298,21 @@ class Films:
                 "wait until nothing writes it any more, then submit it again",
             )
         probe = await (await self._media()).probe(path, size=manifest.size)
-        return plan_of(job, probe, manifest.digest)
+        plan = plan_of(job, probe, manifest.digest)
+        return await self.pieces.plan(job, path, probe, plan, whole_plan(job, probe))
 
     async def take(self, job: Job, attempt: Attempt, on_bytes: ReportBytes) -> None:
-        """Brings the result into staging and judges it."""
+        """Brings the result into staging and judges it; a part of a film to the other parts."""
+        task = await self._run(lambda _: self._reader.task(attempt.task))
+        if task is not None and task.kind in PARTS:
+            await self.pieces.take(job, task, attempt, on_bytes)
+            return
         staging = self._staging(job)
         expected = Manifest(size=attempt.result_bytes, digest=attempt.result_digest)
-        if not await self._run(lambda _: _holds(staging, expected)):
+        if not await self._run(lambda _: holds(staging, expected)):
             if attempt.node == self._own:
                 kept = self._kept(attempt)
-                await self._run(lambda _: _copy(kept, staging, expected))
+                await self._run(lambda _: copy_kept(kept, staging, expected))
             else:
                 handle = f"result/{attempt.id}"
                 await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
@@ -303,10 +329,10 @@ class Films:
             root, name = self._allowed.split(job.output)
             with safe_destination(root, name, make_folders=True) as destination:
                 if not staging.exists():
-                    if destination.exists() and _holds(destination.path, expected):
+                    if destination.exists() and holds(destination.path, expected):
                         return
                     raise TransferError("the staged result is gone", "it is fetched again")
-                if not verified and not _holds(staging, expected):
+                if not verified and not holds(staging, expected):
                     raise TransferError("the staged result is damaged", "it is fetched again")
                 if destination.exists() and _is_same(destination.path, Path(job.source)):
                     raise ConflictError(
@@ -317,7 +343,7 @@ class Films:
                     publish_new(staging, destination, overwrite=bool(job.overwrite))
                 except ConflictError:
                     # A crash between the new name and the end of the old one leaves both.
-                    if not _holds(destination.path, expected):
+                    if not holds(destination.path, expected):
                         raise
                     staging.unlink()
 
@@ -330,10 +356,10 @@ class Films:
         await self._run(lambda _: PartialFile(self._staging(job)).discard())
 
     def _staging(self, job: Job) -> Path:
-        return self._incoming / f"{_plain(job.id)}{PARTIAL_SUFFIX}"
+        return self._incoming / f"{plain(job.id)}{PARTIAL_SUFFIX}"
 
     def _kept(self, attempt: Attempt) -> Path:
-        return self._results / _plain(attempt.id)
+        return self._results / plain(attempt.id)
 
 
 def default_folders(allow: Sequence[str]) -> tuple[Path, ...]:
@@ -350,38 +376,11 @@ def _source_manifest(job: Job) -> Manifest:
     )
 
 
-def _plain(text: str) -> str:
-    # Ids come from whoever proposed them: one with a separator would be a path of its own.
-    if not is_plain_id(text):
-        raise PathError(f"{text[:80]!a} is no id", "submit the job again")
-    return text
-
-
 def _is_same(path: Path, source: Path) -> bool:
     try:
         return path.samefile(source)
     except FileNotFoundError:
         return False
-
-
-def _holds(path: Path, expected: Manifest) -> bool:
-    """Whether the file is exactly this content, as it lies on the disk now."""
-    try:
-        return path.stat().st_size == expected.size and digest_file(path) == expected.digest
-    except FileNotFoundError:
-        return False
-
-
-def _copy(kept: Path, staging: Path, expected: Manifest) -> None:
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    require_space(staging.parent, expected.size)
-    try:
-        shutil.copyfile(kept, staging)
-    except FileNotFoundError:
-        raise TransferError("the result is not here any more", "it is converted again") from None
-    if not _holds(staging, expected):
-        staging.unlink(missing_ok=True)
-        raise TransferError("the result on this disk is damaged", "it is converted again")
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ from ledger.commands import (
     MemberSpec,
     MigrateLedger,
     PlanJob,
+    PlanPieces,
     RecoverMesh,
     RefuseResult,
     ReleaseLeases,
@@ -77,7 +78,7 @@ def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> 
         )
 
 
-_OF_A_JOB = StartPlanning | PlanJob | FailJob | AcceptResult | RefuseResult | FinishJob
+_OF_A_JOB = StartPlanning | PlanJob | PlanPieces | FailJob | AcceptResult | RefuseResult | FinishJob
 _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
 _OF_THE_COORDINATOR = GrantLeases | ExpireLeases | FormMesh | MigrateLedger | RecoverMesh
 

@@ -7,6 +7,7 @@ is fetched again, a publication is finished by the digest of what lies there.
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -17,7 +18,9 @@ from ledger.commands import (
     Command,
     FailJob,
     FinishJob,
+    PieceSpec,
     PlanJob,
+    PlanPieces,
     RefuseResult,
     StartPlanning,
     TaskSpec,
@@ -63,6 +66,8 @@ class Plan:
     plan_json: str
     needs: tuple[str, ...]
     cost: int
+    tasks: tuple[PieceSpec, ...] = ()
+    """Of a film in pieces; empty: one task for all of it."""
 
 
 class Planner(Protocol):
@@ -130,13 +135,13 @@ class Owner:
         async with asyncio.TaskGroup() as group:
             while True:
                 seen = self._driver.ledger_changed.count
-                for job, step in await self._replica.read(self._steps):
-                    if job.id not in self._busy:
-                        self._busy.add(job.id)
-                        group.create_task(self._guarded(job, step), name=f"job {job.id}")
+                for key, job, step in await self._replica.read(self._steps):
+                    if key not in self._busy:
+                        self._busy.add(key)
+                        group.create_task(self._guarded(key, job, step), name=f"job {key}")
                 await self._driver.ledger_changed.wait(seen, RECONCILE_S)
 
-    def _steps(self, reader: Reader) -> list[tuple[Job, "Step"]]:
+    def _steps(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
         steps: list[tuple[Job, Step]] = [
             (job, self._take if job.state == "verifying" else self._publish)
             for job in reader.jobs_of_owner(self._own, ("verifying", "publishing"))
@@ -145,9 +150,21 @@ class Owner:
         if room > 0:
             waiting = reader.jobs_to_plan(self._own, limit=room)
             steps.extend((job, self._plan) for job in waiting)
-        return [(job, step if is_plain_id(job.id) else self._reject) for job, step in steps]
+        chosen = [
+            (job.id, job, step if is_plain_id(job.id) else self._reject) for job, step in steps
+        ]
+        return chosen + self._parts(reader)
 
-    async def _guarded(self, job: Job, step: "Step") -> None:
+    def _parts(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
+        """Finished parts of films in pieces, each a step of its own."""
+        return [
+            (part.id, job, partial(self._take_part, part.id))
+            for job in reader.jobs_of_owner(self._own, ("running",))
+            if is_plain_id(job.id)
+            for part in reader.attempts(job.id, "finished")
+        ]
+
+    async def _guarded(self, key: str, job: Job, step: "Step") -> None:
         try:
             await step(job)
         except NoCoordinatorError:
@@ -165,7 +182,7 @@ class Owner:
             _log.exception("job failed", job=job.id)
             await self._give_up(job, DarkStreamError(f"internal fault: {error!r}"))
         finally:
-            self._busy.discard(job.id)
+            self._busy.discard(key)
 
     async def _reject(self, job: Job) -> None:
         # Such an id would name a file elsewhere; no node of ours draws one.
@@ -203,23 +220,20 @@ class Owner:
             if not await self._commit(job, StartPlanning(job=job.id)):
                 return
             plan = await self._planner.plan(job)
-            task = TaskSpec(id=f"{job.id}-0", kind="whole", needs=plan.needs, cost=plan.cost)
-            await self._commit(
-                job,
-                PlanJob(
-                    job=job.id,
-                    source_digest=plan.source_digest,
-                    source_bytes=plan.source_bytes,
-                    probe_json=plan.probe_json,
-                    plan_json=plan.plan_json,
-                    tasks=(task,),
-                ),
-            )
+            await self._commit(job, _planned(job, plan))
 
     async def _take(self, job: Job) -> None:
         attempt = await self._current(job, "finished")
-        if attempt is None:
-            return
+        if attempt is not None:
+            await self._take_in(job, attempt)
+
+    async def _take_part(self, attempt_id: str, job: Job) -> None:
+        # The step may have been chosen by a read that is older than its end.
+        attempt = await self._replica.read(lambda reader: reader.attempt(attempt_id))
+        if attempt is not None and attempt.state == "finished":
+            await self._take_in(job, attempt)
+
+    async def _take_in(self, job: Job, attempt: Attempt) -> None:
         async with self._takes:
             try:
                 await self._fetch(job, attempt)
@@ -318,6 +332,20 @@ class Owner:
         if now is None or now.state != job.state:
             return None
         return next((a for a in reversed(attempts) if a.state == state), None)
+
+
+def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:
+    told: dict[str, Any] = {
+        "job": job.id,
+        "source_digest": plan.source_digest,
+        "source_bytes": plan.source_bytes,
+        "probe_json": plan.probe_json,
+        "plan_json": plan.plan_json,
+    }
+    if plan.tasks:
+        return PlanPieces(tasks=plan.tasks, **told)
+    whole = TaskSpec(id=f"{job.id}-0", kind="whole", needs=plan.needs, cost=plan.cost)
+    return PlanJob(tasks=(whole,), **told)
 
 
 Step = Callable[[Job], Coroutine[Any, Any, None]]

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Final, Literal
 
@@ -18,6 +18,8 @@ TOPIC: Final = "progress"
 INTERVAL_MS: Final = 500
 """At most two reports a second and job leave a node."""
 JOBS_MAX: Final = 10_000
+PARTS_MAX: Final = 256
+"""Attempts of one film that are shown together; more nodes than a mesh has slots."""
 ID_CHARS_MAX: Final = 64
 """Of a job or attempt in another node's report: what is kept of all jobs must stay small."""
 STALE_MS: Final = 15_000
@@ -42,8 +44,41 @@ class Progress:
     bytes_total: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilmProgress:
+    """Of a film in pieces, as the ledger knows it: frames of finished parts and of all, and who runs."""
+
+    done: int
+    total: int
+    leased: frozenset[str]
+
+
+def together(parts: Sequence[Progress], film: FilmProgress | None = None) -> Progress | None:
+    """One progress of a job whose parts may run on several nodes; the newest of them is its name.
+
+    Parts that the ledger counts as finished are left out of what still runs.
+    """
+    if film is not None:
+        parts = [part for part in parts if part.attempt in film.leased]
+    if not parts:
+        return None
+    if film is None or film.done >= film.total:
+        return parts[-1]
+    running = sum(p.frames_total if p.phase == "verifying" else p.frames for p in parts)
+    phases = [part.phase for part in parts]
+    busy = [part for part in parts if part.phase == "encoding"]
+    return replace(
+        parts[-1],
+        phase="encoding" if running or busy else phases[-1],
+        frames=min(film.done + running, film.total),
+        frames_total=film.total,
+        fps=sum(part.fps for part in busy),
+        speed=sum(part.speed for part in busy),
+    )
+
+
 class ProgressBoard:
-    """The newest progress of each job, from this node and from others."""
+    """The newest progress of each attempt of each job, from this node and from others."""
 
     def __init__(
         self, own: NodeId, tell: Callable[[Notice], None], now_ms: Callable[[], int]
@@ -52,7 +87,7 @@ class ProgressBoard:
         self._own = own
         self._tell = tell
         self._now_ms = now_ms
-        self._board: OrderedDict[str, tuple[int, Progress]] = OrderedDict()
+        self._board: OrderedDict[str, dict[str, tuple[int, Progress]]] = OrderedDict()
         self._sent: dict[str, tuple[int, Phase]] = {}
         self._news: set[str] = set()
 
@@ -60,10 +95,10 @@ class ProgressBoard:
         """Notes this node's own progress and tells the others, at most twice a second a job."""
         now_ms = self._now_ms()
         self._note(progress, now_ms)
-        last_ms, phase = self._sent.get(progress.job, (-INTERVAL_MS, progress.phase))
+        last_ms, phase = self._sent.get(progress.attempt, (-INTERVAL_MS, progress.phase))
         if now_ms - last_ms >= INTERVAL_MS or phase != progress.phase:
-            self._sent.pop(progress.job, None)
-            self._sent[progress.job] = (now_ms, progress.phase)
+            self._sent.pop(progress.attempt, None)
+            self._sent[progress.attempt] = (now_ms, progress.phase)
             while len(self._sent) > JOBS_MAX:
                 del self._sent[next(iter(self._sent))]
             self._tell(Notice(topic=TOPIC, body=PROGRESS.encode(progress)))
@@ -80,35 +115,39 @@ class ProgressBoard:
         self._note(progress, self._now_ms())
 
     def _note(self, progress: Progress, now_ms: int) -> None:
-        self._board[progress.job] = (now_ms, progress)
+        parts = self._board.setdefault(progress.job, {})
+        parts.pop(progress.attempt, None)
+        parts[progress.attempt] = (now_ms, progress)
+        for attempt in [a for a, (at_ms, _) in parts.items() if now_ms - at_ms > STALE_MS]:
+            del parts[attempt]
+        while len(parts) > PARTS_MAX:
+            del parts[next(iter(parts))]
         self._board.move_to_end(progress.job)
         self._news.add(progress.job)
         while len(self._board) > JOBS_MAX:
             self._news.discard(self._board.popitem(last=False)[0])
         self.changed.set()
 
-    def of(self, job: str) -> Progress | None:
-        """The newest progress of a job, unless it is old."""
-        entry = self._board.get(job)
-        if entry is None or self._now_ms() - entry[0] > STALE_MS:
-            return None
-        return entry[1]
+    def of(self, job: str) -> list[Progress]:
+        """The newest progress of each attempt of a job, unless it is old; the newest is the last."""
+        now_ms = self._now_ms()
+        found = self._board.get(job, {}).values()
+        return [progress for at_ms, progress in found if now_ms - at_ms <= STALE_MS]
 
-    def take_news(self) -> list[Progress]:
-        """What was reported since this was asked last, the newest of each job."""
-        news = [self._board[job][1] for job in sorted(self._news) if job in self._board]
+    def take_news(self) -> list[str]:
+        """Jobs of which something was reported since this was asked last."""
+        news = sorted(job for job in self._news if job in self._board)
         self._news.clear()
         return news
 
     def running(self) -> list[Progress]:
         """What is not old, by job."""
-        now_ms = self._now_ms()
-        return [p for at_ms, p in self._board.values() if now_ms - at_ms <= STALE_MS]
+        return [progress for job in self._board for progress in self.of(job)]
 
     def over(self, job: str) -> None:
         """Forgets a job that ended."""
-        self._board.pop(job, None)
-        self._sent.pop(job, None)
+        for attempt in self._board.pop(job, {}):
+            self._sent.pop(attempt, None)
 
 
 def from_thread(

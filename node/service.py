@@ -52,7 +52,7 @@ from node.gateway.models import (
 from node.media.profiles import BUILT_IN
 from node.mesh_view import MeshView, Parts, told_pending
 from node.submission import commands_of
-from node.views import job_detail, job_summary
+from node.views import job_detail, job_summary, live_of
 
 APPROVE: Final = "join.approve"
 
@@ -152,7 +152,12 @@ class Service:
             page = found[: wanted.limit]
             return JobsPage(
                 jobs=[
-                    job_summary(job, reader.attempts(job.id), parts.board.of(job.id), names)
+                    job_summary(
+                        job,
+                        reader.attempts(job.id),
+                        live_of(reader, parts.board, job.id),
+                        names,
+                    )
                     for job in page
                 ],
                 next=str(page[-1].seq) if len(found) > wanted.limit else None,
@@ -178,7 +183,7 @@ class Service:
                 found,
                 reader.tasks(found.id),
                 reader.attempts(found.id),
-                live=parts.board.of(found.id),
+                live=live_of(reader, parts.board, found.id),
                 names=names_of(reader),
                 why_waiting=why_waiting(found),
             )

@@ -4,8 +4,14 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from mesh import clock
+
+FLOOD_PER_S: Final = 150
+"""Changes a second above which a paced signal rests longer: there all who look cost a tenth of the speed."""
+FLOOD_REST: Final = 4
+"""Times as long."""
 
 
 class Signal:
@@ -15,8 +21,9 @@ class Signal:
         self.count = 0
         self._event = asyncio.Event()
 
-    def set(self) -> None:
-        """Announces a change to every waiter."""
+    def set(self, changes: int = 1) -> None:
+        """Announces a change, or several that came at once, to every waiter."""
+        del changes  # one word for all
         self.count += 1
         event, self._event = self._event, asyncio.Event()
         event.set()
@@ -34,29 +41,34 @@ class PacedSignal(Signal):
     """A signal that wakes at once after quiet, and at most once every `interval_s` while busy.
 
     For those who look at everything anew each time: a thousand changes a second are then twenty
-    looks.  The last change of a burst is always announced.
+    looks, and where more than `FLOOD_PER_S` come, five.  The last change of a burst is always
+    announced.
     """
 
     def __init__(self, interval_s: float) -> None:
         super().__init__()
         self._interval_s = interval_s
         self._resting: asyncio.TimerHandle | None = None
-        self._missed = False
+        self._missed = 0
 
-    def set(self) -> None:
-        """Announces a change now, or when the present interval is over."""
+    def set(self, changes: int = 1) -> None:
+        """Announces changes now, or when the present interval is over."""
         if self._resting is not None:
-            self._missed = True
-            return
-        super().set()
-        loop = asyncio.get_running_loop()
-        self._resting = loop.call_later(self._interval_s, self._rested)
+            self._missed += changes
+        else:
+            self._announce(self._interval_s)
 
-    def _rested(self) -> None:
+    def _announce(self, rest_s: float) -> None:
+        super().set()
+        self._missed = 0
+        loop = asyncio.get_running_loop()
+        self._resting = loop.call_later(rest_s, self._rested, rest_s)
+
+    def _rested(self, rested_s: float) -> None:
         self._resting = None
         if self._missed:
-            self._missed = False
-            self.set()
+            flood = self._missed > FLOOD_PER_S * rested_s
+            self._announce(self._interval_s * (FLOOD_REST if flood else 1))
 
 
 class Alarm:

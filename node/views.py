@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ledger.jobs import Attempt, Job, Task
+from ledger.queries import Reader
 from node.gateway.models import (
     AttemptInfo,
     Fault,
@@ -14,10 +15,21 @@ from node.gateway.models import (
     ResultInfo,
     TaskInfo,
 )
+from node.progress import FilmProgress, ProgressBoard, together
 from node.progress import Progress as Live
 
 Names = Mapping[str, str]
 """Node id to name."""
+
+
+def live_of(reader: Reader, board: ProgressBoard, job: str) -> Live | None:
+    """The live progress of a job, all parts of its film together."""
+    parts = board.of(job)
+    frames = reader.film_frames(job) if parts else None
+    if frames is None:
+        return together(parts)
+    leased = frozenset(attempt.id for attempt in reader.attempts(job, "leased"))
+    return together(parts, FilmProgress(done=frames[0], total=frames[1], leased=leased))
 
 
 def progress_view(live: Live | None, names: Names) -> Progress | None:

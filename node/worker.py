@@ -30,6 +30,7 @@ from mesh.ids import NodeId, node_of
 from node.driver import Driver
 from node.foreign import FOREIGN_FAULTS, is_plain_id
 from node.leases import WORK, Fence, LeaseTiming, WorkerHeartbeat
+from node.media.errors import MediaError
 from node.progress import Progress, ProgressBoard
 from node.proposer import Proposer, bounded_text
 from node.replica import Replica
@@ -418,4 +419,6 @@ def _report(
 
 
 def _class_of(error: DarkStreamError) -> FailureClass:
+    if isinstance(error, MediaError):
+        return error.failure
     return "input" if isinstance(error, SourceChangedError) else "transient"

@@ -343,7 +343,6 @@ RECIPES |= {
     "split_av1.mp4": _encoded("-c:v", "libsvtav1", "-preset", "12", "-g", "24", *AAC),
     "split_mpeg2.mkv": _encoded("-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-b:v", "1M", "-c:a", "mp2"),
     "split_ffv1.mkv": _encoded("-c:v", "ffv1", "-g", "5", "-c:a", "flac"),
-    "split_prores.mov": _encoded("-c:v", "prores_ks", "-c:a", "pcm_s16le"),
     "split_many.mkv": _split_many,
     "split_edited.mp4": _edited,
     "split_turned.mp4": _turned,

@@ -29,7 +29,20 @@ def plan_lines(plan: Json) -> list[str]:
     filters = [str(one.get("name")) for one in plan.get("filters", [])]
     if filters:
         lines.append(f"filters: {', '.join(filters)}")
-    return [*lines, *(f"note: {note}" for note in plan.get("notes", []))]
+    return [*lines, *_pieces(plan), *(f"note: {note}" for note in plan.get("notes", []))]
+
+
+def _pieces(plan: Json) -> list[str]:
+    """In how many chunks the film is made, or why in one piece."""
+    if plan.get("why_whole"):
+        return [f"in one piece: {plan['why_whole']}"]
+    split = plan.get("split") or {}
+    chunks = split.get("chunks", [])
+    if not chunks:
+        return []
+    numerator, denominator = split.get("time_base", (0, 1))
+    longest = max(chunk.get("span", 0) for chunk in chunks) * numerator / max(1, denominator)
+    return [f"in {len(chunks)} chunks of up to {longest:.0f} s, all by FFmpeg {plan.get('ffmpeg')}"]
 
 
 def _stream(stream: Json) -> str:

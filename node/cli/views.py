@@ -171,10 +171,12 @@ def print_job(job: Json) -> None:
     for task in job["tasks"]:
         print(safe(f"task {task['id']} ({task['kind']}): {task['state']}"))
         for attempt in task["attempts"]:
-            _print_attempt(attempt)
+            # Of a film in hundreds of pieces only what went wrong is worth its command line.
+            well = task["kind"] in ("chunk", "audio") and not attempt["fault"]
+            _print_attempt(attempt, brief=well)
 
 
-def _print_attempt(attempt: Json) -> None:
+def _print_attempt(attempt: Json, *, brief: bool) -> None:
     took = f"fetch {duration(attempt['fetch_ms'])}, encode {duration(attempt['encode_ms'])}"
     print(
         safe(
@@ -184,6 +186,8 @@ def _print_attempt(attempt: Json) -> None:
     )
     if attempt["fault"]:
         print(safe(f"    {fault_text(attempt['fault'])}"))
+    if brief:
+        return
     if attempt["command_line"]:
         print(safe(f"    {shlex.join(attempt['command_line'])}"))
     for line in attempt["stderr_tail"].splitlines():

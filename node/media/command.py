@@ -100,7 +100,7 @@ class Parts:
     chunks: tuple[AnyPath, ...]
     sound: AnyPath | None
     picture: AnyPath
-    """Where the joined chunks are written to: a MOV, whose name must end so."""
+    """Where the joined chunks are written to."""
 
 
 def assembly_command(

@@ -155,6 +155,13 @@ class Media:
         """The owner's judgement of a file that another node made with `encoder`."""
         try:
             plan = plan_whole(probe, profile, (encoder,))
+        except MediaError as error:
+            return _unreadable(error)
+        return await self.check(path, plan, claimed)
+
+    async def check(self, path: AnyPath, plan: EncodePlan, claimed: ResultFacts) -> Verdict:
+        """Whether a file is what was planned, and the one that its maker judged."""
+        try:
             delivered = await self.probe(path, size=claimed.bytes)
         except MediaError as error:
             return _unreadable(error)

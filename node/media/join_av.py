@@ -1,7 +1,6 @@
 """Joins encoded chunks to one picture with the times of the contract: run as a child process around PyAV.
 
-`python -m node.media.join_av join INDEX TARGET CHUNK...` writes an MP4 or MOV (by the target's name)
-without sound; `python -m node.media.join_av times INDEX RESULT` measures how far a finished film's
+`python -m node.media.join_av join INDEX TARGET CHUNK...` writes a file without sound; `python -m node.media.join_av times INDEX RESULT` measures how far a finished film's
 times are from the contract.
 """
 
@@ -23,6 +22,7 @@ from node.media.probe_av import WARNING_LEVEL, FaultError, main_stream, open_fil
 from node.media.retime import dts_of, ranks_of, reorder_depth
 
 JOIN_PACKETS_MAX = 8_000_000
+REORDERING = frozenset({"h264", "hevc"})
 
 
 def moving(film: InputContainer) -> VideoStream:
@@ -67,8 +67,13 @@ def join(index_file: str, target: str, chunks: list[str]) -> dict[str, Any]:
     shown = array("q", ((at - contract[0]) * numerator for at in contract))
     decoded = dts_of(shown, depth)
     at = 0
-    options = {"video_track_timescale": str(denominator), "avoid_negative_ts": "disabled"}
-    with av.open("file:" + target, "w", options=options) as out:
+    # MOV tells decode times, which reordered pictures need; NUT holds what MOV does not (FFV1).
+    with open_film(chunks[0]) as film:
+        container = "mov" if moving(film).codec_context.name in REORDERING else "nut"
+    options = {"avoid_negative_ts": "disabled"}
+    if container == "mov":
+        options["video_track_timescale"] = str(denominator)
+    with av.open("file:" + target, "w", container, options=options) as out:
         copy = None
         for chunk in chunks:
             with open_film(chunk) as film:

@@ -29,7 +29,7 @@ from node.media.errors import (
     WorkDiskFullError,
 )
 from node.media.index import CutTable
-from node.media.judge import judge_end
+from node.media.judge import ResultFacts, Verdict, judge_end
 from node.media.plan import EncodePlan, needs, plan_whole
 from node.media.probe import Probe, probe_limits
 from node.media.profiles import Profile
@@ -145,6 +145,13 @@ class Pieces:
         return await media.make(
             command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
         )
+
+    async def check_chunk(
+        self, path: AnyPath, film: Film, number: int, claimed: ResultFacts
+    ) -> Verdict:
+        """The owner's judgement of a chunk that another node made."""
+        plan = chunk_plan(film.plan, film.split, film.split.chunks[number], film.probe)
+        return await self._media.check(path, plan, claimed)
 
     async def encode_sound(
         self, source: AnyPath, output: AnyPath, film: Film, *, on_progress: OnProgress

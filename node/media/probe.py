@@ -59,6 +59,7 @@ class StreamInfo(_Strict):
     """BLAKE2b of the codec's parameter sets, 16 hex digits; "" where it has none."""
     packets: int = 0
     """Without those that the container marks as discarded (edit lists)."""
+    discarded: int = 0
     bytes: int = 0
     start_us: int = 0
     span_us: int = 0

@@ -324,6 +324,7 @@ def stream_facts(stream: Any, tally: Tally) -> dict[str, Any]:  # noqa: ANN401 -
         "disposition": _flags(stream.disposition),
         "extradata": digest_of(getattr(context, "extradata", None)),
         "packets": tally.packets,
+        "discarded": tally.read - tally.packets,
         "bytes": tally.size,
         "start_us": round((tally.first or 0) * base * 1_000_000) if span else 0,
         "span_us": round((tally.newest - (tally.first or 0)) * base * 1_000_000),

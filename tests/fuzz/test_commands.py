@@ -152,6 +152,20 @@ class Likely:
             ),
             st.just(c.StartPlanning(job=job)),
             st.builds(
+                c.PlanPieces,
+                job=st.just(job),
+                source_digest=TEXT,
+                source_bytes=st.just(1),
+                probe_json=TEXT,
+                plan_json=TEXT,
+                tasks=st.just(
+                    tuple(
+                        c.PieceSpec(id=f"{job}-{name}", kind=kind, needs=(), cost=1)
+                        for name, kind in (("t", "chunk"), ("s", "audio"), ("e", "assemble"))
+                    )
+                ),
+            ),
+            st.builds(
                 c.PlanJob,
                 job=st.just(job),
                 source_digest=TEXT,

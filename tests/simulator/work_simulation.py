@@ -22,7 +22,9 @@ from ledger.commands import (
     FormMesh,
     JobSpec,
     MemberSpec,
+    PieceSpec,
     PlanJob,
+    PlanPieces,
     RefuseResult,
     ReleaseLeases,
     ReportNode,
@@ -51,6 +53,7 @@ RETRY_MS = 500
 LATE_MS_MAX = 1_500
 SILENT_MS_MAX = 2_000
 JOBS_MAX = 32
+PARTS_MAX = 5
 REPORT = AttemptReport(
     command_line="[]",
     stderr_tail="",
@@ -134,24 +137,35 @@ class Actor:
                 self.ask(("start", job.id), StartPlanning(job=job.id))
             else:
                 self.ask(("plan", job.id), self._plan(job))
-        for job in reader.jobs_of_owner(self.node, ("verifying",)):
+        # While it runs, a film in pieces hands back its parts.
+        for job in reader.jobs_of_owner(self.node, ("running", "verifying")):
             self._judge(reader, job)
         for job in reader.jobs_of_owner(self.node, ("publishing",)):
             (attempt,) = (a for a in reader.attempts(job.id) if a.state == "accepted")
+            self.mesh.check_parts(job, reader.attempts(job.id))
             self.mesh.publish(job, attempt)
             done = FinishJob(job=job.id, token=attempt.token, finished_at_ms=1)
             self.ask(("finish", job.id), done)
 
     def _plan(self, job: Job) -> Command:
-        task = TaskSpec(id=f"t{job.id}", kind="whole", needs=("x",), cost=1)
-        return PlanJob(
-            job=job.id,
-            source_digest="0" * 64,
-            source_bytes=1,
-            probe_json="{}",
-            plan_json="{}",
-            tasks=(task,),
-        )
+        told: dict[str, Any] = {
+            "job": job.id,
+            "source_digest": "0" * 64,
+            "source_bytes": 1,
+            "probe_json": "{}",
+            "plan_json": "{}",
+        }
+        if not job.split:
+            whole = TaskSpec(id=f"t{job.id}", kind="whole", needs=("x",), cost=1)
+            return PlanJob(tasks=(whole,), **told)
+        tasks = [
+            PieceSpec(id=f"t{job.id}-{number}", kind="chunk", needs=("x@1",), cost=1)
+            for number in range(self.random.randrange(1, PARTS_MAX))
+        ]
+        if self.random.random() < 0.5:
+            tasks.append(PieceSpec(id=f"t{job.id}-s", kind="audio", needs=(), cost=1))
+        tasks.append(PieceSpec(id=f"t{job.id}-e", kind="assemble", needs=(), cost=1))
+        return PlanPieces(tasks=tuple(tasks), **told)
 
     def _judge(self, reader: Reader, job: Job) -> None:
         finished = [a for a in reader.attempts(job.id) if a.state == "finished"]
@@ -328,7 +342,7 @@ class WorkSimulation(MeshSimulation):
             profile_json="{}",
             priority=self.random.randrange(3),
             tenant="",
-            split=False,
+            split=self.random.random() < 0.4,
         )
 
     def _joiner(self, number: int) -> Callable[[], None]:
@@ -459,6 +473,15 @@ class WorkSimulation(MeshSimulation):
         return f"a{self.made}"
 
     # --- what must hold -------------------------------------------------------------------------
+
+    def check_parts(self, job: Job, attempts: tuple[Attempt, ...]) -> None:
+        """What is published rests on each part once, and was assembled when all of them were kept."""
+        kept = [a for a in attempts if a.state == "kept"]
+        if len({a.task for a in kept}) != len(kept):
+            raise Violation(f"{job.id} is published of a part that is kept twice")
+        (last,) = (a for a in attempts if a.state == "accepted")
+        if any(a.token >= last.token for a in kept):
+            raise Violation(f"{job.id} was assembled before its parts were there")
 
     def publish(self, job: Job, attempt: Attempt) -> None:
         """Renames into place, never over another file; done twice by digest it is one."""

@@ -22,7 +22,7 @@ from node.batches import (
     encoded_answers,
 )
 from node.requests import Requests
-from node.signals import Alarm, IndexWaits, PacedSignal, Signal
+from node.signals import FLOOD_REST, Alarm, IndexWaits, PacedSignal, Signal
 
 LEADER, OTHER = NodeId("leader"), NodeId("other")
 
@@ -179,6 +179,26 @@ def test_a_paced_signal_wakes_at_once_and_then_at_its_pace() -> None:
         assert quiet == 2
         signal.set()
         assert signal.count == 3
+
+    asyncio.run(main())
+
+
+def test_a_paced_signal_rests_longer_in_a_flood_and_forgets_it() -> None:
+    async def main() -> None:
+        signal = PacedSignal(0.02)
+
+        async def seconds_to_the_next(changes: int) -> float:
+            begin = clock.monotonic_ms()
+            seen = signal.count
+            for _ in range(changes):
+                signal.set()
+            assert await signal.wait(seen, 5) == seen + 1
+            return (clock.monotonic_ms() - begin) / 1000
+
+        signal.set()
+        await seconds_to_the_next(50)  # announced, and what follows rests longer
+        assert await seconds_to_the_next(1) >= 0.02 * FLOOD_REST - 0.005
+        assert await seconds_to_the_next(1) < 0.02 * FLOOD_REST - 0.005
 
     asyncio.run(main())
 

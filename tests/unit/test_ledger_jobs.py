@@ -21,9 +21,9 @@ from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of, s
 JOBS = """
 queued      start_planning>planning lease>running fail>failed
 planning    start_planning>planning plan>queued fail>failed
-running     finish>verifying again>queued wait>waiting fail>failed
+running     lease>running part>running finish>verifying again>queued wait>waiting fail>failed
 waiting     lease>running fail>failed
-verifying   accept>publishing again>queued fail>failed
+verifying   accept>publishing again>queued part>running fail>failed
 publishing  publish>done fail>failed
 done
 failed
@@ -37,21 +37,25 @@ JOB_EVENTS = [
     "finish",
     "again",
     "wait",
+    "part",
     "accept",
     "publish",
     "fail",
 ]
 TASKS = """
+blocked   unblock>ready fail>failed
 ready     lease>leased fail>failed
 leased    finish>finished again>ready fail>failed
-finished  accept>accepted again>ready fail>failed
+finished  keep>kept accept>accepted again>ready fail>failed
+kept      fail>failed
 accepted  fail>failed
 failed
 """
-TASK_EVENTS = ["lease", "finish", "again", "accept", "fail"]
+TASK_EVENTS = ["unblock", "lease", "finish", "again", "keep", "accept", "fail"]
 ATTEMPTS = """
 leased     finish>finished fail>failed expire>expired release>released abandon>abandoned
-finished   accept>accepted refuse>refused abandon>abandoned
+finished   keep>kept accept>accepted refuse>refused abandon>abandoned
+kept       abandon>abandoned
 accepted   abandon>abandoned
 failed
 expired
@@ -59,7 +63,7 @@ released
 refused
 abandoned
 """
-ATTEMPT_EVENTS = ["finish", "accept", "fail", "expire", "release", "refuse", "abandon"]
+ATTEMPT_EVENTS = ["finish", "keep", "accept", "fail", "expire", "release", "refuse", "abandon"]
 
 
 def expected(table: str, events: list[str]) -> list[tuple[str, str, str]]:

@@ -206,8 +206,13 @@ def test_an_ordinary_film_may_be_split() -> None:
     ("probe", "profile", "said"),
     [
         (film(main=video(duration_us=LONG_US), frames_by="decoding"), "web", "not frames"),
-        (long_film(codec="vp8"), "web", "need not be frames"),
-        (long_film(codec="mpeg4"), "web", "need not be frames"),
+        (long_film(codec="vp8"), "web", "films in vp8"),
+        (long_film(codec="prores"), "web", "films in prores"),
+        (
+            film(sound(1, discarded=9), main=video(duration_us=LONG_US)),
+            "archive",
+            "leaves out sound",
+        ),
         (film(main=video(duration_us=LONG_US), undecodable=3), "web", "between two keyframes"),
         (long_film(interlaced=True), "web", "deinterlaced"),
         (long_film(dynamic_hdr=True), "web", "HDR"),
@@ -222,6 +227,12 @@ def test_why_a_film_is_done_whole(probe: Probe, profile: str, said: str) -> None
 
 def test_an_interlaced_film_that_stays_interlaced_may_be_split() -> None:
     assert reason(long_film(interlaced=True), "archive") == ""
+
+
+def test_sound_that_is_encoded_may_be_cut_and_priming_is_no_cut() -> None:
+    main = video(duration_us=LONG_US)
+    assert reason(film(sound(1, discarded=9), main=main)) == ""
+    assert reason(film(sound(1, discarded=1), main=main), "archive") == ""
 
 
 # --- chunks -----------------------------------------------------------------------------------------

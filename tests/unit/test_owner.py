@@ -108,7 +108,7 @@ def test_a_job_goes_its_whole_way() -> None:
     assert stand.shelf.outputs == {OUTPUT: RESULT}
     assert stand.shelf.staging == {}
     assert stand.mesh.attempt("a1").state == "accepted"
-    assert stand.mesh.board.of("j1") is None
+    assert stand.mesh.board.of("j1") == []
 
 
 def _spec(**values: Any) -> c.JobSpec:
@@ -282,7 +282,7 @@ def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
         async def stale(_: object) -> object:
             replica.read = fresh
             asked.set()
-            return [(publishing, owner._publish)]
+            return [("j1", publishing, owner._publish)]
 
         replica.read = stale
         stand.mesh.ledger_changed.set()

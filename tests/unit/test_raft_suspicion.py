@@ -3,7 +3,7 @@
 import pytest
 
 from mesh.ids import RaftId
-from mesh.messages import HeartbeatAck
+from mesh.messages import ConsensusMessage, HeartbeatAck
 from mesh.protocol import Role, Timing
 from tests.scenarios.cluster import Cluster, configuration_of
 
@@ -174,6 +174,33 @@ def test_a_leader_that_is_answered_in_gusts_and_decides_nothing_resigns() -> Non
     passed_ms = cluster.now_ms - begin_ms
     assert TIMES.election_max_ms <= passed_ms <= TIMES.election_max_ms + 2 * TIMES.heartbeat_ms
     assert cluster.nodes["b"].role is Role.CANDIDATE, "its last word arrived"
+
+
+def test_a_leader_whose_decisions_trickle_late_makes_room_too() -> None:
+    cluster = led()
+    late: list[tuple[int, ConsensusMessage]] = []
+    commits = set[int]()
+    for beat in range(60):
+        if cluster.nodes["a"].role is not Role.LEADER:
+            break
+        commits.add(cluster.nodes["a"].commit_index)
+        if beat % 3 == 0:
+            cluster.propose("a", str(beat))
+        cluster.tick("a")
+        cluster.take("a", "c")
+        cluster.deliver("a", "b", rounds=1)
+        # Each entry takes a little longer than the one before; something is decided all the time.
+        for answer in cluster.take("b", "a"):
+            if isinstance(answer, HeartbeatAck):
+                late += [(cluster.now_ms, answer)] if beat % 4 == 0 else []
+            else:
+                late.append((cluster.now_ms + 40 * beat, answer))
+        for due in [one for one in late if one[0] <= cluster.now_ms]:
+            late.remove(due)
+            if cluster.nodes["a"].role is Role.LEADER:
+                cluster.receive(due[1])
+    assert cluster.nodes["a"].role is not Role.LEADER
+    assert len(commits) > 3
 
 
 def test_slow_disks_unseat_no_leader_and_neither_does_an_idle_bad_link() -> None:
