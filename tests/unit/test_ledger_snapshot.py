@@ -94,9 +94,11 @@ def test_from_memory_and_of_one_moment_with_writes_beside(tmp_path: Path) -> Non
     thread = threading.Thread(target=copy)
     thread.start()
     try:
-        for n in range(150):
+        for n in range(5_000):
             beside.store.apply([next_job(beside.store, f"w{n}")])
             checksums[beside.store.applied_index] = beside.store.checksum
+            if n > 150 and len({one.applied_index for one in snapshots}) > 1:
+                break
     finally:
         stop.set()
         thread.join()
