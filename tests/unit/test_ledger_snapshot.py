@@ -14,6 +14,7 @@ import pytest
 from ledger import soundness_sqlite
 from ledger.queries import Reader
 from ledger.snapshot_sqlite import (
+    SnapshotFile,
     install_snapshot,
     reading_snapshot,
     remove_snapshots,
@@ -84,7 +85,7 @@ def test_from_memory_and_of_one_moment_with_writes_beside(tmp_path: Path) -> Non
 
     beside = working(str(tmp_path / "ledger.db")).submitted(*(f"m{n}" for n in range(500)))
     checksums = {beside.store.applied_index: beside.store.checksum}
-    snapshots = []
+    snapshots: list[SnapshotFile] = []
     stop = threading.Event()
 
     def copy() -> None:
@@ -94,9 +95,11 @@ def test_from_memory_and_of_one_moment_with_writes_beside(tmp_path: Path) -> Non
     thread = threading.Thread(target=copy)
     thread.start()
     try:
-        for n in range(150):
+        for n in range(10_000):
             beside.store.apply([next_job(beside.store, f"w{n}")])
             checksums[beside.store.applied_index] = beside.store.checksum
+            if n > 150 and len({one.applied_index for one in tuple(snapshots)}) > 2:
+                break
     finally:
         stop.set()
         thread.join()
