@@ -31,7 +31,7 @@ from mesh.transfer_files import (
 )
 from node.films import Contacts
 from node.snapshot_duty import OnBytes, Snapshot
-from node.threads import run_stoppable
+from node.threads import in_background, run_stoppable
 
 HANDLE_PREFIX: Final = "snapshot-"
 SNAPSHOTS_MAX: Final = 2
@@ -70,7 +70,9 @@ class SnapshotShelf:
         self._ledger = ledger
         self._client = client
         self._contacts = contacts
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="snapshots")
+        self._threads = ThreadPoolExecutor(
+            2, thread_name_prefix="snapshots", initializer=in_background
+        )
         self._making = asyncio.Lock()
         self._made: tuple[_Made, ...] = ()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
