@@ -85,13 +85,13 @@ def metric(node: Node, name: str) -> float:
 
 
 @contextlib.contextmanager
-def mesh(folder: Path) -> Iterator[tuple[list[Node], Node]]:
+def mesh(folder: Path, *options: str) -> Iterator[tuple[list[Node], Node]]:
     """Three nodes that vote and take no work, and the home of a member that is not running."""
     with cluster(folder, ["one", "two", "three", "client"]) as nodes:
         voters, client = nodes[:3], nodes[3]
-        form(voters, "--slots", "0")
+        form(voters, "--slots", "0", *options)
         wait_for("three voters", lambda: len(voters[0].status()["voters"]) == 3, 20)
-        client.start("--join", voters[0].token(), "--slots", "0").ready()
+        client.start("--join", voters[0].token(), "--slots", "0", *options).ready(60)
         known = client.home / "peers.json"
         wait_for("it knows where all are", lambda: known.is_file() and _places(known) == 3, 40)
         client.stop()

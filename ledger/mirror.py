@@ -7,9 +7,10 @@ node's own checksum: what leaves the machine is proven first.  I/O is all this m
 """
 
 import os
+import shutil
 import tempfile
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,13 @@ import apsw
 
 from ledger.log_sqlite import read_entries
 from ledger.queries import open_replica
-from ledger.snapshot_sqlite import copy_ledger, os_error, reading_snapshot, verify_snapshot
+from ledger.snapshot_sqlite import (
+    SnapshotFile,
+    copy_ledger,
+    os_error,
+    reading_snapshot,
+    verify_snapshot,
+)
 from ledger.store_sqlite import LedgerStore, storage_error
 from mesh.errors import ConflictError, DamagedError, DiskFullError, StorageError
 
@@ -33,6 +40,7 @@ class Mirrored:
     """What one round brought into the mirror; `copied`: it began anew from the whole ledger."""
 
     index: int
+    checksum: bytes
     entries: int
     copied: bool
 
@@ -69,7 +77,7 @@ def mirror(ledger_path: str, log_path: str, file: Path) -> Mirrored:
                 "run mesh-cli ledger verify on this node",
             )
         entries = 0 if copied else now.index - begun
-        return Mirrored(index=now.index, entries=entries, copied=copied)
+        return Mirrored(index=now.index, checksum=now.checksum, entries=entries, copied=copied)
 
 
 def _opened(file: Path) -> LedgerStore:
@@ -157,6 +165,25 @@ def without_guests(file: Path) -> None:
         for side in ("-wal", "-shm"):
             with suppress(OSError):
                 file.with_name(file.name + side).unlink(missing_ok=True)
+
+
+def verify_file(file: Path) -> SnapshotFile:
+    """Checks a backup, or what litestream restored, thoroughly; nothing is changed.
+
+    The tables of litestream's own are left out, in a copy.  Raises as `verify_snapshot` does.
+    """
+    with reading_snapshot(file) as connection:
+        names = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if names.isdisjoint(_GUESTS):
+        return verify_snapshot(file, thorough=True)
+    with tempfile.TemporaryDirectory(prefix="darkstream-") as folder:
+        copy = Path(folder) / file.name
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise os_error(error, copy) from None
+        without_guests(copy)
+        return replace(verify_snapshot(copy, thorough=True), path=file)
 
 
 def epoch_and_index(file: Path) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from mesh.transfer_files import (
 )
 from node.films import Contacts
 from node.snapshot_duty import OnBytes, Snapshot
-from node.threads import run_stoppable
+from node.threads import in_background, run_stoppable
 
 HANDLE_PREFIX: Final = "snapshot-"
 SNAPSHOTS_MAX: Final = 2
@@ -70,7 +70,9 @@ class SnapshotShelf:
         self._ledger = ledger
         self._client = client
         self._contacts = contacts
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="snapshots")
+        self._threads = ThreadPoolExecutor(
+            2, thread_name_prefix="snapshots", initializer=in_background
+        )
         self._making = asyncio.Lock()
         self._made: tuple[_Made, ...] = ()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,7 +108,8 @@ class SnapshotShelf:
 
     def _make(self) -> _Made:
         require_space(self._folder, 2 * Path(self._ledger.path).stat().st_size)
-        file = write_snapshot(self._ledger.path, self._folder)
+        # A start removes it: it need not outlive the power.
+        file = write_snapshot(self._ledger.path, self._folder, durable=False)
         path = file.path
         found = path.stat()
         made = _Made(

@@ -1,12 +1,27 @@
 """Blocking work in threads that a cancelled caller waits for."""
 
 import asyncio
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+BACKGROUND_NICE: Final = 5
+"""Behind the loop and the threads of log and ledger, before FFmpeg (10)."""
+
+
+def in_background() -> None:
+    """Lowers this thread behind the rest of its process, where a system can (Linux)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            nice = os.getpriority(os.PRIO_PROCESS, thread) + BACKGROUND_NICE
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 async def run_stoppable(threads: ThreadPoolExecutor, work: Callable[[Callable[[], bool]], T]) -> T:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from mesh import clock
 from mesh.election import RandomSource
 from mesh.errors import (
     BackupError,
@@ -31,6 +32,7 @@ from node.backup.litestream import (
     configuration,
     not_sent,
     replicate_command,
+    restore_command,
     said,
     sync_command,
 )
@@ -46,6 +48,9 @@ FIRST_MAX_MS: Final = 60_000
 LISTEN_S: Final = 10.0
 """Until litestream has opened its socket: it looks at its destination first."""
 LOOK_S: Final = 0.05
+DRILL_EVERY_MS: Final = 24 * 60 * MINUTE_MS
+"""And once when a node first coordinates; it costs a transfer of the whole ledger."""
+_SENT_ANEW: Final = "all of it is sent anew; should this come again, use [backup] archive"
 
 _log = structlog.get_logger("backup")
 
@@ -78,6 +83,10 @@ class Mirrors(Protocol):
 
     def socket(self) -> Path:
         """Where the control socket will be."""
+        ...
+
+    def scratch(self) -> Path:
+        """Where a drill brings a ledger back to; nothing is there."""
         ...
 
     def remove(self) -> None:
@@ -162,6 +171,8 @@ class Archiver:
 
     async def _round(self) -> int:
         made = await self._commands.run("archive", self._folder)
+        if made["drilled"]:
+            self.rounds.state.drilled_ms = clock.wall_ms()
         if made["snapshot"]:
             _log.info("snapshot archived", index=made["index"], drilled=made["drilled"])
         return int(made["index"])
@@ -171,6 +182,7 @@ class Archiver:
 class _Running:
     task: asyncio.Task[RunResult]
     socket: Path
+    config: Path
     name: str
 
 
@@ -196,6 +208,7 @@ class Mirroring:
         self._find = find
         self._mirrors = mirrors
         self._running: _Running | None = None
+        self._drill_at_ms = 0
         self.rounds = Rounds(
             BackupState(kind="litestream", target=destination.text, here=False),
             host=means.host,
@@ -272,7 +285,43 @@ class Mirroring:
             raise
         running = await self._started(program, name, database, destination)
         await self._sync(program, running, database, destination)
+        if clock.monotonic_ms() >= self._drill_at_ms:
+            try:
+                await self._drill(program, running, database, made)
+            except BackupError:
+                # Whatever is there now cannot be relied on: all of it is sent anew.
+                await self._stop()
+                await asyncio.to_thread(self._mirrors.remove)
+                raise
+            self._drill_at_ms = clock.monotonic_ms() + DRILL_EVERY_MS
+            self.rounds.state.drilled_ms = clock.wall_ms()
         return int(made["index"])
+
+    async def _drill(
+        self, program: str, running: _Running, database: Path, made: dict[str, Any]
+    ) -> None:
+        """Brings back what was sent, and compares it with the mirror, which stands still meanwhile."""
+        file = await asyncio.to_thread(self._mirrors.scratch)
+        try:
+            result = await self._means.runner.run(
+                restore_command(program, running.config, database, file, None),
+                limits=Limits(time_ms=ROUND_MS),
+            )
+            if not result.ok:
+                raise BackupError(f"litestream's drill failed: {said(result)}", _SENT_ANEW)
+            try:
+                found = await self._commands.run("verify", str(file))
+            except DamagedError as error:
+                raise BackupError(f"litestream's drill failed: {error.what}", _SENT_ANEW) from None
+        finally:
+            await asyncio.to_thread(self._mirrors.scratch)
+        there, here = (found["applied_index"], found["checksum"]), (made["index"], made["checksum"])
+        if there != here:
+            raise BackupError(
+                f"litestream's drill brought back entry {there[0]}, and {here[0]} was sent",
+                _SENT_ANEW,
+            )
+        _log.info("what litestream sent came back equal", index=here[0])
 
     async def _name(self) -> str:
         mesh = await self._means.replica.read(lambda reader: reader.mesh())
@@ -294,7 +343,8 @@ class Mirroring:
             work = self._means.runner.run(
                 replicate_command(program, config), limits=Limits(time_ms=None)
             )
-            self._running = _Running(asyncio.create_task(work, name="litestream"), socket, name)
+            task = asyncio.create_task(work, name="litestream")
+            self._running = _Running(task, socket, config, name)
             _log.info("litestream runs", destination=destination.text)
         running = self._running
         try:

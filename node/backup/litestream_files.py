@@ -97,6 +97,13 @@ class MirrorFolder:
             raise _error(path, error) from None
         return path
 
+    def scratch(self) -> Path:
+        """Where a drill brings a ledger back to; nothing is there."""
+        path = self._folder / "drill.db"
+        for side in ("", "-wal", "-shm", ".tmp"):
+            path.with_name(path.name + side).unlink(missing_ok=True)
+        return path
+
     def remove(self) -> None:
         """Forgets the mirror: the next round begins anew."""
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -34,6 +34,8 @@ class BackupState:
     index: int = 0
     """Everything up to this entry is there."""
     done_ms: int | None = None
+    drilled_ms: int | None = None
+    """When what was backed up was last brought back and found equal."""
     failures: int = 0
     """Since the start."""
     fault: DarkStreamError | None = None

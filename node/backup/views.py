@@ -15,6 +15,7 @@ def backup_info(state: BackupState) -> BackupInfo:
         here=state.here,
         index=state.index,
         done_at_ms=state.done_ms,
+        drilled_at_ms=state.drilled_ms,
         failures=state.failures,
         fault=None if fault is None else Fault(code=fault.code, what=fault.what, todo=fault.todo),
     )

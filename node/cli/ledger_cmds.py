@@ -50,12 +50,18 @@ def ledger_query(ctx: click.Context, *, sql: str, as_json: bool) -> int:
 
 
 @ledger.command("verify")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @common_options
 @click.pass_context
-def ledger_verify(ctx: click.Context, *, as_json: bool) -> int:
-    """Check the local replica: every page, every promise, and that it fits its log."""
+def ledger_verify(ctx: click.Context, *, file: Path | None, as_json: bool) -> int:
+    """Check the local replica and its log: every page, every promise, every entry.
+
+    With FILE: check a backup instead, or what litestream restored.
+    """
     from ledger.backup import verify_replica  # noqa: PLC0415 - SQLite is needed here alone
 
+    if file is not None:
+        return _verify_file(file, as_json=as_json)
     path = _ledger_of(ctx)
     found = verify_replica(str(path), str(path.with_name(RAFT_FILE)))
     log = found.log
@@ -97,6 +103,20 @@ def ledger_verify(ctx: click.Context, *, as_json: bool) -> int:
         todo = "keep the home for an analysis; mesh-cli ledger restore, or let the node join anew"
         print_error(error_from("damaged", fault, todo))
     return EXIT_JOB_FAILED if found.faults else 0
+
+
+def _verify_file(file: Path, *, as_json: bool) -> int:
+    from ledger.mirror import verify_file  # noqa: PLC0415 - SQLite is needed here alone
+
+    found = verify_file(file)
+    if as_json:
+        told: Json = {"sound": True, "path": str(file), "checksum": found.checksum.hex()}
+        told |= {"applied_index": found.applied_index, "applied_term": found.applied_term}
+        print_json({**told, "bytes": found.size, "digest": found.digest})
+    else:
+        checksum = found.checksum.hex()[:_CHECKSUM_SHOWN]
+        print(safe(f"{file}: sound, up to entry {found.applied_index}, checksum {checksum}"))
+    return 0
 
 
 def _log_text(base: int, last: int) -> str:
@@ -224,7 +244,8 @@ def ledger_mirror(ctx: click.Context, *, file: Path, as_json: bool) -> int:
     path = _ledger_of(ctx)
     made = mirror(str(path), str(path.with_name(RAFT_FILE)), file.absolute())
     if as_json:
-        print_json({"index": made.index, "entries": made.entries, "copied": made.copied})
+        told: Json = {"index": made.index, "checksum": made.checksum.hex()}
+        print_json({**told, "entries": made.entries, "copied": made.copied})
     else:
         how = "copied whole" if made.copied else f"{made.entries} entries added"
         print(safe(f"{file}: up to entry {made.index}, {how}"))

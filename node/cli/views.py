@@ -86,9 +86,9 @@ def _backup_text(backup: Json) -> str:
         return f"{target}, written where the coordinator is"
     if not backup["done_at_ms"]:
         return f"{target}, the first one is not done yet"
-    return (
-        f"{target} holds everything up to entry {backup['index']}, {moment(backup['done_at_ms'])}"
-    )
+    drilled = f", drilled {moment(at)}" if (at := backup["drilled_at_ms"]) else ""
+    done = moment(backup["done_at_ms"])
+    return f"{target} holds everything up to entry {backup['index']}, {done}{drilled}"
 
 
 def print_nodes(answer: Json) -> None:

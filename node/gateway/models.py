@@ -233,6 +233,8 @@ class BackupInfo(Answer):
     here: bool
     index: int = 0
     done_at_ms: int | None = None
+    drilled_at_ms: int | None = None
+    """When what was backed up was last brought back and found equal."""
     failures: int = 0
     fault: Fault | None = None
 

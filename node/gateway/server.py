@@ -16,6 +16,8 @@ from node.gateway.service import NodeService
 CONNECTIONS_MAX = 256
 """Open requests at a time; more get 503."""
 _STOP_S = 3
+_PATIENCE_S = 2.5
+"""After so long who still waits is told that the node stops: before uvicorn tears the connection."""
 _STREAMS_S = 0.2
 """Event streams end by themselves when they are told to; so long they are given."""
 _LAST_WORD_S = 1.0
@@ -139,3 +141,8 @@ class Gateway:
         self._faces.stopping.set()
         self._server.should_exit = True
         self._server.stopping.set()
+        asyncio.get_running_loop().call_later(_PATIENCE_S, self._cancel_requests)
+
+    def _cancel_requests(self) -> None:
+        for request in self._server.server_state.tasks:
+            request.cancel()

@@ -81,6 +81,10 @@ def test_a_child_has_low_priority_no_input_no_core_and_a_session_of_its_own() ->
     )
     nice, core, session, pid = ended.stdout.split()
     assert int(nice) >= 10
+    group = Path("/proc/self/autogroup")
+    if group.exists():  # Linux weighs sessions first, and nice within one
+        assert shell(f"cat {group}").stdout.split()[-1] == b"10"
+        assert group.read_text().split()[-1] != "10"
     assert core == b"0"
     assert session == pid
 

@@ -1,12 +1,13 @@
 """A mirror of the replica: equal after every round, whatever the log still has."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
 from ledger.commands import MigrateLedger
-from ledger.mirror import Mirrored, epoch_and_index, mirror, without_guests
+from ledger.mirror import Mirrored, epoch_and_index, mirror, verify_file, without_guests
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.snapshot_sqlite import verify_snapshot
 from ledger.store_sqlite import LedgerStore
@@ -48,9 +49,11 @@ def mirroring(tmp_path: Path) -> Mirroring:
 def test_a_copy_first_then_what_was_decided_since(mirroring: Mirroring) -> None:
     first = mirroring.round()
     assert (first.copied, first.entries, mirroring.equal()) == (True, 0, True)
-    assert mirroring.round() == Mirrored(index=first.index, entries=0, copied=False)
+    assert mirroring.round() == replace(first, copied=False)
     mirroring.jobs("a", "b", "c")
-    assert mirroring.round() == Mirrored(index=first.index + 3, entries=3, copied=False)
+    more = mirroring.round()
+    assert (more.index, more.entries, more.copied) == (first.index + 3, 3, False)
+    assert more.checksum == mirroring.home.ledger.checksum
     assert mirroring.equal()
 
 
@@ -92,9 +95,13 @@ def test_guests_go_and_the_rest_is_a_backup(mirroring: Mirroring) -> None:
     assert mirroring.round().copied is False
     with pytest.raises(DamagedError):
         verify_snapshot(mirroring.file, thorough=True)
+    before = mirroring.file.read_bytes()
+    assert verify_file(mirroring.file).checksum == mirroring.home.ledger.checksum
+    assert mirroring.file.read_bytes() == before
     without_guests(mirroring.file)
     found = verify_snapshot(mirroring.file, thorough=True)
     assert found.checksum == mirroring.home.ledger.checksum
+    assert verify_file(mirroring.file) == found
     assert epoch_and_index(mirroring.file) == (1, found.applied_index)
     assert [path.name for path in mirroring.file.parent.iterdir()] == [mirroring.file.name]
 

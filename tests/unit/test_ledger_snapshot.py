@@ -94,9 +94,11 @@ def test_from_memory_and_of_one_moment_with_writes_beside(tmp_path: Path) -> Non
     thread = threading.Thread(target=copy)
     thread.start()
     try:
-        for n in range(150):
+        for n in range(5_000):
             beside.store.apply([next_job(beside.store, f"w{n}")])
             checksums[beside.store.applied_index] = beside.store.checksum
+            if n > 150 and len({one.applied_index for one in snapshots}) > 1:
+                break
     finally:
         stop.set()
         thread.join()
@@ -108,6 +110,17 @@ def test_from_memory_and_of_one_moment_with_writes_beside(tmp_path: Path) -> Non
 
 def next_job(store: LedgerStore, job: str) -> Entry:
     return entry(store.applied_index + 1, c.SubmitJobs(jobs=(job_spec(job),)))
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_only_what_has_to_last_is_synced(
+    made: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    found = write_snapshot(made.store.path, tmp_path / "s", durable=durable)
+    assert bool(synced) == durable
+    assert verify_snapshot(found.path, thorough=True) == found
 
 
 def test_a_ledger_that_is_not_sound_gives_no_snapshot(made: Ledger, tmp_path: Path) -> None:
