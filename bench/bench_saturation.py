@@ -27,7 +27,7 @@ import psutil
 from ledger.queries import Reader
 from mesh.clock import monotonic_ms
 from node.config import Timings
-from tests.cluster import Node, cluster, form, wait_for
+from tests.cluster import Node, cluster, wait_for
 from tests.films import make_film
 from tests.mesh_clients import Api, NoAnswerError, RefusedError
 
@@ -38,6 +38,7 @@ WAITING_A_NODE: Final = 2
 PROBE_S: Final = 0.5
 FILM_S, FILM_SIZE = 8, "480x270"
 """Some ten seconds of work for a core of its own: five share what is there, and leases change hands."""
+START_S: Final = 120
 _NEVER = threading.Event()
 
 
@@ -113,6 +114,16 @@ class Feeder(threading.Thread):
         path = node.films / f"film-{self.submitted}{self._film.suffix}"
         os.link(self._film, path)
         api.ask("/api/v1/jobs", {"paths": [str(path)], "profile": "archive"})
+
+
+def form(nodes: Sequence[Node]) -> None:
+    """A slot on each, all see all; with the patience that a busy machine needs."""
+    nodes[0].start("--new-mesh", "--slots", "1").ready(START_S)
+    token = nodes[0].token(len(nodes) - 1)
+    for node in nodes[1:]:
+        node.start("--join", token, "--slots", "1")
+    for node in nodes:
+        node.ready(START_S).sees(len(nodes), START_S)
 
 
 def metrics(node: Node) -> dict[str, float]:
@@ -251,7 +262,7 @@ def main() -> int:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkstream-bench-")))
         names = [f"n{number}" for number in range(1, given.nodes + 1)]
         nodes = stack.enter_context(cluster(root, names))
-        form(nodes, "--slots", "1")
+        form(nodes)
         found = judged(*run(nodes, seconds))
         for node in nodes:
             text = node.errors.read_text(errors="replace")

@@ -1,6 +1,6 @@
 """Random faults to a mesh of five hosts whose clients submit and read all the time.
 
-    .venv/bin/python bench/chaos.py [--quick] [--faults N] [--only NAME]... [--seed S] [--logs DIR]
+    .venv/bin/python bench/chaos.py [--quick] [--faults N] [--minutes M] [--only NAME]... [--seed S] [--logs DIR]
 
 Each host is a network namespace with a disk of its own (needs root, iproute2), on a switch of the
 tests' own.  One fault after the other: kill -9, SIGSTOP, a pulled cable, a host that is not heard,
@@ -289,7 +289,7 @@ def disks(root: Path, names: Sequence[str]) -> Generator[None]:
 
 
 def form(nodes: Sequence[Node]) -> None:
-    nodes[0].start("--new-mesh", "--slots", "0").ready()
+    nodes[0].start("--new-mesh", "--slots", "0").ready(60)
     token = nodes[0].token(len(nodes) - 1)
     for node in nodes[1:]:
         node.start("--join", token, "--slots", "0")
@@ -298,7 +298,7 @@ def form(nodes: Sequence[Node]) -> None:
     wait_for("three voters", lambda: len(nodes[0].status()["voters"]) == 3, 30)
 
 
-def run(chaos: Chaos, faults: Sequence[tuple[str, bool]]) -> None:
+def run(chaos: Chaos, faults: Sequence[tuple[str, bool]], until_ms: int) -> None:
     """Clients on every host, one fault after the other, then peace."""
     stop = threading.Event()
     clients: list[Client] = []
@@ -320,6 +320,9 @@ def run(chaos: Chaos, faults: Sequence[tuple[str, bool]]) -> None:
     for client in clients:
         client.start()
     for name, to_leader in faults:
+        if monotonic_ms() >= until_ms:
+            print("  the time is over", flush=True)
+            break
         strike(chaos, name, to_leader=to_leader)
     for node in chaos.nodes:
         node.ready(60).sees(HOSTS, 60)
@@ -393,6 +396,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10 faults instead of 200")
     parser.add_argument("--faults", type=int)
+    parser.add_argument("--minutes", type=float, default=60, help="strikes no longer than so")
     parser.add_argument("--only", action="append", default=[], choices=list(FAULTS))
     parser.add_argument("--logs", type=Path, help="keeps what the nodes log in this folder")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
@@ -413,7 +417,8 @@ def main() -> int:
         if given.logs is not None:
             stack.callback(shutil.copytree, root, given.logs, ignore=_all_but_logs)
         form(nodes)
-        run(chaos, deck(chaos.draw, faults, given.only))
+        until_ms = monotonic_ms() + int(given.minutes * 60_000)
+        run(chaos, deck(chaos.draw, faults, given.only), until_ms)
         found = judged(chaos)
     print(f"{'fault':24}{'count':>8}{'of the coordinator: p50':>26}{'max ms':>8}")
     for name, count in chaos.faults.most_common():

@@ -108,7 +108,8 @@ class SnapshotShelf:
 
     def _make(self) -> _Made:
         require_space(self._folder, 2 * Path(self._ledger.path).stat().st_size)
-        file = write_snapshot(self._ledger.path, self._folder)
+        # A start removes it: it need not outlive the power.
+        file = write_snapshot(self._ledger.path, self._folder, durable=False)
         path = file.path
         found = path.stat()
         made = _Made(

@@ -112,6 +112,17 @@ def next_job(store: LedgerStore, job: str) -> Entry:
     return entry(store.applied_index + 1, c.SubmitJobs(jobs=(job_spec(job),)))
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_only_what_has_to_last_is_synced(
+    made: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    found = write_snapshot(made.store.path, tmp_path / "s", durable=durable)
+    assert bool(synced) == durable
+    assert verify_snapshot(found.path, thorough=True) == found
+
+
 def test_a_ledger_that_is_not_sound_gives_no_snapshot(made: Ledger, tmp_path: Path) -> None:
     made.store.connection.execute("DROP INDEX job_by_tenant")
     with pytest.raises(DamagedError, match="job_by_tenant"):
