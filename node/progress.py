@@ -83,9 +83,9 @@ class FilmProgress:
 
 
 def together(parts: Sequence[Progress], film: FilmProgress | None = None) -> Progress | None:
-    """One progress of a job whose parts may run on several nodes; the newest of them is its name.
+    """One progress of a job whose parts may run on several nodes; the eldest of them gives the name.
 
-    Parts that the ledger counts as finished are left out of what still runs.
+    The newest would be another with every report, and each a new line for who prints them. Parts that the ledger counts as finished are left out of what still runs.
     """
     if film is not None:
         parts = [part for part in parts if part.attempt in film.leased]
@@ -97,7 +97,7 @@ def together(parts: Sequence[Progress], film: FilmProgress | None = None) -> Pro
     phases = [part.phase for part in parts]
     busy = [part for part in parts if part.phase == "encoding"]
     return replace(
-        parts[-1],
+        min(parts, key=lambda part: part.attempt),
         phase="encoding" if running or busy else phases[-1],
         frames=min(film.done + running, film.total),
         frames_total=film.total,

@@ -19,7 +19,7 @@ def test_parts_that_run_and_parts_that_are_done_make_one_film() -> None:
     shown = together(parts, film(100, "a", "b", "c"))
     assert shown is not None
     assert (shown.phase, shown.frames, shown.frames_total) == ("encoding", 240, 400)
-    assert (shown.fps, shown.speed, shown.node) == (25.0, 1.0, "nc")
+    assert (shown.fps, shown.speed, shown.node) == (25.0, 1.0, "na")
 
 
 def test_what_the_ledger_counts_is_not_counted_twice() -> None:
