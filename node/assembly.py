@@ -88,11 +88,9 @@ class Assembly:
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
         home = Path(config.home)
-        self._config = config
-        self._home = home
+        self._config, self._home = config, home
         self._identity = identity
-        self._log = log
-        self._ledger = ledger
+        self._log, self._ledger = log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
         self._incarnation = secrets.token_hex(4)
@@ -114,8 +112,7 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
-            cache_bytes_max=config.transfer.cache_gib << 30,
-            cache_age_max_ms=config.transfer.cache_days * 24 * 3_600_000,
+            **config.transfer.cache,
         )
         self._shelf = SnapshotShelf(
             folder=home / SNAPSHOTS_FOLDER,

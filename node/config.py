@@ -207,6 +207,14 @@ class TransferConfig(_Section):
     """And for how long after their last use."""
 
     @property
+    def cache(self) -> dict[str, int]:
+        """The bounds of the cache as `Films` wants them."""
+        return {
+            "cache_bytes_max": self.cache_gib << 30,
+            "cache_age_max_ms": self.cache_days * 24 * 3_600_000,
+        }
+
+    @property
     def rates(self) -> Rates:
         """The two in bytes a second."""
         return Rates(up=parse_rate(self.up), down=parse_rate(self.down))
