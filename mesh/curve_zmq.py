@@ -100,9 +100,9 @@ class Tally:
             )
 
 
-def curve_context() -> zmq.Context[zmq.Socket[bytes]]:
+def curve_context(io_threads: int = 1) -> zmq.Context[zmq.Socket[bytes]]:
     """A context whose sockets speak IPv4 and IPv6 and lose what is queued when they close."""
-    context = zmq.Context()
+    context = zmq.Context(io_threads)
     context.setsockopt(zmq.IPV6, 1)
     context.setsockopt(zmq.LINGER, 0)
     return context

@@ -33,6 +33,8 @@ Admit = Callable[[bytes], bool]
 """Whether the holder of this public key (32 bytes) may complete a handshake; answers from memory."""
 OUTBOX_MAX: Final = 256
 """Answers handed to a listener's thread and not yet sent; more are dropped."""
+RECEIVES_MAX: Final = 4
+"""Messages that a thread takes at once: each is a read of a mebibyte where chunks are served."""
 MESSAGES_A_TURN_MAX: Final = 64
 """Messages taken in one turn of the loop: a flood shares it with everything else."""
 REBIND_RETRY_MS: Final = 5
@@ -137,7 +139,10 @@ class _Bound:
         frame_bytes_max: int,
         send_queue_max: int,
         receive_queue_max: int,
+        tend: Callable[[], int | None] = lambda: None,
+        io_threads: int = 1,
     ) -> None:
+        """`tend` is called in a listener's thread before each wait and says how long, in ms."""
         # A ROUTER whose receive queue holds one message delivers none: the client's routing id fills it.
         assert receive_queue_max > 1, receive_queue_max
         self._name = name
@@ -148,12 +153,14 @@ class _Bound:
         self._frame_bytes_max = frame_bytes_max
         self._send_queue_max = send_queue_max
         self._receive_queue_max = receive_queue_max
+        self._tend = tend
+        self._io_threads = io_threads
         self.port = 0
         self._endpoint = ""
 
     def _open(self, host: str, port: int) -> None:
         """Binds.  Raises `InUseError`, `ConfigurationError`."""
-        self.context = curve_context()
+        self.context = curve_context(self._io_threads)
         try:
             self._zap = ZapHandler(
                 self.context, self._name.encode("ascii"), self._admit, self._tally
@@ -219,8 +226,8 @@ class _Bound:
             self._tally.refused("handshake", plain_address(host))
 
     def _receive(self) -> None:
-        """Takes one message; there must be one."""
-        frames: list[zmq.Frame] = self._socket.recv_multipart(copy=False)
+        """Takes one message.  Raises zmq.Again when there is none."""
+        frames: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
         routing, *payload = frames
         if not payload:
             self._tally.refused("malformed")
@@ -321,6 +328,7 @@ class Listener(_Bound):
         """Binds and starts the thread.  Raises `InUseError`, `ConfigurationError`."""
         self._outbox: deque[tuple[bytes, Frames]] = deque()
         self._rebinds = 0
+        self._rebound = 0
         self._stopping = False
         self._open(host, port)
         self._start()
@@ -341,6 +349,10 @@ class Listener(_Bound):
     def rebind(self) -> None:
         """Cuts every open connection: the admitted come back, the others do not."""
         self._rebinds += 1
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Makes the thread call `tend` again."""
         self._wake.set()
 
     def post(self, to: Sender, frames: Frames) -> bool:
@@ -374,9 +386,8 @@ class Listener(_Bound):
         poller = zmq.Poller()
         for socket in (self._socket, self._monitor, self._wake.inner):
             poller.register(socket, zmq.POLLIN)
-        rebinds = 0
         while not self._stopping:
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(self._tend()))
             if self._wake.inner in ready:
                 self._wake.clear()
                 while self._outbox:
@@ -384,11 +395,20 @@ class Listener(_Bound):
             if self._monitor in ready:
                 self._receive_failed()
             if self._socket in ready:
-                # One message a round of polling: answers and rebinding never wait behind a flood.
-                self._receive()
-            if self._rebinds != rebinds:
-                rebinds = self._rebinds
+                self._receive_some()
+            if self._rebinds != self._rebound:
+                self._rebound = self._rebinds
                 self._bind_again()
+
+    def _receive_some(self) -> None:
+        # A few messages a round of polling: answers and rebinding never wait behind a flood.
+        for _ in range(RECEIVES_MAX):
+            try:
+                self._receive()
+            except zmq.Again:
+                return
+            if self._stopping or self._rebinds != self._rebound:
+                return
 
     def _send(self, routing: bytes, frames: Frames) -> bool:
         try:

@@ -1,42 +1,29 @@
 """How a file goes from one member to another: manifest, window, resume, verification.  No sockets, no files.
 
 The receiver asks and the sender answers, so a slow disk or link pushes back by itself.  A chunk
-counts once its digest was checked, the file once the manifest's digest was.  mesh.transfer_files
-does this on disk, mesh.bulk_zmq over the network.
+counts once its digest was checked, the file once the manifest's digest was.  mesh.download is the
+receiver's core, mesh.transfer_files does this on disk, mesh.bulk_server_zmq and mesh.bulk_client_zmq over the network.
 """
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from mesh import errors
 from mesh.codec import Vocabulary, value
+from mesh.digests import DIGEST_BYTES
 from mesh.errors import TransferError, WireError
 from mesh.ids import NodeId
 from mesh.transport import BULK_HEADER_BYTES_MAX, CHUNK_BYTES
 
 BULK = Vocabulary("bulk")
 
-DIGEST_BYTES: Final = 32
-"""BLAKE3's own length."""
 FILE_BYTES_MAX: Final = 4 << 40
 """4 TiB: bounds the table of chunks that a peer's manifest can make this node hold (4 MiB)."""
 HANDLE_CHARS_MAX: Final = 512
-WINDOW_BYTES_MIN: Final = 4 << 20
-WINDOW_BYTES_MAX: Final = 16 << 20
-"""Below 4 MiB a fast link idles, above 16 MiB nothing is gained (measured)."""
-ASK_AGAIN_MIN_MS: Final = 3_000
-"""Silence after which chunks are asked for again; longer where chunks take longer."""
-ASK_AGAIN_CHUNKS: Final = 4
-"""Or the time that so many chunks took lately."""
-GIVE_UP_MS: Final = 30_000
-"""Silence after which a transfer fails and the task may go elsewhere."""
-CHUNK_TRIES_MAX: Final = 4
-"""A chunk whose digest is wrong so often will not become right."""
+DIGESTS_MAX: Final = CHUNK_BYTES // DIGEST_BYTES
+"""Chunk digests in one answer: a frame like a chunk's, enough for 32 GiB."""
 
-assert WINDOW_BYTES_MIN % CHUNK_BYTES == WINDOW_BYTES_MAX % CHUNK_BYTES == 0
-assert ASK_AGAIN_MIN_MS * 3 < GIVE_UP_MS
 assert HANDLE_CHARS_MAX * 4 < BULK_HEADER_BYTES_MAX
 
 
@@ -48,7 +35,7 @@ assert HANDLE_CHARS_MAX * 4 < BULK_HEADER_BYTES_MAX
 class Manifest:
     """A file as it was when its owner digested it.
 
-    `digest` is BLAKE3 of the whole in hexadecimal; `mtime_ns` and `inode` are the source's, for its
+    `digest` is that of `mesh.digests`, in hexadecimal; `mtime_ns` and `inode` are the source's, for its
     owner to notice a change, and mean nothing to others.
     """
 
@@ -70,6 +57,43 @@ class Manifest:
     def length(self, index: int) -> int:
         """Bytes of the chunk of this index."""
         return min(self.chunk_bytes, self.size - index * self.chunk_bytes)
+
+    @property
+    def whole(self) -> "Spans":
+        """All chunks."""
+        return (range(self.chunks),) if self.size else ()
+
+
+Spans = tuple[range, ...]
+"""Indexes of chunks: ranges in order that neither touch nor overlap."""
+ByteRange = tuple[int, int]
+"""First byte, and the one after the last."""
+
+
+def spans_of(manifest: Manifest, ranges: Sequence[ByteRange]) -> Spans:
+    """The chunks that hold these bytes.  Raises `UsageError` for a range outside the file."""
+    found: list[range] = []
+    for start, end in sorted(ranges):
+        if not 0 <= start <= end <= manifest.size:
+            raise errors.UsageError(
+                f"bytes {start} to {end} are outside a file of {manifest.size}", "plan it again"
+            )
+        if start == end:
+            continue
+        first, stop = start // manifest.chunk_bytes, -(-end // manifest.chunk_bytes)
+        if found and first <= found[-1].stop:
+            first, stop = found[-1].start, max(stop, found[-1].stop)
+            del found[-1]
+        found.append(range(first, stop))
+    return tuple(found)
+
+
+def bytes_of(manifest: Manifest, spans: Spans) -> int:
+    """How many bytes these chunks have together."""
+    return sum(
+        min(span.stop * manifest.chunk_bytes, manifest.size) - span.start * manifest.chunk_bytes
+        for span in spans
+    )
 
 
 def kept_inode(st_ino: int) -> int:
@@ -107,23 +131,47 @@ class ManifestAnswer:
     manifest: Manifest
 
 
+@BULK.kind("digests_request")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestsRequest:
+    """Asks for the digests of the chunks from this index on, as many as one answer holds."""
+
+    handle: str
+    first: int
+
+
+@BULK.kind("digests")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestsAnswer:
+    """Head of a piece of the table; the digests follow as a raw frame."""
+
+    first: int
+
+
 @BULK.kind("chunk_request")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkRequest:
-    """Asks for these bytes of the file behind the handle."""
+    """Asks for these bytes of the file behind the handle; `check`: they came damaged before."""
 
     handle: str
     offset: int
     length: int
+    check: bool = False
 
 
 @BULK.kind("chunk")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkAnswer:
-    """Head of a chunk; its bytes follow as a raw frame.  `digest` is their BLAKE3."""
+    """Head of a chunk; its bytes follow as a raw frame.  `digest` is the BLAKE3 they should have."""
 
     offset: int
     digest: bytes
+
+
+@BULK.kind("waiting")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What was asked for is not forgotten: this node sends no faster for now."""
 
 
 @BULK.kind("refusal")
@@ -136,7 +184,16 @@ class Refusal:
     todo: str = ""
 
 
-BulkMessage = ManifestRequest | ManifestAnswer | ChunkRequest | ChunkAnswer | Refusal
+BulkMessage = (
+    ManifestRequest
+    | ManifestAnswer
+    | DigestsRequest
+    | DigestsAnswer
+    | ChunkRequest
+    | ChunkAnswer
+    | Waiting
+    | Refusal
+)
 
 _REFUSALS: Final[dict[str, type[errors.DarkStreamError]]] = {
     cls.code: cls
@@ -166,8 +223,15 @@ class Source(Protocol):
         """What the file was when it was digested."""
         ...
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly these bytes.  Raises `SourceChangedError` when the file is not what it was."""
+    def read(self, offset: int, length: int, *, check: bool = False) -> tuple[bytes, bytes]:
+        """Exactly these bytes of one chunk, and the digest they should have; `check`: and have.
+
+        Raises `SourceChangedError` when the file is not what it was when it was digested.
+        """
+        ...
+
+    def digests(self, first: int, count: int) -> bytes:
+        """Digests of so many chunks at most.  Raises `NotFoundError` without a table of them."""
         ...
 
     def close(self) -> None:
@@ -186,8 +250,8 @@ serves everybody, so it answers from memory, and again every few seconds of a tr
 class Target(Protocol):
     """Where a file is put together; used by one transfer, in its thread."""
 
-    def begin(self, manifest: Manifest) -> bytearray:
-        """Makes room; one byte a chunk, 1 for those that are there already, verified.
+    def begin(self, manifest: Manifest, spans: Spans) -> bytearray:
+        """Makes room for these chunks; one byte a chunk, 1 for those of them that are there, verified.
 
         Raises `DiskFullError`, `StorageError`.
         """
@@ -198,7 +262,7 @@ class Target(Protocol):
         ...
 
     def finish(self) -> None:
-        """Verifies the whole and makes it durable.
+        """Everything asked for is there: verifies the whole, if it is whole, and makes it durable.
 
         Raises `TransferError` (and forgets everything) when the digest is not the manifest's.
         """
@@ -207,116 +271,3 @@ class Target(Protocol):
     def close(self) -> None:
         """Lets go; what was written stays for a resume."""
         ...
-
-
-# --- the receiver's core ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask for this chunk now."""
-
-    index: int
-    offset: int
-    length: int
-
-
-Verdict = Literal["write", "ignore", "bad"]
-
-
-class Download:
-    """Which chunks are there, on their way, or to be asked for; every method takes the time.
-
-    `receive` judges an arrival, `tick` says what to ask for, `lost` forgets what was on its way.
-    """
-
-    def __init__(self, manifest: Manifest, have: bytearray, now_ms: int) -> None:
-        assert len(have) == manifest.chunks, (len(have), manifest.chunks)
-        self.manifest = manifest
-        self.window_bytes = WINDOW_BYTES_MIN
-        self.asked_again = 0
-        self._have = have
-        self._missing = deque(index for index, flag in enumerate(have) if not flag)
-        self._in_flight: dict[int, int] = {}
-        self._bad: dict[int, int] = {}
-        self._chunk_ms = 0
-        self._arrived_ms = now_ms
-        self._progress_ms = now_ms
-        self._in_window = 0
-        self.bytes_done = sum(manifest.length(i) for i, flag in enumerate(have) if flag)
-
-    @property
-    def done(self) -> bool:
-        """Whether every chunk is there."""
-        return not self._missing and not self._in_flight
-
-    @property
-    def in_flight(self) -> int:
-        """Chunks on their way."""
-        return len(self._in_flight)
-
-    def receive(self, offset: int, length: int, intact: bool, now_ms: int) -> Verdict:
-        """Judges a chunk that arrived; `intact`: its digest is right.
-
-        Raises `TransferError` when the same chunk was wrong too often.
-        """
-        index, rest = divmod(offset, self.manifest.chunk_bytes)
-        asked_ms = self._in_flight.get(index) if rest == 0 else None
-        if asked_ms is None:
-            return "ignore"
-        self._arrived_ms = now_ms
-        del self._in_flight[index]
-        if not intact or length != self.manifest.length(index):
-            return self._wrong(index)
-        self._have[index] = 1
-        self.bytes_done += length
-        self._progress_ms = now_ms
-        self._widen(now_ms - asked_ms)
-        return "write"
-
-    def tick(self, now_ms: int) -> tuple[Ask, ...]:
-        """The chunks to ask for now.  Raises `TransferError` after too long a silence."""
-        if now_ms - self._progress_ms > GIVE_UP_MS:
-            seconds = GIVE_UP_MS // 1000
-            raise TransferError(f"no chunk arrived for {seconds} s", "check the link and the disk")
-        if self._in_flight and now_ms - self._arrived_ms > self._patience_ms():
-            self.asked_again += len(self._in_flight)
-            self.lost(now_ms)
-        asks: list[Ask] = []
-        slots = self.window_bytes // self.manifest.chunk_bytes
-        while self._missing and len(self._in_flight) < slots:
-            index = self._missing.popleft()
-            self._in_flight[index] = now_ms
-            size = self.manifest.chunk_bytes
-            asks.append(Ask(index, index * size, self.manifest.length(index)))
-        return tuple(asks)
-
-    def lost(self, now_ms: int) -> None:
-        """The connection is gone or silent: what was on its way is missing again."""
-        self._missing.extendleft(sorted(self._in_flight, reverse=True))
-        self._in_flight.clear()
-        self.window_bytes = WINDOW_BYTES_MIN
-        self._in_window = 0
-        self._arrived_ms = now_ms
-
-    def _patience_ms(self) -> int:
-        return max(ASK_AGAIN_MIN_MS, ASK_AGAIN_CHUNKS * self._chunk_ms)
-
-    def _wrong(self, index: int) -> Verdict:
-        self._bad[index] = self._bad.get(index, 0) + 1
-        if self._bad[index] >= CHUNK_TRIES_MAX:
-            raise TransferError(
-                f"chunk {index} arrived damaged {CHUNK_TRIES_MAX} times",
-                "check memory and disk of the sending node",
-            )
-        self._missing.appendleft(index)
-        return "bad"
-
-    def _widen(self, took_ms: int) -> None:
-        # A chunk's time includes its wait behind the window before it: divided, it is a rate.
-        alone_ms = took_ms // (len(self._in_flight) + 1)
-        self._chunk_ms = (3 * self._chunk_ms + alone_ms) // 4
-        self._in_window += self.manifest.chunk_bytes
-        if self._in_window >= self.window_bytes and self._chunk_ms * 16 < ASK_AGAIN_MIN_MS:
-            self.window_bytes = min(self.window_bytes * 2, WINDOW_BYTES_MAX)
-            self._in_window = 0

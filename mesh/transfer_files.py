@@ -1,8 +1,8 @@
 """Chunks on disk: sources that are checked at every read, partial files that survive a crash.
 
-A partial file lies beside a journal that names each written chunk with its digest.  After a crash
-what the journal names is read and digested again, so neither file needs a sync on the way: what a
-power loss took does not match and is fetched again.
+A partial file lies beside a journal that holds the digest of each written chunk in its place.  After
+a crash what the journal names is read and digested again, so neither file needs a sync on the way:
+what a power loss took does not match and is fetched again.
 """
 
 import contextlib
@@ -13,29 +13,37 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Generator
+from io import FileIO
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from blake3 import blake3
-
-from mesh import codec
+from mesh import clock, codec
 from mesh.destination_files import BINARY, CLOEXEC, NOFOLLOW, as_storage, sync_folder
+from mesh.digests import DIGEST_BYTES, chunk_digest, file_digest
 from mesh.errors import (
     DiskFullError,
+    NotFoundError,
     SourceChangedError,
     StoppedError,
     TransferError,
     WireError,
 )
-from mesh.transfer import DIGEST_BYTES, Manifest, kept_inode
+from mesh.transfer import Manifest, Spans, bytes_of, kept_inode
 from mesh.transport import CHUNK_BYTES
 
 JOURNAL_SUFFIX: Final = ".journal"
 PARTIAL_SUFFIX: Final = ".part"
-_JOURNAL_MAGIC: Final = b"DSJ1"
+_JOURNAL_MAGIC: Final = b"DSJ2"
 _HEAD: Final = struct.Struct("<4sI")
-_RECORD: Final = struct.Struct(f"<I{DIGEST_BYTES}s")
-_HEAD_BYTES_MAX: Final = 4_096
+_TABLE_AT: Final = 128
+"""Where the digests begin; what is before says whose they are."""
+_ABSENT: Final = bytes(DIGEST_BYTES)
+_TABLE_PIECE_BYTES: Final = 1 << 20
+_ALLOCATE_BYTES: Final = 32 << 20
+_ALLOCATE_MS: Final = 25
+_FILLING: Final = 16 << 20
+"""Bytes a millisecond: memory is filled with 4 MiB in one (measured), a disk only notes hundreds."""
 
 OnProgress = Callable[[int], None]
 ShouldStop = Callable[[], bool]
@@ -54,35 +62,63 @@ def _silent(_: int) -> None:
 
 
 def digest_file(
-    path: Path, on_progress: OnProgress = _silent, should_stop: ShouldStop = never
+    path: Path,
+    on_progress: OnProgress = _silent,
+    should_stop: ShouldStop = never,
+    on_digest: Callable[[bytes], object] = lambda _: None,
 ) -> str:
-    """BLAKE3 of a file in hexadecimal; tells the bytes read so far.
+    """The digest of a file (`mesh.digests`); tells the bytes read so far, and each chunk's digest.
 
     Raises `StoppedError` when asked to, OSError when the file cannot be read.
     """
-    digest = blake3()
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    done = 0
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            if should_stop():
-                raise StoppedError(f"digesting {path.name} was stopped")
-            digest.update(buffer[:count])
-            done += count
-            on_progress(done)
-    return digest.hexdigest()
+
+        def tables() -> Generator[bytes]:
+            done = 0
+            while count := _filled(file, buffer):
+                if should_stop():
+                    raise StoppedError(f"digesting {path.name} was stopped")
+                digest = chunk_digest(buffer[:count])
+                on_digest(digest)
+                yield digest
+                done += count
+                on_progress(done)
+
+        return file_digest(tables())
+
+
+def _filled(file: FileIO, buffer: memoryview) -> int:
+    # A read may end early (a network file system, a signal): chunks begin where all say they do.
+    done = 0
+    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+        done += count
+    return done
 
 
 def make_manifest(
-    path: Path, on_progress: OnProgress = _silent, should_stop: ShouldStop = never
+    path: Path,
+    on_progress: OnProgress = _silent,
+    should_stop: ShouldStop = never,
+    tables: Path | None = None,
 ) -> Manifest:
-    """Digests a source.  Raises `SourceChangedError` when it changes meanwhile or is no file."""
+    """Digests a source; keeps its chunks' digests in the folder `tables`, for `FileSource`.
+
+    Raises `SourceChangedError` when it changes meanwhile or is no file, `StorageError` for the table.
+    """
     before = _facts(path)
+    digests = bytearray()
     with _as_source(path):
-        digest = digest_file(path, on_progress, should_stop)
+        digest = digest_file(path, on_progress, should_stop, digests.extend)
     if _facts(path) != before:
         raise _changed(path, "changed while it was read")
     size, mtime_ns, inode = before
+    if tables is not None:
+        with as_storage("write", str(tables)):
+            tables.mkdir(parents=True, exist_ok=True)
+            made = tables / f"{digest}{PARTIAL_SUFFIX}"
+            made.write_bytes(digests)
+            made.replace(tables / digest)
     return Manifest(size=size, digest=digest, mtime_ns=mtime_ns, inode=inode)
 
 
@@ -97,32 +133,77 @@ def is_unchanged(path: Path, manifest: Manifest) -> bool:
 class FileSource:
     """`Source` that reads a file and notices when it is not what was digested."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        """Opens it.  Raises `SourceChangedError` when it is not the file of the manifest."""
+    def __init__(self, path: Path, manifest: Manifest, table: Path | None = None) -> None:
+        """Opens it; with its `table` also a changed bit is noticed that left no trace.
+
+        Raises `SourceChangedError` when it is not the file of the manifest.
+        """
         self._path = path
         self.manifest = manifest
         self._check()
         with _as_source(path):
             self._fd = os.open(path, os.O_RDONLY | BINARY | NOFOLLOW | CLOEXEC)
+        self._table = _open_table(table, manifest) if table is not None else -1
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly these bytes of the unchanged file."""
+    def read(self, offset: int, length: int, *, check: bool = False) -> tuple[bytes, bytes]:
+        """Exactly these bytes of the unchanged file, and the digest that they should have.
+
+        That is the table's, where there is one: the receiver judges, and only when it complains
+        (`check`) they are digested here as well.
+        """
         self._check()
         with _as_source(self._path):
             # Never mmap: a file that shrinks would end the process with SIGBUS.
             data = read_at(self._fd, length, offset)
         if len(data) != length:
             raise _changed(self._path, "became shorter while it was read")
-        return data
+        index, rest = divmod(offset, self.manifest.chunk_bytes)
+        noted = b""
+        if self._table >= 0 and not rest and length == self.manifest.length(index):
+            noted = read_at(self._table, DIGEST_BYTES, index * DIGEST_BYTES)
+        if noted and not check:
+            return data, noted
+        digest = chunk_digest(data)
+        if noted and noted != digest:
+            raise SourceChangedError(
+                f"{self._path.name} reads differently at byte {offset} than when it was digested",
+                "its disk or this node's memory is bad: check both, then submit it again",
+            )
+        return data, digest
+
+    def digests(self, first: int, count: int) -> bytes:
+        """Digests of chunks from the table; none from an empty stretch."""
+        if self._table < 0:
+            raise NotFoundError("no table of this film's digests is here", "it is made anew")
+        left = max(0, min(count, self.manifest.chunks - first))
+        return read_at(self._table, left * DIGEST_BYTES, first * DIGEST_BYTES)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         os.close(self._fd)
+        if self._table >= 0:
+            os.close(self._table)
 
     def _check(self) -> None:
         facts = (self.manifest.size, self.manifest.mtime_ns, self.manifest.inode)
         if _facts(self._path) != facts:
             raise _changed(self._path, "changed since it was digested")
+
+
+def _open_table(path: Path, manifest: Manifest) -> int:
+    """The open table, or -1 when there is none or another one: then the source does without."""
+    try:
+        fd = os.open(path, os.O_RDONLY | BINARY | NOFOLLOW | CLOEXEC)
+    except OSError:
+        return -1
+    size = manifest.chunks * DIGEST_BYTES
+    if os.fstat(fd).st_size == size:
+        pieces = range(0, size, _TABLE_PIECE_BYTES)
+        table = (read_at(fd, min(_TABLE_PIECE_BYTES, size - at), at) for at in pieces)
+        if file_digest(table) == manifest.digest:
+            return fd
+    os.close(fd)
+    return -1
 
 
 def _facts(path: Path) -> tuple[int, int, int]:
@@ -190,53 +271,78 @@ def require_space(folder: Path, wanted_bytes: int) -> None:
 
 
 class PartialFile:
-    """`Target` on disk: a preallocated file and its journal; one owner at a time."""
+    """`Target` on disk: a file with room for what was asked for, and its journal; one owner at a time.
 
-    def __init__(self, path: Path) -> None:
+    `stays`: the journal stays beside the whole file too, so that more ranges may be added, and what
+    lies there is judged again before it is used (a cache).
+    """
+
+    def __init__(self, path: Path, *, stays: bool = False) -> None:
         self._path = path
+        self._stays = stays
         self._journal_path = path.with_name(path.name + JOURNAL_SUFFIX)
         self._fd = -1
         self._journal = -1
         self._manifest = Manifest(size=0, digest="")
+        self._whole = False
+        self._only = b""
 
     @property
     def path(self) -> Path:
         """Where the file is put together; the whole one stays here until it is published."""
         return self._path
 
-    def begin(self, manifest: Manifest) -> bytearray:
-        """Goes on with what an earlier try left, else makes room for all of it."""
+    def begin(self, manifest: Manifest, spans: Spans) -> bytearray:
+        """Goes on with what an earlier try left, else makes room for all that is asked for."""
         self._manifest = manifest
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._whole = spans == manifest.whole
         with as_storage("prepare", str(self._path)):
-            have = self._resumed(manifest)
+            have = None if self._is_one_chunk else self._resumed(manifest, spans)
             if have is None:
-                self._create(manifest)
+                self._create(manifest, spans)
                 have = bytearray(manifest.chunks)
         return have
+
+    @property
+    def _is_one_chunk(self) -> bool:
+        # Nothing to go on with: no journal, no room made before the only write.
+        return self._manifest.chunks <= 1 and not self._stays
 
     def write(self, index: int, data: memoryview, digest: bytes) -> None:
         """Puts a chunk into its place and notes it."""
         with as_storage("write", str(self._path)):
             _write_at(self._fd, data, index * self._manifest.chunk_bytes)
-            os.write(self._journal, _RECORD.pack(index, digest))
+            if self._is_one_chunk:
+                self._only = digest
+            else:
+                _write_at(self._journal, memoryview(digest), _TABLE_AT + index * DIGEST_BYTES)
 
     def finish(self) -> None:
-        """Reads the whole back, compares, syncs file and folder."""
+        """Compares the digest of all chunks' digests, where all are there; syncs file and folder."""
         with as_storage("verify", str(self._path)):
-            whole = digest_file(self._path) == self._manifest.digest
-            if whole:
+            right = not self._whole or file_digest(self._tables()) == self._manifest.digest
+            if right:
                 os.fsync(self._fd)
         self.close()
-        if not whole:
+        if not right:
             self.discard()
             raise TransferError(
                 f"{self._path.name} does not have the digest it should have",
                 "the source changed unnoticed, or memory or disk is bad; try again",
             )
         with as_storage("sync", str(self._path)):
-            self._journal_path.unlink(missing_ok=True)
+            if not self._stays and not self._is_one_chunk:
+                self._journal_path.unlink(missing_ok=True)
             sync_folder(self._path.parent)
+
+    def _tables(self) -> Generator[bytes]:
+        if self._is_one_chunk:
+            yield self._only
+            return
+        size = self._manifest.chunks * DIGEST_BYTES
+        for start in range(0, size, _TABLE_PIECE_BYTES):
+            piece = min(_TABLE_PIECE_BYTES, size - start)
+            yield read_at(self._journal, piece, _TABLE_AT + start)
 
     def close(self) -> None:
         """Closes both files; they stay."""
@@ -251,75 +357,106 @@ class PartialFile:
         for path in (self._path, self._journal_path):
             path.unlink(missing_ok=True)
 
-    def _create(self, manifest: Manifest) -> None:
-        self.discard()
+    def _create(self, manifest: Manifest, spans: Spans) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY | NOFOLLOW | CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
         try:
-            # A full disk is noticed here, before a byte travels.
-            require_space(self._path.parent, manifest.size)
-            _allocate(self._fd, manifest.size)
-            self._journal = os.open(self._journal_path, flags | os.O_APPEND, 0o600)
-            head = codec.pack((manifest.size, manifest.digest, manifest.chunk_bytes))
-            os.write(self._journal, _HEAD.pack(_JOURNAL_MAGIC, len(head)) + head)
+            self._fd = os.open(self._path, flags, 0o600)
+        except (FileExistsError, FileNotFoundError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.discard()
+            self._fd = os.open(self._path, flags, 0o600)
+        if self._is_one_chunk:
+            return
+        try:
+            self._journal_path.unlink(missing_ok=True)
+            self._make_room(spans)
+            self._journal = os.open(self._journal_path, flags, 0o600)
+            facts = codec.pack((manifest.size, manifest.digest, manifest.chunk_bytes))
+            head = (_HEAD.pack(_JOURNAL_MAGIC, len(facts)) + facts).ljust(_TABLE_AT, b"\0")
+            assert len(head) == _TABLE_AT, len(head)
+            os.write(self._journal, head)
+            os.ftruncate(self._journal, _TABLE_AT + manifest.chunks * DIGEST_BYTES)
         except BaseException:
             self.discard()
             raise
 
-    def _resumed(self, manifest: Manifest) -> bytearray | None:
+    def _make_room(self, spans: Spans) -> None:
+        # A full disk is noticed here, before a byte travels.
+        require_space(self._path.parent, bytes_of(self._manifest, spans))
+        os.ftruncate(self._fd, self._manifest.size)
+        for span in spans:
+            size = bytes_of(self._manifest, (span,))
+            _allocate(self._fd, span.start * self._manifest.chunk_bytes, size)
+
+    def _resumed(self, manifest: Manifest, spans: Spans) -> bytearray | None:
         try:
             flags = os.O_RDWR | BINARY | NOFOLLOW | CLOEXEC
             self._fd = os.open(self._path, flags)
-            self._journal = os.open(self._journal_path, flags | os.O_APPEND)
+            self._journal = os.open(self._journal_path, flags)
         except FileNotFoundError:
             self.close()
             return None
-        noted = _noted(self._journal, manifest)
-        if noted is None or os.fstat(self._fd).st_size != manifest.size:
+        known = _is_of(self._journal, manifest) and os.fstat(self._fd).st_size == manifest.size
+        if not known:
             self.close()
             return None
         have = bytearray(manifest.chunks)
-        for index, digest in noted.items():
+        for index in chain.from_iterable(spans):
+            noted = read_at(self._journal, DIGEST_BYTES, _TABLE_AT + index * DIGEST_BYTES)
+            if noted == _ABSENT:
+                continue
             data = read_at(self._fd, manifest.length(index), index * manifest.chunk_bytes)
-            have[index] = blake3(data).digest() == digest
+            have[index] = chunk_digest(data) == noted
+        self._make_room(_missing(spans, have))
         return have
 
 
-def _noted(journal: int, manifest: Manifest) -> dict[int, bytes] | None:
-    """The chunks that a journal names, by index; None when it is another file's or damaged."""
-    os.lseek(journal, 0, os.SEEK_SET)
-    with open(journal, "rb", closefd=False) as file:
-        head = file.read(_HEAD.size)
-        if len(head) < _HEAD.size:
-            return None
-        magic, length = _HEAD.unpack(head)
-        if magic != _JOURNAL_MAGIC or length > _HEAD_BYTES_MAX:
-            return None
-        try:
-            facts = codec.unpack(file.read(length))
-        except WireError:
-            return None
-        if facts != (manifest.size, manifest.digest, manifest.chunk_bytes):
-            return None
-        noted: dict[int, bytes] = {}
-        # A record torn by a crash is no record; a wrong one fails against the chunk itself.
-        while len(record := file.read(_RECORD.size)) == _RECORD.size:
-            index, digest = _RECORD.unpack(record)
-            if index < manifest.chunks:
-                noted[index] = digest
-    return noted
+def _missing(spans: Spans, have: bytearray) -> Spans:
+    """The part of `spans` that is not there yet."""
+    found: list[range] = []
+    for index in chain.from_iterable(spans):
+        if have[index]:
+            continue
+        if found and found[-1].stop == index:
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return tuple(found)
 
 
-def _allocate(fd: int, size: int) -> None:
-    if sys.platform == "linux" and size:
+def _is_of(journal: int, manifest: Manifest) -> bool:
+    """Whether a journal is this file's and not damaged where it says so."""
+    head = read_at(journal, _TABLE_AT, 0)
+    if len(head) < _TABLE_AT:
+        return False
+    magic, length = _HEAD.unpack_from(head)
+    if magic != _JOURNAL_MAGIC or length > _TABLE_AT - _HEAD.size:
+        return False
+    try:
+        facts = codec.unpack(head[_HEAD.size : _HEAD.size + length])
+    except WireError:
+        return False
+    return bool(facts == (manifest.size, manifest.digest, manifest.chunk_bytes))
+
+
+def _allocate(fd: int, start: int, size: int) -> None:
+    """Reserves room where the system notes it; where it must fill the file instead, gives up soon.
+
+    A file system in memory, or one that glibc helps out by writing, would do the work twice.
+    """
+    if sys.platform != "linux":
+        return
+    begun_ms = clock.monotonic_ms()
+    for at in range(start, start + size, _ALLOCATE_BYTES):
         try:
-            os.posix_fallocate(fd, 0, size)
+            os.posix_fallocate(fd, at, min(_ALLOCATE_BYTES, start + size - at))
         except OSError as error:
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
                 raise
-        else:
             return
-    os.ftruncate(fd, size)
+        spent_ms = clock.monotonic_ms() - begun_ms
+        if spent_ms > _ALLOCATE_MS and (at + _ALLOCATE_BYTES - start) // spent_ms < _FILLING:
+            return
 
 
 def remove_old_partials(folder: Path, before_wall_ms: int) -> int:

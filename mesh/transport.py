@@ -50,6 +50,13 @@ INBOX_PER_PEER_MAX: Final = 1_024
 """So that one noisy member cannot crowd out the others."""
 JOIN_PENDING_MAX: Final = 10
 """Strangers' frames being answered at once; more are dropped and counted."""
+WINDOW_BYTES_MIN: Final = 4 << 20
+WINDOW_BYTES_MAX: Final = 16 << 20
+"""Chunks on their way in one transfer: below 4 MiB a fast link idles, above 16 nothing is gained."""
+ANSWERS_MAX: Final = 2 * WINDOW_BYTES_MAX // CHUNK_BYTES
+"""Chunks queued for one transfer: two windows, so that an honest receiver never overflows it."""
+REQUESTS_MAX: Final = 64
+"""Requests for files of one peer inside libzmq, before TCP pushes back."""
 HOSTS_MAX: Final = 8
 """Addresses tried for one peer."""
 BACKLOG_MAX: Final = 512
@@ -83,6 +90,7 @@ REDIAL_MIN_MS: Final = 100
 REDIAL_MAX_MS: Final = 1_000
 """Back-off between rounds of dialling: doubles from the first to the second, for ever."""
 
+assert WINDOW_BYTES_MIN % CHUNK_BYTES == WINDOW_BYTES_MAX % CHUNK_BYTES == 0
 assert JOIN_FRAME_BYTES_MAX < BULK_HEADER_BYTES_MAX < CHUNK_BYTES < CONTROL_FRAME_BYTES_MAX
 assert HEARTBEAT_INTERVAL_MS * 2 < HEARTBEAT_TIMEOUT_MS < HANDSHAKE_INTERVAL_MS
 assert TEND_INTERVAL_MS <= REDIAL_MIN_MS < REDIAL_MAX_MS

@@ -16,7 +16,8 @@ from ledger.queries import Reader
 from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
-from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.control_zmq import ZmqControl
 from mesh.discovery import Advert
 from mesh.discovery_mdns import MdnsDiscovery
@@ -24,13 +25,14 @@ from mesh.errors import UnreachableError
 from mesh.forming import FormingTimes
 from mesh.ids import MeshId, NodeId, raft_id
 from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
-from mesh.joining import JOIN, Facts, JoinGrant, Place
+from mesh.joining import JOIN, Facts, Place
+from mesh.limits import LinkRates
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
 from mesh.transfer import Source
 from mesh.transfer_files import free_bytes
 from mesh.transport import Counters
-from mesh.trust import JOIN_KEY, Identity, Token, mesh_fingerprint, mesh_tag, parse_token
+from mesh.trust import JOIN_KEY, Identity, mesh_fingerprint, mesh_tag
 from mesh.trust_files import PromiseFile
 from node.address_book_files import AddressFile
 from node.admission import Admission
@@ -38,6 +40,7 @@ from node.admission_ports import AdmissionSettings, Formed
 from node.backup.assembling import duties_of
 from node.backup.duties import Duties
 from node.config import Config
+from node.config_files import token_of
 from node.conversion import MediaConverter
 from node.feed import Feed
 from node.films import Allowed, Contact, Films, default_folders
@@ -49,9 +52,11 @@ from node.home_files import write_api_files
 from node.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.leases import LeaseTiming
 from node.left_behind_files import write_left_behind
+from node.limiting import Limiting
+from node.limits_files import LimitsFile
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
-from node.member import MemberNode, Membership, granted_members
+from node.member import MemberNode, Membership, grant_of, granted_members
 from node.mesh_port import LedgerMesh
 from node.mesh_view import Parts
 from node.neighbours import OwnFacts
@@ -61,6 +66,7 @@ from node.service import Service, new_job_id
 from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.submission import Submission
 from node.submission_files import prepare
+from node.traffic import Traffic
 from node.voters import LEAVE_S
 from node.worker import Worker
 
@@ -68,9 +74,9 @@ _log = structlog.get_logger("node")
 
 VERSION: Final = package_version("darkstream")
 PEERS_FILE: Final = "peers.json"
+LIMITS_FILE: Final = "limits"
 AGAIN_S: Final = 1.0
 """Time for one call, should a coordinator have come meanwhile."""
-_TRAFFIC_KEYS: Final = ("sent_bytes", "received_bytes")
 
 
 class Assembly:
@@ -82,11 +88,9 @@ class Assembly:
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
         home = Path(config.home)
-        self._config = config
-        self._home = home
+        self._config, self._home = config, home
         self._identity = identity
-        self._log = log
-        self._ledger = ledger
+        self._log, self._ledger = log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
         self._incarnation = secrets.token_hex(4)
@@ -108,6 +112,7 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
+            **config.transfer.cache,
         )
         self._shelf = SnapshotShelf(
             folder=home / SNAPSHOTS_FOLDER,
@@ -117,6 +122,7 @@ class Assembly:
             contacts=self._contact,
         )
         self._bulk = ZmqBulkServer(identity.keys, self._source_for, host=host, port=bulk_port)
+        self._limiting, self._traffic = self._limits_and_traffic()
         self._mesh = LedgerMesh(reader, identity.node_id)
         self._discovery = MdnsDiscovery(
             on_heard=self._heard,
@@ -149,9 +155,26 @@ class Assembly:
         )
         self._service.serve(self._admission)
 
+    def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
+        limiting = Limiting(
+            store=LimitsFile(self._home / LIMITS_FILE),
+            configured=self._config.transfer.rates,
+            use_rates=self._use_rates,
+            use_slots=self._machine.use_slots,
+        )
+        traffic = Traffic(
+            own=self._identity.node_id,
+            sent=self._bulk.counters,
+            received=self._client.counters,
+            speeds=self._client.speeds,
+            rates=lambda: limiting.rates,
+            status_of=self._status_of,
+        )
+        return limiting, traffic
+
     def _admission_settings(self) -> AdmissionSettings:
         config = self._config
-        token, returns_to = _token(config), _fingerprint(self._log.get_value("return_to"))
+        token, returns_to = token_of(config), _fingerprint(self._log.get_value("return_to"))
         if token is not None and token.fingerprint == returns_to:
             # Its key is a member's there; the token of its first start is used up by now.
             token = None
@@ -210,7 +233,7 @@ class Assembly:
         if founder and self._log.last_index() == 0:
             self._log.persist(*founding_entries(self._raft_id))
         grant = self._log.get_value("grant")
-        members, places = granted_members(_grant(str(grant))) if grant is not None else ((), ())
+        members, places = granted_members(grant_of(str(grant))) if grant is not None else ((), ())
         config = self._config
         return Membership(
             raft_id=self._raft_id,
@@ -220,7 +243,7 @@ class Assembly:
             mesh=MeshId(str(self._log.get_value("mesh"))),
             founder=founder,
             epoch=max(
-                _grant(str(grant)).epoch if grant is not None else 0,
+                grant_of(str(grant)).epoch if grant is not None else 0,
                 int(str(self._log.get_value("epoch") or 0)),
             ),
             granted=members,
@@ -269,6 +292,7 @@ class Assembly:
             random=SystemRandom(),
         )
         self._member = member
+        self._limiting.listen(member.requests)
         self._mesh.begin(member.proposer, member.neighbours, lambda: member.leader)
         group.create_task(member.run(), name="member")
         group.create_task(self._machine.report(member, VERSION), name="report")
@@ -435,24 +459,16 @@ class Assembly:
             new_id=new_job_id,
         )
 
-    def _traffic(self, node: NodeId) -> tuple[int, int]:
-        """Film bytes that a node sent and received in all since its start: others tell theirs."""
-        if node == self._identity.node_id:
-            return (
-                sum(peer.bytes_out for peer in self._bulk.counters().peers.values()),
-                sum(peer.bytes_in for peer in self._client.counters().peers.values()),
-            )
-        told = self._member.neighbours.status_of(node) if self._member is not None else {}
-        sent, received = (told.get(key) for key in _TRAFFIC_KEYS)
-        return (
-            sent if isinstance(sent, int) and sent >= 0 else 0,
-            received if isinstance(received, int) and received >= 0 else 0,
-        )
+    def _use_rates(self, rates: LinkRates) -> None:
+        self._bulk.set_rates(rates)
+        self._client.set_rates(rates)
+
+    def _status_of(self, node: NodeId) -> Mapping[str, object]:
+        return self._member.neighbours.status_of(node) if self._member is not None else {}
 
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
-        traffic = dict(zip(_TRAFFIC_KEYS, self._traffic(self._identity.node_id), strict=True))
-        return {**self._service.told(), **traffic}
+        return {**self._service.told(), **self._traffic.told()}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:
         sockets: tuple[tuple[str, Counters], ...] = (
@@ -466,18 +482,6 @@ class Assembly:
         for reason, count in (self._member.refused if self._member else {}).items():
             yield "control", reason, count
         yield "discovery", "advert", self._discovery.refused
-
-
-def _token(config: Config) -> Token | None:
-    if config.join_file is not None:
-        return parse_token(Path(config.join_file).read_text("ascii").strip())
-    return parse_token(config.join) if config.join is not None else None
-
-
-def _grant(text: str) -> JoinGrant:
-    grant = JOIN.decode(bytes.fromhex(text))
-    assert isinstance(grant, JoinGrant), "what was kept of the admission"
-    return grant
 
 
 def _fingerprint(kept: object) -> bytes | None:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from mesh.limits import Rates, parse_rate
 from mesh.membership import REPLACE_MS
 from node.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
 from node.backup.destination import Destination, parse_destination
@@ -188,6 +189,37 @@ class LedgerConfig(_Section):
         return Keep(entries=self.keep_entries, bytes=self.keep_mib << 20)
 
 
+def _rate(text: str) -> str:
+    parse_rate(text)
+    return text
+
+
+class TransferConfig(_Section):
+    """How fast films come and go: `20MB/s`, `100Mbit/s`, `off`; `mesh-cli nodes limit` changes it while it runs."""
+
+    up: Annotated[str, AfterValidator(_rate)] = "off"
+    """To other nodes, all together."""
+    down: Annotated[str, AfterValidator(_rate)] = "off"
+    """From other nodes, all together."""
+    cache_gib: int = Field(default=32, ge=0, le=1 << 20)
+    """Fetched films, or parts of them, that are kept for the next attempt, profile or piece; 0: none."""
+    cache_days: int = Field(default=7, ge=1, le=3_650)
+    """And for how long after their last use."""
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """The bounds of the cache as `Films` wants them."""
+        return {
+            "cache_bytes_max": self.cache_gib << 30,
+            "cache_age_max_ms": self.cache_days * 24 * 3_600_000,
+        }
+
+    @property
+    def rates(self) -> Rates:
+        """The two in bytes a second."""
+        return Rates(up=parse_rate(self.up), down=parse_rate(self.down))
+
+
 class BackupConfig(_Section):
     """Backups that the node makes by itself while it works; see docs/backup.md."""
 
@@ -248,6 +280,7 @@ class Config(_Section):
     timings: Timings = Field(default_factory=Timings)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     backup: BackupConfig = Field(default_factory=BackupConfig)
+    transfer: TransferConfig = Field(default_factory=TransferConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -339,6 +372,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "timings": Timings,
     "ledger": LedgerConfig,
     "backup": BackupConfig,
+    "transfer": TransferConfig,
 }
 _HINTS = {
     "string_type": "write it as a text in quotes",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.errors import ConfigurationError
+from mesh.trust import Token, parse_token
 from node.config import CONFIG_VARIABLE, Config, Given, read_config
 from node.home_paths import CONFIG_FILE, FFMPEG_VARIABLE, HOME_VARIABLE
 
@@ -112,3 +113,10 @@ def _resolved(text: str) -> Path:
 def _bare(program: str) -> bool:
     """A name without a folder is looked up in PATH."""
     return os.sep not in program and "/" not in program
+
+
+def token_of(config: Config) -> Token | None:
+    """The invitation that a first start was given, itself or in a file."""
+    if config.join_file is not None:
+        return parse_token(Path(config.join_file).read_text("ascii").strip())
+    return parse_token(config.join) if config.join is not None else None

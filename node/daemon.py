@@ -17,6 +17,7 @@ from ledger.store_sqlite import LedgerStore
 from mesh import clock
 from mesh.errors import DarkStreamError, OvertakenError, StorageError
 from mesh.ids import MeshId, NodeId, raft_id
+from mesh.memory_posix import keep_freed_memory
 from mesh.trust import Identity, mesh_fingerprint
 from mesh.trust_files import load_or_create_identity
 from node.assembly import Assembly
@@ -32,6 +33,7 @@ _log = structlog.get_logger("node")
 
 def run(config: Config) -> int:
     """Runs a node until it is told to stop or cannot go on; the exit code."""
+    keep_freed_memory()
     # What was imported stays: a search of all objects for garbage took 60 ms again and again.
     gc.freeze()
     gc.set_threshold(GARBAGE_LOOKED_FOR)

@@ -18,7 +18,7 @@ import structlog
 from ledger.jobs import PARTS, Attempt, Job
 from ledger.queries import Reader
 from mesh import clock
-from mesh.bulk_zmq import ZmqBulkClient
+from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.destination_files import publish_new, safe_destination
 from mesh.errors import (
     BusyError,
@@ -30,7 +30,8 @@ from mesh.errors import (
     TransferError,
 )
 from mesh.ids import NodeId
-from mesh.transfer import Manifest, Source, kept_inode
+from mesh.source_cache_files import SourceCache
+from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
     FileSource,
@@ -55,6 +56,8 @@ THREADS: Final = 8
 SWEEP_MS: Final = 10_000
 LEFTOVERS_MS: Final = 7 * 24 * 3_600_000
 """Partial files that nobody has written for a week belong to no job that still runs."""
+CACHE_BYTES: Final = 32 << 30
+CACHE_AGE_MS: Final = 7 * 24 * 3_600_000
 _HELD: Final = ("finished", "kept", "accepted")
 """States of attempts whose results their owners may still want."""
 REPLICA_LAG_TRIES: Final = 20
@@ -121,6 +124,8 @@ class Films:
         client: ZmqBulkClient,
         contacts: Contacts,
         media: Callable[[], Awaitable[Media]],
+        cache_bytes_max: int = CACHE_BYTES,
+        cache_age_max_ms: int = CACHE_AGE_MS,
     ) -> None:
         self._own = own
         self._allowed = allowed
@@ -130,6 +135,11 @@ class Films:
         self._media = media
         self._results = folder / "results"
         self._incoming = folder / "incoming"
+        self._tables = folder / "tables"
+        self._cache = SourceCache(
+            folder / "sources", bytes_max=cache_bytes_max, age_max_ms=cache_age_max_ms
+        )
+        self._fetching: dict[str, asyncio.Lock] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="films")
         self.pieces = FilmPieces(
             own=own,
@@ -141,7 +151,6 @@ class Films:
             run=self._run,
             bring=self._bring,
         )
-        self._taken: set[str] = set()
         self._swept_ms = -SWEEP_MS
         for made in (self._results, self._incoming):
             made.mkdir(parents=True, exist_ok=True)
@@ -167,7 +176,8 @@ class Films:
         if kind == "slice" and job.owner == self._own and leased_to_peer:
             return self.pieces.slice_source(attempt)
         if kind == "source" and job.owner == self._own and leased_to_peer:
-            return FileSource(self._allowed.source(job.source), _source_manifest(job))
+            table = self._tables / plain(job.source_digest)
+            return FileSource(self._allowed.source(job.source), _source_manifest(job), table)
         wanted_by_peer = job.owner == peer and attempt.state in _HELD
         if kind == "result" and attempt.node == self._own and wanted_by_peer:
             return self._result_source(attempt)
@@ -189,8 +199,17 @@ class Films:
 
     # --- the worker's side ------------------------------------------------------------------------
 
-    async def fetch(self, order: Order, folder: Path, on_bytes: ReportBytes) -> tuple[Path, int]:
-        """What the task works on: a slice, the film itself on its owner's node, else the film fetched."""
+    async def fetch(
+        self,
+        order: Order,
+        folder: Path,
+        on_bytes: ReportBytes,
+        ranges: Sequence[ByteRange] | None = None,
+    ) -> tuple[Path, int]:
+        """What the task works on: a slice, the film itself on its owner's node, else the film fetched.
+
+        With `ranges` only the chunks that hold these bytes; the rest of the file is a hole.
+        """
         job = order.job
         if order.task.kind == "chunk":
             return await self.pieces.fetch(order, folder, on_bytes)
@@ -199,12 +218,51 @@ class Films:
             await self._run(lambda _: require_space(folder, job.source_bytes))
             return path, 0
         target = folder / f"source{Path(job.source).suffix}"
+        brought = await self._bring_source(order, target, on_bytes, ranges)
+        return target, brought
+
+    async def _bring_source(
+        self,
+        order: Order,
+        target: Path,
+        on_bytes: ReportBytes,
+        ranges: Sequence[ByteRange] | None,
+    ) -> int:
+        """The film or these parts of it through the cache, under a name of the attempt's own."""
+        job = order.job
         expected = Manifest(size=job.source_bytes, digest=job.source_digest)
-        await self._run(lambda _: require_space(folder, 2 * job.source_bytes))
-        await self._bring(
-            NodeId(job.owner), f"source/{order.attempt.id}", target, expected, on_bytes
+        wanted = bytes_of(
+            expected, expected.whole if ranges is None else spans_of(expected, ranges)
         )
-        return target, job.source_bytes
+        path = self._cache.path(plain(job.source_digest))
+        first_done = -1
+        done = 0
+
+        def count(now_done: int, total: int) -> None:
+            nonlocal first_done, done
+            first_done = now_done if first_done < 0 else first_done
+            done = now_done
+            on_bytes(now_done, total)
+
+        # Two attempts at one film: the second finds what the first brought.
+        lock = self._fetching.setdefault(job.source_digest, asyncio.Lock())
+        try:
+            async with lock:
+                await self._run(lambda _: self._cache.make_room(wanted, path))
+                await self._bring(
+                    NodeId(job.owner),
+                    f"source/{order.attempt.id}",
+                    path,
+                    expected,
+                    count,
+                    ranges=ranges,
+                    stays=True,
+                )
+                await self._run(lambda _: self._cache.lend(path, target))
+        finally:
+            if not lock.locked():
+                self._fetching.pop(job.source_digest, None)
+        return done - max(first_done, 0)
 
     def _unchanged(self, job: Job) -> Path:
         """The film of a job of this node.  Raises `SourceChangedError` when it is another one now."""
@@ -232,7 +290,9 @@ class Films:
         if now_ms - self._swept_ms < SWEEP_MS:
             return
         self._swept_ms = now_ms
+        self._client.tidy()
         try:
+            await self._run(lambda _: self._cache.sweep(clock.wall_ms()))
             await replica.read(self._sweep)
         except OSError as error:
             _log.warning("results could not be swept", reason=str(error))
@@ -257,7 +317,11 @@ class Films:
         path: Path,
         expected: Manifest,
         on_bytes: ReportBytes,
+        *,
+        ranges: Sequence[ByteRange] | None = None,
+        stays: bool = False,
     ) -> None:
+        """Brings the file behind a handle of a peer to `path`; `stays`: with its journal, for a cache."""
         for left in reversed(range(REPLICA_LAG_TRIES)):
             contact = self._contacts(peer)
             try:
@@ -268,8 +332,9 @@ class Films:
                         hosts=contact.hosts,
                         port=contact.port,
                         handle=handle,
-                        target=PartialFile(path),
+                        target=PartialFile(path, stays=stays),
                         expected=expected,
+                        ranges=ranges,
                         on_progress=on_bytes,
                         should_stop=should_stop,
                     )
@@ -287,7 +352,9 @@ class Films:
         """Digest, probe and plan of a source that is what it was when it was submitted."""
         path = self._allowed.source(job.source)
         self._allowed.split(job.output)
-        manifest = await self._run(lambda should_stop: make_manifest(path, should_stop=should_stop))
+        manifest = await self._run(
+            lambda should_stop: make_manifest(path, should_stop=should_stop, tables=self._tables)
+        )
         if (manifest.size, manifest.mtime_ns, manifest.inode) != (
             job.source_bytes,
             job.source_mtime_ns,
@@ -317,13 +384,11 @@ class Films:
                 handle = f"result/{attempt.id}"
                 await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
         await judge_delivered(await self._media(), job, attempt, staging)
-        self._taken.add(job.id)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
         """Renames staging into place; says nothing when exactly this result lies there already."""
         staging = self._staging(job)
         expected = Manifest(size=attempt.result_bytes, digest=attempt.result_digest)
-        verified = job.id in self._taken
 
         def work(_: Callable[[], bool]) -> None:
             root, name = self._allowed.split(job.output)
@@ -332,7 +397,8 @@ class Films:
                     if destination.exists() and holds(destination.path, expected):
                         return
                     raise TransferError("the staged result is gone", "it is fetched again")
-                if not verified and not holds(staging, expected):
+                # As it lies on the disk now, whatever it was when it came.
+                if not holds(staging, expected):
                     raise TransferError("the staged result is damaged", "it is fetched again")
                 if destination.exists() and _is_same(destination.path, Path(job.source)):
                     raise ConflictError(
@@ -348,11 +414,9 @@ class Films:
                     staging.unlink()
 
         await self._run(work)
-        self._taken.discard(job.id)
 
     async def discard(self, job: Job) -> None:
         """Removes staging."""
-        self._taken.discard(job.id)
         await self._run(lambda _: PartialFile(self._staging(job)).discard())
 
     def _staging(self, job: Job) -> Path:

@@ -35,7 +35,9 @@ class Machine:
     def __init__(self, *, ffmpeg: str | None, cache: Path, slots: int | None) -> None:
         self._ffmpeg = ffmpeg
         self._cache = cache
+        self._configured_slots = slots
         self._slots = slots
+        self._slots_changed = asyncio.Event()
         self._runner = FFmpegRunner()
         loop = asyncio.get_running_loop()
         self._found: asyncio.Future[tuple[Media, hardware.Detection]] = loop.create_future()
@@ -65,8 +67,19 @@ class Machine:
         """What `mesh-node detect` shows.  Raises what `detect` met."""
         return detection_of((await asyncio.shield(self._found))[1])
 
+    def use_slots(self, slots: int | None) -> None:
+        """So many films at once from now on; None: as configured."""
+        self._slots = self._configured_slots if slots is None else slots
+        self._slots_changed.set()
+
     async def report(self, member: MemberNode, version: str) -> None:
-        """Tells the mesh what this node can do."""
+        """Tells the mesh what this node can do, and again when that changes."""
+        while True:
+            self._slots_changed.clear()
+            await self._report(member, version)
+            await self._slots_changed.wait()
+
+    async def _report(self, member: MemberNode, version: str) -> None:
         with suppress(DarkStreamError):
             media, found = await asyncio.shield(self._found)
             cpus = os.cpu_count() or 1

@@ -21,7 +21,7 @@ from mesh.errors import (
     WireError,
 )
 from mesh.ids import MeshId, NodeId, RaftId, node_of
-from mesh.joining import JoinGrant
+from mesh.joining import JOIN, JoinGrant
 from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
@@ -71,6 +71,13 @@ class TrustUser(Protocol):
     def __call__(self, members: Mapping[bytes, NodeId]) -> None:
         """Exactly these keys may speak from now on."""
         ...
+
+
+def grant_of(text: str) -> JoinGrant:
+    """What a node was told when it was admitted, as its log keeps it."""
+    grant = JOIN.decode(bytes.fromhex(text))
+    assert isinstance(grant, JoinGrant), "what was kept of the admission"
+    return grant
 
 
 def granted_members(grant: JoinGrant) -> tuple[tuple[Member, ...], tuple[PeerAddress, ...]]:

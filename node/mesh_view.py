@@ -28,6 +28,7 @@ from node.read_index import ReadIndex
 from node.replica import Replica
 from node.requests import Requests
 from node.submission import Submission
+from node.traffic import Traffic
 from node.views import Names, progress_view
 from node.worker import Worker
 
@@ -53,8 +54,7 @@ class Parts:
     board: ProgressBoard
     worker: Worker
     prepare: Callable[[SubmitRequest], Awaitable[Submission]]
-    traffic: Callable[[NodeId], tuple[int, int]]
-    """Film bytes sent to and received from a node since the start."""
+    traffic: Traffic
     refusals: Callable[[], Iterable[tuple[str, str, int]]]
     """(socket, reason, count)"""
     backups: Callable[[], Sequence[BackupState]]
@@ -226,7 +226,8 @@ class MeshView:
             hosts, port = facts.hosts(), facts.control_port
         elif peer is not None and peer.address is not None:
             hosts, port = peer.address.hosts, peer.address.control_port
-        sent, received = parts.traffic(node)
+        sent, received = parts.traffic.bytes_of(node)
+        up, down = parts.traffic.limits_of(node)
         vote = "none"
         if configuration is not None:
             vote = (
@@ -254,6 +255,8 @@ class MeshView:
             addresses=[f"[{h}]:{port}" if ":" in h else f"{h}:{port}" for h in hosts],
             sent_bytes=sent,
             received_bytes=received,
+            limit_up=up,
+            limit_down=down,
         )
 
     def told(self) -> dict[str, object]:

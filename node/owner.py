@@ -40,7 +40,7 @@ from mesh.errors import (
 from mesh.ids import NodeId
 from node.driver import Driver
 from node.foreign import FOREIGN_FAULTS, is_plain_id
-from node.progress import Progress, ProgressBoard
+from node.progress import Pace, Progress, ProgressBoard
 from node.proposer import Proposer, bounded_text
 from node.replica import Replica
 
@@ -262,8 +262,12 @@ class Owner:
 
     async def _fetch(self, job: Job, attempt: Attempt) -> None:
         loop = asyncio.get_running_loop()
+        pace = Pace()
 
         def on_bytes(done: int, total: int) -> None:
+            rate = pace.note(done, total, clock.monotonic_ms())
+            if rate is None:
+                return
             news = Progress(
                 job=job.id,
                 attempt=attempt.id,
@@ -271,6 +275,7 @@ class Owner:
                 phase="returning",
                 bytes_done=done,
                 bytes_total=total,
+                bytes_s=rate,
             )
             loop.call_soon_threadsafe(self._board.report, news)
 

@@ -42,6 +42,35 @@ class Progress:
     speed: float = 0.0
     bytes_done: int = 0
     bytes_total: int = 0
+    bytes_s: int = 0
+    """How fast they come, 0 while nobody knows."""
+
+
+class Pace:
+    """How fast bytes come lately, and when that is worth telling; time is an argument.
+
+    What was there already when it began does not count.
+    """
+
+    def __init__(self) -> None:
+        self._told: tuple[int, int] | None = None
+        self._rate = 0
+
+    def note(self, done: int, total: int, now_ms: int) -> int | None:
+        """Bytes a second, when it is time to tell: at the beginning, the end, and between at intervals."""
+        if self._told is None:
+            self._told = (done, now_ms)
+            return 0
+        before, since_ms = self._told
+        passed_ms = now_ms - since_ms
+        if passed_ms < INTERVAL_MS and done < total:
+            return None
+        if passed_ms >= INTERVAL_MS or not self._rate:
+            lately = max(0, done - before) * 1_000 // max(1, passed_ms)
+            # Half old, half new: steady to look at, and right within two seconds.
+            self._rate = (self._rate + lately) // 2 if self._rate else lately
+        self._told = (done, now_ms)
+        return self._rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
+    Limited,
+    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -49,12 +51,16 @@ from node.gateway.models import (
     Submitted,
     TokenResult,
 )
+from node.limiting import LIMITS, SetLimits
+from node.limiting import METHOD as LIMIT
 from node.media.profiles import BUILT_IN
 from node.mesh_view import MeshView, Parts, told_pending
 from node.submission import commands_of
 from node.views import job_detail, job_summary, live_of
 
 APPROVE: Final = "join.approve"
+LIMIT_S: Final = 10.0
+"""For a node to hear of a limit and keep it on its disk."""
 
 _log = structlog.get_logger("gateway")
 
@@ -269,6 +275,8 @@ class Service:
                 value=float(parts.driver.applied_index),
             )
         )
+        names = await parts.replica.read(names_of)
+        metrics += parts.traffic.metrics(names)
         backups = backup_metrics(parts.backups())
         return [*metrics, _log_syncs(parts), *_consensus_metrics(parts), *backups]
 
@@ -361,6 +369,25 @@ class Service:
             RemoveMember(node=member.node, by=self._name), cause=f"remove {name}"
         )
         return Removed(id=member.node, name=member.name)
+
+    async def limit(self, name: str, request: LimitRequest) -> Limited:
+        """Tells a member how much to do; it keeps to it at once and over its restarts."""
+        parts = self._member()
+        member = await self._named(parts, name)
+        link = await self._named(parts, request.link) if request.link is not None else None
+        wanted = SetLimits(
+            slots=request.slots,
+            up=request.up,
+            down=request.down,
+            link=link.node if link is not None else None,
+        )
+        answer = await parts.requests.call(
+            NodeId(member.node), LIMIT, LIMITS.encode(wanted), timeout_s=LIMIT_S
+        )
+        held = LIMITS.decode(answer)
+        return Limited(
+            id=member.node, name=member.name, slots=held.slots, up=held.up, down=held.down
+        )
 
     async def _named(self, parts: Parts, name: str) -> Member:
         member = await parts.replica.read(lambda reader: reader.member_by_name(name))

@@ -16,17 +16,18 @@ import structlog
 from ledger.log_sqlite import LogStore
 from ledger.snapshot_sqlite import remove_snapshots, verify_snapshot, write_snapshot
 from ledger.store_sqlite import LedgerStore
-from mesh.bulk_zmq import ZmqBulkClient
+from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.errors import NotFoundError, StorageError, TransferError
 from mesh.ids import NodeId
 from mesh.log import Base, HardState
-from mesh.transfer import Manifest, kept_inode
+from mesh.transfer import Manifest
 from mesh.transfer_files import (
     JOURNAL_SUFFIX,
     PARTIAL_SUFFIX,
     FileSource,
     PartialFile,
     digest_file,
+    make_manifest,
     require_space,
 )
 from node.films import Contacts
@@ -111,22 +112,17 @@ class SnapshotShelf:
         # A start removes it: it need not outlive the power.
         file = write_snapshot(self._ledger.path, self._folder, durable=False)
         path = file.path
-        found = path.stat()
+        manifest = make_manifest(path)
         made = _Made(
             Snapshot(
                 index=file.applied_index,
                 term=file.applied_term,
-                size=file.size,
-                digest=file.digest,
+                size=manifest.size,
+                digest=manifest.digest,
                 handle=file.handle,
             ),
             path,
-            Manifest(
-                size=file.size,
-                digest=file.digest,
-                mtime_ns=found.st_mtime_ns,
-                inode=kept_inode(found.st_ino),
-            ),
+            manifest,
         )
         others = [one for one in self._made if one.path != path]
         self._made = (*others[-(SNAPSHOTS_MAX - 1) :], made)

@@ -37,15 +37,20 @@ def progress_view(live: Live | None, names: Names) -> Progress | None:
     if live is None:
         return None
     in_frames = live.phase in ("encoding", "verifying")
+    done = max(0, live.frames if in_frames else live.bytes_done)
+    total = max(0, live.frames_total if in_frames else live.bytes_total)
+    rate = live.fps if in_frames else float(live.bytes_s)
     return Progress(
         job=live.job,
         attempt=live.attempt,
         node=names.get(live.node, live.node),
         phase=live.phase,
-        done=max(0, live.frames if in_frames else live.bytes_done),
-        total=max(0, live.frames_total if in_frames else live.bytes_total),
+        done=done,
+        total=total,
         fps=max(0.0, live.fps),
         speed=max(0.0, live.speed),
+        bytes_s=max(0, live.bytes_s),
+        left_s=int(max(0, total - done) / rate) if total and rate > 0 else None,
     )
 
 

@@ -31,7 +31,7 @@ from node.driver import Driver
 from node.foreign import FOREIGN_FAULTS, is_plain_id
 from node.leases import WORK, Fence, LeaseTiming, WorkerHeartbeat
 from node.media.errors import MediaError
-from node.progress import Progress, ProgressBoard
+from node.progress import Pace, Progress, ProgressBoard
 from node.proposer import Proposer, bounded_text
 from node.replica import Replica
 from node.requests import Requests
@@ -376,10 +376,14 @@ class _Reporter:
             job=order.job.id, attempt=order.attempt.id, node=own, phase="fetching"
         )
         self._total = 0
+        self._pace = Pace()
         self._loop = asyncio.get_running_loop()
 
     def bytes(self, done: int, total: int) -> None:
-        news = replace(self._base, bytes_done=done, bytes_total=total)
+        rate = self._pace.note(done, total, clock.monotonic_ms())
+        if rate is None:
+            return
+        news = replace(self._base, bytes_done=done, bytes_total=total, bytes_s=rate)
         self._loop.call_soon_threadsafe(self._board.report, news)
 
     def frames(self, done: int, total: int, fps: float, speed: float) -> None:

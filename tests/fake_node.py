@@ -34,6 +34,8 @@ from node.gateway.models import (
     JobFilter,
     JobsPage,
     JobSummary,
+    Limited,
+    LimitRequest,
     Metric,
     NodeInfo,
     NodesPage,
@@ -240,6 +242,16 @@ class FakeNode:
         for node in self._nodes:
             if name in (node.id, node.name):
                 return Revoked(id=node.id, name=node.name)
+        raise NotFoundError(f"no node {name!r} is known", "mesh-cli nodes lists them")
+
+    async def limit(self, name: str, request: LimitRequest) -> Limited:
+        self._enter(f"limit {name}")
+        for node in self._nodes:
+            if name in (node.id, node.name):
+                rates = [rate or 0 for rate in (request.up, request.down)]
+                return Limited(
+                    id=node.id, name=node.name, slots=request.slots, up=rates[0], down=rates[1]
+                )
         raise NotFoundError(f"no node {name!r} is known", "mesh-cli nodes lists them")
 
     async def detect(self) -> Detection:

@@ -109,11 +109,9 @@ class Bars:
 
 
 def time_left(progress: Json | None) -> str:
-    """`, 1:20 left` while encoding at a known speed."""
-    if not progress or progress["phase"] != "encoding" or not progress["fps"]:
-        return ""
-    seconds = max(0, int((progress["total"] - progress["done"]) / progress["fps"]))
-    return f", {seconds // 60}:{seconds % 60:02d} left" if progress["total"] else ""
+    """`, 1:20 left` where a speed is known."""
+    seconds = (progress or {}).get("left_s")
+    return f", {seconds // 60}:{seconds % 60:02d} left" if seconds is not None else ""
 
 
 def print_results(jobs: list[Json]) -> None:

@@ -7,13 +7,14 @@ from urllib.parse import quote
 
 import click
 
-from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError
+from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError, UsageError
+from mesh.limits import rate_text
 from node.cli import views
 from node.cli.client import Api, connect
 from node.cli.faults import Commands, Json, StoppedWatchingError, error_from, main_of, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.ledger_cmds import ledger
-from node.cli.options import Common, Duration, Since, common_options
+from node.cli.options import Common, Duration, Rate, Since, common_options
 
 STATES = [
     "queued",
@@ -303,6 +304,39 @@ def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Let a node go for good: it hands over its vote and its work, and stops; it may join anew."""
     answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/remove")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is removed"))
+    return 0
+
+
+@nodes.command()
+@click.argument("name")
+@click.option("--slots", type=click.IntRange(-1), metavar="N", help="Films at once; -1: default.")
+@click.option("--up", type=Rate(), metavar="R", help="Sends at most so fast: 20MB/s, off, default.")
+@click.option("--down", type=Rate(), metavar="R", help="Receives at most so fast.")
+@click.option("--link", metavar="OTHER", help="The rates hold for films to and from OTHER alone.")
+@common_options
+@click.pass_context
+def limit(
+    ctx: click.Context,
+    *,
+    name: str,
+    slots: int | None,
+    up: int | None,
+    down: int | None,
+    link: str | None,
+    as_json: bool,
+) -> int:
+    """How much a node does for others; holds at once, for what runs too, and over restarts."""
+    body = {"slots": slots, "up": up, "down": down, "link": link}
+    if slots is None and up is None and down is None:
+        raise UsageError("nothing to change", "give --slots, --up or --down")
+    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/limit", body)
+    if as_json:
+        print_json(answer)
+        return 0
+    where = f" with {link}" if link else ""
+    slots_text = "as configured" if answer["slots"] is None else answer["slots"]
+    rates = f"up {rate_text(answer['up'])}, down {rate_text(answer['down'])}"
+    print(safe_text(f"{answer['name']}{where}: {rates}, slots {slots_text}"))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from mesh import clock
+from mesh.limits import parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -69,6 +70,25 @@ class Duration(click.ParamType[int]):
         if match is None:
             self.fail(f"{value!r} is no duration; write it as 45s, 30m, 1h or 2d", param, ctx)
         return int(match.group(1)) * _UNITS_S[match.group(2) or "s"]
+
+
+class Rate(click.ParamType[int]):
+    """Bytes a second, written as 20MB/s, 500k, 100Mbit/s, off or default."""
+
+    name = "rate"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number of bytes; 0 for off, -1 for what the node's configuration says."""
+        if isinstance(value, int):
+            return value
+        if str(value).strip().lower() == "default":
+            return -1
+        try:
+            return parse_rate(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Since(click.ParamType[int]):

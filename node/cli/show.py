@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from mesh.limits import rate_text
 from node.cli.faults import Json, safe
 
 STATE_STYLES = {
@@ -95,13 +96,15 @@ def share_of(progress: Json) -> float | None:
 
 
 def progress_text(progress: Json | None) -> str:
-    """`encoding 42 %, 118 fps`."""
+    """`encoding 42 %, 118 fps` or `fetching 42 %, 110 MB/s`."""
     if not progress:
         return ""
     share = share_of(progress)
     text = str(progress["phase"]) + (
         f" {share:.0%}".replace("%", " %") if share is not None else ""
     )
+    if progress.get("bytes_s"):
+        return f"{text}, {rate_text(progress['bytes_s'])}"
     return f"{text}, {progress['fps']:.0f} fps" if progress.get("fps") else text
 
 

@@ -24,6 +24,8 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
+    Limited,
+    LimitRequest,
     NodesPage,
     Problem,
     Removed,
@@ -197,6 +199,11 @@ class Faces:
         async def remove(name: NodeName) -> Removed:
             """Lets a member go for good, by name or id; it hands over first, and may join anew."""
             return await service.remove(name)
+
+        @app.post(f"{API}/nodes/{{name}}/limit", responses=_ERRORS)
+        async def limit(name: NodeName, request: LimitRequest) -> Limited:
+            """How much a member does: slots, and rates of its transfers, at once."""
+            return await service.limit(name, request)
 
     def _watching(self, app: FastAPI) -> None:
         service = self._service

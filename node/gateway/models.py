@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.jobs import JobState
+from mesh.limits import RATE_BYTES_S_MAX
+from node.config import SLOTS_MAX
 
 PATHS_PER_SUBMIT_MAX = 1_000
 """Paths in one request: one command of the ledger carries as many jobs."""
@@ -54,7 +56,8 @@ class Progress(Answer):
     """How far an attempt is, live.  Never in the log: it is lost with the process, and that is right.
 
     `done` of `total` are frames while encoding, else bytes; `total` 0 and `speed` 0.0 mean unknown.
-    `fps` is frames encoded a second, `speed` is times real time; `node` is the worker's name.
+    `fps` is frames encoded a second, `speed` is times real time, `bytes_s` is bytes a second;
+    `node` is the name of the node that works on it.
     """
 
     job: str
@@ -65,6 +68,9 @@ class Progress(Answer):
     total: int = 0
     fps: float = 0.0
     speed: float = 0.0
+    bytes_s: int = 0
+    left_s: int | None = None
+    """Seconds until this phase is over, at the present rate; null while nobody knows."""
 
     def share(self) -> float | None:
         """How much of this phase is done, 0.0 to 1.0; None when the whole is unknown."""
@@ -202,6 +208,9 @@ class NodeInfo(Answer):
     sent_bytes: int = 0
     """Film bytes that this node sent to others since its start."""
     received_bytes: int = 0
+    limit_up: int = 0
+    """Bytes a second that it sends at most; 0: no limit."""
+    limit_down: int = 0
 
 
 class PendingJoin(Answer):
@@ -341,6 +350,28 @@ class Revoked(Answer):
 
     id: str
     name: str
+
+
+class LimitRequest(Question):
+    """What a node may do for others; rates in bytes a second, 0 for no limit, -1 for as configured.
+
+    Absent: as it is.  With `link`, another node's name or id, the rates hold for that link alone.
+    """
+
+    slots: int | None = Field(default=None, ge=-1, le=SLOTS_MAX)
+    up: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
+    down: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
+    link: Name | None = None
+
+
+class Limited(Answer):
+    """What holds now, in bytes a second, 0 for no limit; `slots` is null for as configured."""
+
+    id: str
+    name: str
+    slots: int | None
+    up: int
+    down: int
 
 
 class Removed(Answer):

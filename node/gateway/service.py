@@ -16,6 +16,8 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
+    Limited,
+    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -79,6 +81,13 @@ class NodeService(Protocol):
 
     async def remove(self, name: str) -> Removed:
         """Lets the member of that name or id go for good.  Raises `NotFoundError`, `ConflictError`."""
+        ...
+
+    async def limit(self, name: str, request: LimitRequest) -> Limited:
+        """Changes how much the member of that name or id does, at once and over its restarts.
+
+        Raises `NotFoundError`, `UnreachableError` (it has to hear it), `UsageError`.
+        """
         ...
 
     async def detect(self) -> Detection:

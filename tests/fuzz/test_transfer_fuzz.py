@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.destination_files import safe_destination
+from mesh.download import Download
 from mesh.errors import PathError, TransferError, WireError
 from mesh.names import NAME_BYTES_MAX, checked_name
-from mesh.transfer import BULK, ChunkRequest, Download, Manifest, ManifestAnswer, checked
+from mesh.transfer import BULK, ChunkRequest, Manifest, ManifestAnswer, checked
 from mesh.transfer_files import PartialFile
 from mesh.transport import CHUNK_BYTES, dial_order, endpoint, is_host
 
@@ -106,12 +107,14 @@ def test_whatever_arrives_in_whatever_order_each_chunk_counts_once(
 ) -> None:
     manifest = Manifest(size=max(0, chunks * CHUNK_BYTES - 7), digest="0" * 64)
     now = 0
-    core = Download(manifest, bytearray(manifest.chunks), now)
+    core = Download(manifest, manifest.whole, bytearray(manifest.chunks), now)
     written: set[int] = set()
     try:
         for index, intact, passes_ms, lost in arrivals:
             now += passes_ms
             core.tick(now)
+            while core.ask(now):
+                pass
             if lost:
                 core.lost(now)
             length = manifest.length(index) if 0 <= index < manifest.chunks else 1
@@ -123,7 +126,8 @@ def test_whatever_arrives_in_whatever_order_each_chunk_counts_once(
             assert core.bytes_done == sum(map(manifest.length, written))
         core.lost(now)
         while not core.done:
-            for ask in core.tick(now):
+            core.tick(now)
+            while ask := core.ask(now):
                 assert ask.index not in written
                 assert core.receive(ask.offset, ask.length, True, now) == "write"
                 written.add(ask.index)
@@ -139,10 +143,10 @@ def test_any_journal_is_believed_only_as_far_as_the_bytes_agree(
 ) -> None:
     path = tmp_path / "x.part"
     manifest = Manifest(size=100, digest="0" * 64)
-    partial = PartialFile(path)
-    partial.begin(manifest)
+    partial = PartialFile(path, stays=True)
+    partial.begin(manifest, manifest.whole)
     partial.close()
     noted = path.with_name("x.part.journal")
     noted.write_bytes((noted.read_bytes() if extra else b"") + journal + extra)
-    assert partial.begin(manifest) == b"\x00"
+    assert partial.begin(manifest, manifest.whole) == b"\x00"
     partial.discard()

@@ -12,24 +12,36 @@ from pathlib import Path
 
 import pytest
 import zmq
-from blake3 import blake3
 
-from mesh import transfer
-from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh import bulk_client_zmq, clock, download
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_lane_zmq import REST_MS
+from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.curve_zmq import Tally
+from mesh.digests import chunk_digest, digest_of
+from mesh.download import CHUNK_TRIES_MAX
 from mesh.errors import (
     InUseError,
     NotAllowedError,
+    NotFoundError,
     SourceChangedError,
     StoppedError,
     TransferError,
     UnreachableError,
+    UsageError,
 )
 from mesh.ids import NodeId
+from mesh.limits import LinkRates, Rates
 from mesh.listener_zmq import Listener, Sender
 from mesh.transfer import BULK, ChunkAnswer, ChunkRequest, Manifest, ManifestAnswer, Source
 from mesh.transfer_files import FileSource, PartialFile, make_manifest
-from mesh.transport import BULK_HEADER_BYTES_MAX, CHUNK_BYTES, KeyPair, Traffic
+from mesh.transport import (
+    BULK_HEADER_BYTES_MAX,
+    CHUNK_BYTES,
+    WINDOW_BYTES_MAX,
+    KeyPair,
+    Traffic,
+)
 from tests.meshwork import key_pair, node_of, wait_until
 from tests.strangers import GARBAGE, LOOPBACK, client, poke, taken_port
 
@@ -46,7 +58,8 @@ class Owner:
     asked: list[tuple[NodeId, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.manifest = make_manifest(self.film)
+        self.tables = self.film.with_name("tables")
+        self.manifest = make_manifest(self.film, tables=self.tables)
         self.server = ZmqBulkServer(self.keys, self.source_for, host=LOOPBACK)
         self.server.set_trust({self.member.public: node_of(self.member)})
 
@@ -54,7 +67,7 @@ class Owner:
         self.asked.append((node, handle))
         if handle != "film":
             raise NotAllowedError("this handle is not yours", "ask for another")
-        return FileSource(self.film, self.manifest)
+        return FileSource(self.film, self.manifest, self.tables / self.manifest.digest)
 
     def fetch(self, to: Path, fetcher: ZmqBulkClient, **more: object) -> Manifest:
         arguments: dict[str, object] = {
@@ -139,6 +152,172 @@ def test_a_greedy_peer_does_not_block_another(
     assert (tmp_path / "out").stat().st_size == SIZE
 
 
+def test_a_part_brings_its_chunks_and_no_more(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    target, film = tmp_path / "out", owner.film.read_bytes()
+    ranges = [(3 * CHUNK_BYTES + 5, 5 * CHUNK_BYTES), (SIZE - 10, SIZE)]
+    steps: list[tuple[int, int]] = []
+    owner.fetch(
+        target,
+        fetcher,
+        expected=owner.manifest,
+        ranges=ranges,
+        target=PartialFile(target, stays=True),
+        on_progress=lambda done, size: steps.append((done, size)),
+    )
+    got = target.read_bytes()
+    assert len(got) == SIZE
+    for start, end in ranges:
+        assert got[start:end] == film[start:end]
+    assert not any(got[: 3 * CHUNK_BYTES])
+    wanted = 2 * CHUNK_BYTES + SIZE % CHUNK_BYTES
+    assert steps[-1] == (wanted, wanted)
+    assert wanted < owner.sent.bytes_out < wanted + 10_000
+    # The rest later: what is there is not fetched again.
+    owner.fetch(target, fetcher, target=PartialFile(target, stays=True))
+    assert target.read_bytes() == film
+    assert owner.sent.bytes_out < SIZE + 20_000
+    # And a part of what is whole needs nothing.
+    owner.fetch(target, fetcher, target=PartialFile(target, stays=True), ranges=ranges)
+    assert owner.sent.bytes_out < SIZE + 30_000
+
+
+def test_a_part_outside_the_file(owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        owner.fetch(tmp_path / "out", fetcher, ranges=[(0, SIZE + 1)])
+
+
+def test_digests_that_are_not_the_files_are_not_believed(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileSource, "digests", lambda *_: bytes(32 * 25))
+    with pytest.raises(TransferError, match="digests"):
+        owner.fetch(tmp_path / "out", fetcher, ranges=[(0, 1)])
+
+
+def test_a_part_of_a_film_without_a_table(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    (owner.tables / owner.manifest.digest).unlink()
+    with pytest.raises(NotFoundError, match="table"):
+        owner.fetch(tmp_path / "out", fetcher, ranges=[(0, 1)])
+
+
+def test_the_next_file_needs_no_handshake(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    lines = fetcher._lines
+    for number in range(3):
+        owner.fetch(tmp_path / f"out{number}", fetcher)
+        assert len(lines._resting) == 1
+    (first,) = lines._resting
+    with pytest.raises(NotAllowedError):
+        owner.fetch(tmp_path / "no", fetcher, handle="other")
+    owner.fetch(tmp_path / "out3", fetcher)
+    assert lines._resting[0].line is first.line
+    lines.tidy(clock.monotonic_ms() + REST_MS)
+    assert lines._resting == []
+
+
+def test_a_connection_with_something_on_its_way_serves_no_other_file(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    def stop(done: int, _: int) -> None:
+        if done > CHUNK_BYTES:
+            raise StoppedError("enough")
+
+    with pytest.raises(StoppedError):
+        owner.fetch(tmp_path / "out", fetcher, on_progress=stop)
+    assert fetcher._lines._resting == []
+
+
+def test_a_peer_that_went_and_came_while_the_connection_rested(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+) -> None:
+    owner.fetch(tmp_path / "a", fetcher)
+    port = owner.server.port
+    owner.server.stop()
+    owner.server = ZmqBulkServer(owner.keys, owner.source_for, host=LOOPBACK, port=port)
+    owner.server.set_trust({owner.member.public: node_of(owner.member)})
+    owner.server.start()
+    owner.fetch(tmp_path / "b", fetcher)
+    assert (tmp_path / "b").read_bytes() == owner.film.read_bytes()
+
+
+def test_several_connections_bring_one_film(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_client_zmq, "LANE_BYTES_MIN", CHUNK_BYTES)
+    monkeypatch.setattr(bulk_client_zmq, "io_threads", lambda: 3)
+    fetcher = ZmqBulkClient(owner.member)
+    steps: list[int] = []
+    with contextlib.closing(fetcher):
+        owner.fetch(tmp_path / "out", fetcher, on_progress=lambda done, _: steps.append(done))
+        assert len(fetcher._lines._resting) == 3
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+    assert steps[-1] == SIZE
+    assert steps == sorted(steps)
+
+
+def test_one_of_several_connections_that_fails_ends_the_transfer(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_client_zmq, "LANE_BYTES_MIN", CHUNK_BYTES)
+    monkeypatch.setattr(bulk_client_zmq, "io_threads", lambda: 3)
+    with owner.film.open("r+b") as file:
+        facts = owner.film.stat()
+        file.seek(20 * CHUNK_BYTES)
+        file.write(b"bit rot")
+    os.utime(owner.film, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    fetcher = ZmqBulkClient(owner.member)
+    with contextlib.closing(fetcher), pytest.raises(SourceChangedError, match=r"film\.mkv reads"):
+        owner.fetch(tmp_path / "out", fetcher)
+
+
+@pytest.mark.parametrize("side", ["up", "down"])
+def test_a_limit_holds_and_is_changed_while_it_runs(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path, side: str
+) -> None:
+    slow = LinkRates(node=Rates(**{side: 8 * CHUNK_BYTES}))
+    changer = owner.server if side == "up" else fetcher
+    changer.set_rates(slow)
+    halfway: list[int] = []
+
+    def faster(done: int, _: int) -> None:
+        if done >= SIZE // 2 and not halfway:
+            halfway.append(clock.monotonic_ms())
+            changer.set_rates(LinkRates())
+
+    begun = clock.monotonic_ms()
+    owner.fetch(tmp_path / "out", fetcher, on_progress=faster)
+    # Half of it at eight chunks a second, less the burst.
+    assert halfway[0] - begun > 1_000
+    assert clock.monotonic_ms() - halfway[0] < 1_000
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+    assert SIZE < owner.sent.bytes_out < SIZE + 10_000
+
+
+def test_who_waits_for_a_limit_is_told_and_not_given_up(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "GIVE_UP_MS", 2_000)
+    monkeypatch.setattr(download, "ASK_AGAIN_MIN_MS", 1_500)
+    owner.server.set_rates(LinkRates(links={node_of(owner.member): Rates(up=CHUNK_BYTES // 4)}))
+    released = threading.Timer(6, lambda: owner.server.set_rates(LinkRates()))
+    released.start()
+    owner.fetch(tmp_path / "out", fetcher)
+    released.join()
+    assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
+    assert owner.sent.bytes_out < SIZE + 10_000
+
+
+def test_speeds_are_remembered(owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path) -> None:
+    assert fetcher.speeds() == {}
+    owner.fetch(tmp_path / "out", fetcher)
+    assert fetcher.speeds()[node_of(owner.keys)] > CHUNK_BYTES
+
+
 def test_a_handle_that_is_not_the_peers(
     owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
 ) -> None:
@@ -167,17 +346,22 @@ def test_a_source_that_changes_during_the_transfer(
         owner.fetch(tmp_path / "out", fetcher, on_progress=meddle)
 
 
-def test_a_source_that_changed_without_a_trace_fails_by_the_whole_digest(
-    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path
+@pytest.mark.parametrize("with_table", [True, False])
+def test_a_source_that_changed_without_a_trace_is_noticed(
+    owner: Owner, fetcher: ZmqBulkClient, tmp_path: Path, with_table: bool
 ) -> None:
+    if not with_table:
+        (owner.tables / owner.manifest.digest).unlink()
     facts = owner.film.stat()
     with owner.film.open("r+b") as file:
         file.seek(5 * CHUNK_BYTES)
         file.write(b"bit rot")
     os.utime(owner.film, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    with pytest.raises(TransferError, match="digest"):
+    # With the table where it happens and by name, without it at the end.
+    why = r"film\.mkv reads differently at byte 5242880" if with_table else "digest"
+    with pytest.raises(TransferError, match=why):
         owner.fetch(tmp_path / "out", fetcher)
-    assert [path.name for path in tmp_path.iterdir()] == ["film.mkv"]
+    assert with_table or not (tmp_path / "out").exists()
 
 
 def test_stopping_a_transfer_and_going_on(
@@ -298,13 +482,13 @@ class Rogue:
         request = BULK.decode(bytes(frames[0].buffer))  # type: ignore[attr-defined]  # a Frame
         reply = self.listener.reply
         if not isinstance(request, ChunkRequest):
-            manifest = Manifest(size=CHUNK_BYTES, digest=blake3(self.data).hexdigest())
+            manifest = Manifest(size=CHUNK_BYTES, digest=digest_of(self.data, CHUNK_BYTES))
             reply(sender, [b"\xc1 garbage before the answer"])
             reply(sender, [BULK.encode(ChunkAnswer(offset=0, digest=b"")), b"too early"])
             reply(sender, [BULK.encode(ManifestAnswer(manifest=Manifest(size=-1, digest="")))])
             reply(sender, [BULK.encode(ManifestAnswer(manifest=manifest))])
             return
-        head = BULK.encode(ChunkAnswer(offset=0, digest=blake3(self.data).digest()))
+        head = BULK.encode(ChunkAnswer(offset=0, digest=chunk_digest(self.data)))
         wrong = bytearray(self.data)
         if self.left > 0:
             self.left -= 1
@@ -312,7 +496,7 @@ class Rogue:
         reply(sender, [head, bytes(wrong)])
 
 
-@pytest.mark.parametrize("wrong_times", [1, transfer.CHUNK_TRIES_MAX])
+@pytest.mark.parametrize("wrong_times", [1, CHUNK_TRIES_MAX])
 def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -> None:
     keys, member = key_pair(), key_pair()
     rogue = Rogue(keys, wrong_times)
@@ -320,7 +504,7 @@ def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -
     fetcher = ZmqBulkClient(member)
     try:
         with contextlib.ExitStack() as stack:
-            if wrong_times == transfer.CHUNK_TRIES_MAX:
+            if wrong_times == CHUNK_TRIES_MAX:
                 stack.enter_context(pytest.raises(TransferError, match="damaged"))
             fetcher.fetch(
                 peer=node_of(keys),
@@ -331,7 +515,7 @@ def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -
                 target=PartialFile(tmp_path / "out"),
             )
             assert (tmp_path / "out").read_bytes() == rogue.data
-        assert fetcher.counters().refused == {"bad_digest": wrong_times, "malformed": 3}
+        assert fetcher.counters().refused == {"bad_digest": wrong_times, "malformed": 2}
     finally:
         fetcher.close()
         rogue.listener.close()
@@ -340,7 +524,7 @@ def test_a_flipped_bit_in_a_chunk_is_noticed(tmp_path: Path, wrong_times: int) -
 RECEIVER = """
 import sys
 from pathlib import Path
-from mesh.bulk_zmq import ZmqBulkClient
+from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.transfer_files import PartialFile
 from mesh.transport import KeyPair
 server, public, secret, port, peer, out = sys.argv[1:]
@@ -378,7 +562,7 @@ def test_a_killed_receiver_goes_on_where_it_was(
     owner.fetch(tmp_path / "out", fetcher, on_progress=lambda done, _: first.append(done))
     assert first[0] > SIZE // 2 - CHUNK_BYTES
     assert (tmp_path / "out").read_bytes() == owner.film.read_bytes()
-    assert owner.sent.bytes_out < SIZE + transfer.WINDOW_BYTES_MAX + 10_000
+    assert owner.sent.bytes_out < SIZE + WINDOW_BYTES_MAX + 10_000
 
 
 def test_a_port_that_is_taken(owner: Owner) -> None:
@@ -422,9 +606,12 @@ def test_garbage_strangers_and_bad_frames_leave_it_working(
         wait_until(lambda: sum(owner.server.counters().refused.values()) >= len(frames) + 2)
         assert not stranger.poll(0)
         assert not naked.poll(0)
+        assert member.poll(0)
+        (answer,) = member.recv_multipart()
+        assert BULK.decode(answer).code == "source_changed"
         assert not member.poll(0)
     refused = owner.server.counters().refused
-    assert refused["malformed"] == len(frames) - 1
+    assert refused["malformed"] == len(frames) - 2
     assert refused["oversized"] == 1
     assert refused["not_member"] >= 1
     assert refused["handshake"] >= 1

@@ -181,6 +181,19 @@ def test_approve_binds_the_code_that_was_shown(
     assert one.node.calls[-1] == "approve id-new 123456"
     assert Typed(capsys, "nodes", "approve", "new").code == 2
     assert "two is revoked" in Typed(capsys, "nodes", "revoke", "two").out
+    limited = Typed(capsys, "nodes", "limit", "two", "--up", "100Mbit/s", "--slots", "2")
+    assert limited.out.strip() == "two: up 12.5 MB/s, down off, slots 2"
+    assert Typed(
+        capsys, "nodes", "limit", "two", "--link", "one", "--down", "off", "--json"
+    ).json == {
+        "id": "id-two",
+        "name": "two",
+        "slots": None,
+        "up": 0,
+        "down": 0,
+    }
+    assert Typed(capsys, "nodes", "limit", "two", "--json").json["error"]["code"] == "usage"
+    assert Typed(capsys, "nodes", "limit", "two", "--up", "fast").code == 2
     assert Typed(capsys, "nodes", "revoke", "nobody", "--json").json["error"]["code"] == "not_found"
 
 

@@ -256,6 +256,7 @@ def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
             "nodes/{name}/approve",
             "nodes/{name}/revoke",
             "nodes/{name}/remove",
+            "nodes/{name}/limit",
             "events",
         ]
     }

@@ -14,7 +14,8 @@ import pytest
 from ledger.log_sqlite import LogStore
 from ledger.queries import AppliedState, Reader
 from ledger.store_sqlite import LedgerStore
-from mesh.bulk_zmq import ZmqBulkClient, ZmqBulkServer
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.errors import NotFoundError, SourceChangedError, StorageError, TransferError
 from mesh.ids import NodeId, RaftId
 from mesh.log import Base, Entry, HardState

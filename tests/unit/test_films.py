@@ -1,37 +1,56 @@
 """A node's hands on films: ids never become paths, and a film is never replaced by its own result."""
 
 import asyncio
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
 from ledger.jobs import Attempt, Job
+from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_server_zmq import ZmqBulkServer
+from mesh.digests import digest_of
 from mesh.errors import ConflictError, PathError
 from mesh.ids import NodeId
-from node.films import Allowed, Films
+from mesh.transfer import ByteRange
+from mesh.transfer_files import FileSource, make_manifest
+from mesh.transport import CHUNK_BYTES, KeyPair
+from node.films import Allowed, Contact, Films
 from tests.ledger_helper import Ledger
+from tests.meshwork import key_pair, node_of
 from tests.work_bench import InlineReplica
 
 RESULT = b"result"
 
 
 class Stand:
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keys: KeyPair | None = None,
+        contact: tuple[bytes, ZmqBulkServer] | None = None,
+    ) -> None:
         self.home, self.films_folder = folder / "home", folder / "films"
-        self.films_folder.mkdir()
+        self.films_folder.mkdir(parents=True)
         self.ledger = Ledger().formed("bert").planned("j1")
         self.ledger.leased("j1", "a1", "anna")
         nobody: Any = None
+        self.client = ZmqBulkClient(keys or key_pair())
         self.films: Any = Films(
             own=NodeId("anna"),
             folder=self.home,
             allowed=Allowed([self.films_folder]),
             reader=self.ledger.reader,
-            client=nobody,
-            contacts=nobody,
+            client=self.client,
+            contacts=nobody
+            if contact is None
+            else lambda _: Contact(
+                public_key=contact[0], hosts=("127.0.0.1",), port=contact[1].port
+            ),
             media=nobody,
         )
 
@@ -39,7 +58,7 @@ class Stand:
         job, attempt = self.ledger.reader.job("j1"), self.ledger.reader.attempt("a1")
         assert job is not None
         assert attempt is not None
-        digest = blake3(RESULT).hexdigest()
+        digest = digest_of(RESULT, CHUNK_BYTES)
         return (
             replace(job, **values),
             replace(attempt, result_bytes=len(RESULT), result_digest=digest),
@@ -47,8 +66,10 @@ class Stand:
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Stand:
-    return Stand(tmp_path.resolve())
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    made = Stand(tmp_path.resolve())
+    yield made
+    made.client.close()
 
 
 def test_the_film_itself_is_never_replaced_by_its_result(stand: Stand) -> None:
@@ -107,3 +128,49 @@ def test_cancelling_waits_until_the_thread_has_let_go(stand: Stand) -> None:
         assert over
 
     asyncio.run(main())
+
+
+def test_a_film_is_fetched_once_and_parts_of_it_alone(tmp_path: Path) -> None:
+    anna, bert = key_pair(), key_pair()
+    film = tmp_path / "film.mkv"
+    film.write_bytes(os.urandom(6 * CHUNK_BYTES))
+    manifest = make_manifest(film, tables=tmp_path / "tables")
+    server = ZmqBulkServer(
+        anna,
+        lambda _, __: FileSource(film, manifest, tmp_path / "tables" / manifest.digest),
+        host="127.0.0.1",
+    )
+    server.set_trust({bert.public: node_of(bert)})
+    server.start()
+    stand = Stand(tmp_path / "bert", keys=bert, contact=(anna.public, server))
+    job, attempt = stand.row(
+        owner=node_of(anna), source_digest=manifest.digest, source_bytes=manifest.size
+    )
+    order: Any = SimpleNamespace(job=job, attempt=attempt, task=SimpleNamespace(kind="whole"))
+    brought: list[int] = []
+
+    async def fetch(name: str, ranges: list[ByteRange] | None = None) -> bytes:
+        folder = tmp_path / name
+        folder.mkdir()
+        path, count = await stand.films.fetch(order, folder, lambda *_: None, ranges)
+        assert path.parent == folder
+        brought.append(count)
+        return bytes(path.read_bytes())
+
+    async def main() -> None:
+        part = await fetch("a", [(CHUNK_BYTES, 2 * CHUNK_BYTES)])
+        assert (
+            part[CHUNK_BYTES : 2 * CHUNK_BYTES] == film.read_bytes()[CHUNK_BYTES : 2 * CHUNK_BYTES]
+        )
+        whole = await asyncio.gather(fetch("b"), fetch("c"))
+        assert set(whole) == {film.read_bytes()}
+        (stand.home / "sources" / manifest.digest).write_bytes(b"rot")
+        assert await fetch("d") == film.read_bytes()
+
+    try:
+        asyncio.run(main())
+    finally:
+        stand.films.close()
+        stand.client.close()
+        server.stop()
+    assert brought == [CHUNK_BYTES, 5 * CHUNK_BYTES, 0, 6 * CHUNK_BYTES]

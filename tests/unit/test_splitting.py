@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
 from ledger import commands as c
 from ledger.jobs import Attempt, Job, Member, Node, Task
+from mesh.digests import digest_of
 from mesh.errors import NotAllowedError, TransferError
 from mesh.ids import NodeId
+from mesh.transport import CHUNK_BYTES
 from node.film_pieces import SLICES, FilmPieces, SliceReady, SliceWanted
 from node.films import Allowed, Films
 from node.media.pieces import Film
@@ -183,7 +184,7 @@ def test_a_slice_is_cut_once_for_whom_the_lease_names(tmp_path: Path) -> None:
         home.films.source_for(NodeId("bert"), "slice/a1")
     ready = home.ask("bert", "a1")
     assert home.ask("bert", "a1") == ready
-    assert (ready.size, ready.digest) == (7, blake3(b"slice 1").hexdigest())
+    assert (ready.size, ready.digest) == (7, digest_of(b"slice 1", CHUNK_BYTES))
     assert Cutter.cuts == 1
     home.films.source_for(NodeId("bert"), "slice/a1").close()
     with pytest.raises(NotAllowedError):
@@ -205,7 +206,7 @@ def test_a_part_of_this_nodes_worker_is_copied_and_proven(tmp_path: Path) -> Non
     attempt, job = home.ledger.reader.attempt("a0"), home.ledger.reader.job("j1")
     assert attempt is not None
     assert job is not None
-    attempt = replace(attempt, result_bytes=4, result_digest=blake3(b"part").hexdigest())
+    attempt = replace(attempt, result_bytes=4, result_digest=digest_of(b"part", CHUNK_BYTES))
     kept = tmp_path / "results" / "a0"
     kept.write_bytes(b"torn")
 

@@ -1,0 +1,262 @@
+"""Serves files to members over ZeroMQ: a ROUTER that answers, in a thread and a context of its own."""
+
+import os
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+import zmq
+
+from mesh import clock
+from mesh.curve_zmq import Tally
+from mesh.errors import DarkStreamError, SourceChangedError, WireError
+from mesh.ids import NodeId
+from mesh.limits import Limits, LinkRates
+from mesh.listener_zmq import Listener, Sender
+from mesh.transfer import (
+    BULK,
+    DIGESTS_MAX,
+    HANDLE_CHARS_MAX,
+    ChunkAnswer,
+    ChunkRequest,
+    DigestsAnswer,
+    DigestsRequest,
+    ManifestAnswer,
+    ManifestRequest,
+    Refusal,
+    Source,
+    SourceFor,
+    Waiting,
+)
+from mesh.transport import (
+    ANSWERS_MAX,
+    BULK_HEADER_BYTES_MAX,
+    CHUNK_BYTES,
+    REQUESTS_MAX,
+    Counters,
+    KeyPair,
+)
+
+SOURCES_MAX: Final = 64
+"""Files held open for peers; the one that rested longest is closed first."""
+SOURCE_RECHECK_MS: Final = 5_000
+"""How long a permission holds before its owner is asked again."""
+WAITING_MAX: Final = 8 * ANSWERS_MAX
+"""Requests of one peer that wait for the limit: the windows of eight transfers."""
+WAITING_TOLD_MS: Final = 1_000
+"""How often those who wait are told so; a receiver grows impatient after three seconds."""
+CORES_PER_IO_THREAD: Final = 4
+IO_THREADS_MAX: Final = 4
+"""A connection's cipher runs in one I/O thread; more than four fill any link that a node has."""
+
+
+def io_threads() -> int:
+    """How many I/O threads the machine has cores for."""
+    return max(1, min(IO_THREADS_MAX, (os.cpu_count() or 1) // CORES_PER_IO_THREAD))
+
+
+@dataclass(slots=True)
+class _Open:
+    source: Source
+    until_ms: int
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What a peer asked for and the limit holds back, in order."""
+
+    told_ms: int
+    asks: deque[tuple[Sender, ChunkRequest]] = field(default_factory=deque)
+
+
+class ZmqBulkServer:
+    """Serves files by handle to the members whom the owner of the handle lets have them."""
+
+    def __init__(
+        self, identity: KeyPair, source_for: SourceFor, *, host: str = "*", port: int = 0
+    ) -> None:
+        self._source_for = source_for
+        self._host = host
+        self._asked_port = port
+        self._tally = Tally("bulk")
+        self._members: Mapping[bytes, NodeId] = MappingProxyType({})
+        self._open: OrderedDict[tuple[NodeId, str], _Open] = OrderedDict()
+        self._limits = Limits()
+        self._asked_rates: LinkRates | None = None
+        self._queues: dict[NodeId, _Queue] = {}
+        self._running = False
+        self._listener = Listener(
+            name="bulk",
+            identity=identity,
+            admit=lambda key: key in self._members,
+            on_frames=self._on_frames,
+            tally=self._tally,
+            frame_bytes_max=BULK_HEADER_BYTES_MAX,
+            send_queue_max=ANSWERS_MAX,
+            receive_queue_max=REQUESTS_MAX,
+            tend=self._tend,
+            io_threads=io_threads(),
+        )
+
+    @property
+    def port(self) -> int:
+        """The bound port."""
+        return self._listener.port
+
+    def start(self) -> None:
+        """Binds and serves in a thread.  Raises `InUseError`, `ConfigurationError`."""
+        self._listener.open(self._host, self._asked_port)
+        self._running = True
+
+    def stop(self) -> None:
+        """Ends the thread (waits for the chunk it reads) and closes every file."""
+        if not self._running:
+            return
+        self._running = False
+        self._listener.close()
+        while self._open:
+            self._open.popitem()[1].source.close()
+
+    def set_trust(self, members: Mapping[bytes, NodeId]) -> None:
+        """Who may ask; cuts the connections of those who no longer may."""
+        revoked = self._members.keys() - members.keys()
+        self._members = MappingProxyType(dict(members))
+        if revoked and self._running:
+            self._listener.rebind()
+
+    def set_rates(self, rates: LinkRates) -> None:
+        """How fast to send from now on, also in running transfers; from any thread."""
+        self._asked_rates = rates
+        if self._running:
+            self._listener.wake()
+
+    def counters(self) -> Counters:
+        """Chunk bytes out by peer, and what was refused."""
+        return self._tally.snapshot()
+
+    # --- the listener's thread ------------------------------------------------------------------
+
+    def _on_frames(self, sender: Sender, frames: list[zmq.Frame]) -> None:
+        node = self._members.get(sender.key)
+        if node is None:
+            self._tally.refused("not_member", sender.address)
+            return
+        if len(frames) != 1:
+            self._tally.refused("malformed", node)
+            return
+        if len(frames[0]) > BULK_HEADER_BYTES_MAX:
+            self._tally.refused("oversized", node)
+            return
+        self._tally.received(node, len(frames[0]))
+        try:
+            request = BULK.decode(frames[0].buffer)
+        except WireError as error:
+            self._refuse_malformed(node, error)
+            return
+        if isinstance(request, ChunkRequest) and self._must_wait(node):
+            self._put_by(sender, node, request)
+        else:
+            self._serve(sender, node, request)
+
+    def _serve(self, sender: Sender, node: NodeId, request: object) -> None:
+        try:
+            answer = self._answer(node, request)
+        except WireError as error:
+            self._refuse_malformed(node, error)
+            return
+        except DarkStreamError as error:
+            self._forget(node, getattr(request, "handle", ""))
+            self._tally.refused(error.code, node)
+            answer = [BULK.encode(Refusal(code=error.code, what=error.what, todo=error.todo))]
+        if self._listener.reply(sender, answer):
+            self._tally.sent(node, len(answer[-1]))
+            self._limits.spend(node, "up", len(answer[-1]))
+
+    def _refuse_malformed(self, node: NodeId, error: WireError) -> None:
+        known = error.code != "unknown_kind"
+        self._tally.refused("malformed" if known else "unknown_kind", node)
+
+    def _answer(self, node: NodeId, request: object) -> list[bytes]:
+        match request:
+            case ChunkRequest(handle=handle, offset=offset, length=length, check=check):
+                source = self._source(node, handle)
+                size = source.manifest.size
+                if offset < 0 or not 0 < length <= CHUNK_BYTES:
+                    raise WireError("bulk: a range outside any file")
+                if offset + length > size:
+                    raise SourceChangedError(f"the file here has {size} bytes", "retry the job")
+                data, digest = source.read(offset, length, check=check)
+                return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
+            case ManifestRequest(handle=handle):
+                return [BULK.encode(ManifestAnswer(manifest=self._source(node, handle).manifest))]
+            case DigestsRequest(handle=handle, first=first):
+                source = self._source(node, handle)
+                if not 0 <= first < source.manifest.chunks:
+                    raise WireError("bulk: digests outside the file")
+                table = source.digests(first, DIGESTS_MAX)
+                return [BULK.encode(DigestsAnswer(first=first)), table]
+            case _:
+                raise WireError("bulk: not a request")
+
+    def _source(self, node: NodeId, handle: str) -> Source:
+        if len(handle) > HANDLE_CHARS_MAX:
+            raise WireError("bulk: a handle that is too long")
+        now_ms = clock.monotonic_ms()
+        held = self._open.get((node, handle))
+        if held is not None and now_ms < held.until_ms:
+            self._open.move_to_end((node, handle))
+            return held.source
+        self._forget(node, handle)
+        while len(self._open) >= SOURCES_MAX:
+            self._open.popitem(last=False)[1].source.close()
+        source = self._source_for(node, handle)
+        self._open[node, handle] = _Open(source, now_ms + SOURCE_RECHECK_MS)
+        return source
+
+    def _forget(self, node: NodeId, handle: str) -> None:
+        held = self._open.pop((node, handle), None)
+        if held is not None:
+            held.source.close()
+
+    # --- limits -----------------------------------------------------------------------------------
+
+    def _must_wait(self, node: NodeId) -> bool:
+        # Behind those of the same peer that wait already; others pass.
+        return node in self._queues or (self._limits.delay_ms(node, "up", clock.monotonic_ms()) > 0)
+
+    def _put_by(self, sender: Sender, node: NodeId, request: ChunkRequest) -> None:
+        queue = self._queues.setdefault(node, _Queue(told_ms=clock.monotonic_ms()))
+        if (sender, request) in queue.asks:
+            return  # asked again out of impatience
+        if len(queue.asks) >= WAITING_MAX:
+            self._tally.refused("send_queue_full", node)
+            return
+        queue.asks.append((sender, request))
+
+    def _tend(self) -> int | None:
+        """Serves each waiting peer once, if its limit allows; the time until that may be again."""
+        now_ms = clock.monotonic_ms()
+        if self._asked_rates is not None:
+            self._limits.change(self._asked_rates, now_ms)
+            self._asked_rates = None
+        if not self._queues:
+            return None
+        wait_ms = WAITING_TOLD_MS
+        for node, queue in tuple(self._queues.items()):
+            delay_ms = self._limits.delay_ms(node, "up", now_ms)
+            if delay_ms == 0:
+                sender, request = queue.asks.popleft()
+                if self._members.get(sender.key) == node:
+                    self._serve(sender, node, request)
+                # Behind the others: whoever finds tokens first must not be the same each time.
+                del self._queues[node]
+                if queue.asks:
+                    self._queues[node] = queue
+            elif now_ms - queue.told_ms >= WAITING_TOLD_MS:
+                queue.told_ms = now_ms
+                for sender in {sender.routing: sender for sender, _ in queue.asks}.values():
+                    self._listener.reply(sender, [BULK.encode(Waiting())])
+            wait_ms = min(wait_ms, delay_ms)
+        return wait_ms
