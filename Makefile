@@ -36,7 +36,7 @@ contracts: env  ## who may import whom
 
 unit: env  ## all tests but those with real processes and networks
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -q -n $(JOBS) --ignore=tests/integration $(COVERAGE) $(PYTEST)
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal --ignore=tests/integration $(COVERAGE) $(PYTEST)
 
 integration: env  ## tests with real processes, networks and FFmpeg, one after the other: they measure times
 	$(BIN)/pytest -q tests/integration $(COVERAGE) --cov-append $(PYTEST)

@@ -158,7 +158,7 @@ def _read_at_once(lead: Any) -> None:
 # --- the ledger --------------------------------------------------------------------------------------
 
 
-def _forget(store: Any, command_id: str, index: int) -> None:
+def _forget(store: Any, command_id: str, index: int, fresh: Any) -> None:
     return None
 
 

@@ -10,6 +10,8 @@ from tests.simulator.mesh_simulation import Result, simulate
 from tests.simulator.work_simulation import simulate_work
 
 MUTANT_SEEDS = 2_000
+MISFITS = ("TypeError", "AttributeError")
+"""A planted bug that the code has outgrown fails so: that finds nothing."""
 PROGRESS_EVERY_MS = 5_000
 CHUNK_PER_JOB = 8
 
@@ -119,7 +121,7 @@ def hunt(bug: str, seeds: Sequence[int], jobs: int) -> Hunt:
     work = BUGS[bug].kind == "work"
     tasks = [Task(seed, work, bug) for seed in seeds]
     for verdict in verdicts(tasks, jobs):
-        if verdict.violation is None:
+        if verdict.violation is None or verdict.violation.startswith(MISFITS):
             continue
         if judge(Task(verdict.task.seed, work)).violation is not None:
             continue  # what also fails without the bug does not prove that it was found
