@@ -18,6 +18,10 @@ STATE_STYLES = {
 }
 
 
+NODES_NAMED_MAX = 8
+"""More names than this make no line that a person reads."""
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Rows under their headings; what does not fit a terminal is folded, what is piped is never cut."""
     texts = [[safe("" if cell is None else cell) for cell in row] for row in rows]
@@ -119,11 +123,25 @@ def result_lines(job: Json) -> list[str]:
     """What a person wants to know of a finished film."""
     result = job["result"]
     seconds = result["duration_ms"] / 1_000
-    encoder = f" with {result['encoder']}" if result.get("encoder") else ""
     counted = f"frames in {result['frames_in']}, out {result['frames_out']}"
-    encoded = f"encoded by {result['node']}{encoder} in {duration(result['encode_ms'])}"
     return [
         f"{job['source']} -> {result['output']}",
         f"  {counted}; plays {seconds:.3f} s; {size(result['bytes'])}",
-        f"  {encoded}; {duration(result['total_ms'])} in all",
+        f"  {_encoded(job)}; {duration(result['total_ms'])} in all",
     ]
+
+
+def _encoded(job: Json) -> str:
+    """By whom and how; of a film in pieces the result's own attempt only put them together."""
+    result = job["result"]
+    encoder = f" with {result['encoder']}" if result.get("encoder") else ""
+    chunks = [task for task in job.get("tasks", ()) if task["kind"] == "chunk"]
+    if not chunks:
+        return f"encoded by {result['node']}{encoder} in {duration(result['encode_ms'])}"
+    sound = [[a for a in task["attempts"] if not a["fault"]] for task in chunks]
+    nodes = sorted({attempts[-1]["node"] for attempts in sound if attempts})
+    named = ", ".join(nodes[:NODES_NAMED_MAX])
+    more = len(nodes) - NODES_NAMED_MAX
+    return (
+        f"{len(chunks)} chunks encoded by {named}{f' and {more} more' if more > 0 else ''}{encoder}"
+    )

@@ -1,0 +1,44 @@
+from node.cli.show import NODES_NAMED_MAX, result_lines
+
+RESULT = {
+    "output": "/out/film.mp4",
+    "bytes": 1_000,
+    "frames_in": 100,
+    "frames_out": 100,
+    "duration_ms": 4_000,
+    "node": "one",
+    "encoder": "libx264",
+    "encode_ms": 2_500,
+    "total_ms": 3_000,
+}
+
+
+def job(*tasks: dict[str, object]) -> dict[str, object]:
+    return {"source": "/in/film.mkv", "result": RESULT, "tasks": list(tasks)}
+
+
+def chunk(*attempts: tuple[str, bool]) -> dict[str, object]:
+    tried = [{"node": node, "fault": None if well else {"code": "x"}} for node, well in attempts]
+    return {"kind": "chunk", "attempts": tried}
+
+
+def test_a_film_in_one_piece_names_its_encoder_and_the_time() -> None:
+    whole = {"kind": "whole", "attempts": [{"node": "one", "fault": None}]}
+    expected = "  encoded by one with libx264 in 2.5 s; 3.0 s in all"
+    assert result_lines(job(whole))[-1] == expected
+    assert result_lines(job())[-1] == expected
+
+
+def test_a_film_in_pieces_names_those_who_made_them_and_not_who_failed() -> None:
+    made = job(
+        chunk(("two", True)),
+        chunk(("bad", False), ("one", True)),
+        chunk(("two", True)),
+        {"kind": "assemble", "attempts": [{"node": "owner", "fault": None}]},
+    )
+    assert result_lines(made)[-1] == "  3 chunks encoded by one, two with libx264; 3.0 s in all"
+
+
+def test_many_nodes_are_counted() -> None:
+    many = job(*(chunk((f"n{number:02}", True)) for number in range(NODES_NAMED_MAX + 3)))
+    assert "n07 and 3 more with libx264" in result_lines(many)[-1]
