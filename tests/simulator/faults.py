@@ -240,6 +240,11 @@ class Faults:
         mesh = self._mesh
         if mesh.network.healed or mesh.nodes.get(node_of(node.raft_id)) is not node:
             return
+        if not self._voters_when_steady():
+            # Whoever wipes a machine before its removal is decided takes a vote with it for good:
+            # of two voters, one of them promoted at this moment, nobody could be elected any more.
+            mesh.time.after(RETURN_MS_MAX, lambda: self._return(node))
+            return
         if node.is_up:
             node.crash()
         self._renew(node)
