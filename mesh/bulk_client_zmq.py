@@ -191,7 +191,14 @@ class _Fetch:
             table = b"" if spans == manifest.whole else self._table(lane, manifest)
             have = self._target.begin(manifest, spans)
             self._bring(lane, manifest, spans, have, table)
-        self._target.finish()
+        try:
+            self._target.finish()
+        except TransferError:
+            if manifest is self._expected:
+                # One chunk, taken without asking what it belongs to: is it another file's?
+                with contextlib.closing(self._make_lane(self._should_stop)) as lane:
+                    self._ask_manifest(lane)
+            raise
         return manifest
 
     def _ask_manifest(self, lane: Lane) -> Manifest:
