@@ -26,7 +26,7 @@ import psutil
 
 from ledger.queries import Reader
 from mesh.clock import monotonic_ms
-from node.config import Timings
+from node.settings.config import Timings
 from tests.cluster import Node, cluster, wait_for
 from tests.films import make_film
 from tests.mesh_clients import Api, NoAnswerError, RefusedError

@@ -27,9 +27,9 @@ from mesh.errors import DarkStreamError
 from mesh.ids import NodeId, RaftId, sortable_id
 from mesh.messages import PROTOCOL_VERSION, Hello, Request, Response
 from mesh.trust_files import load_or_create_identity
-from node.address_book_files import AddressFile
-from node.batches import Batches
+from node.consensus.batches import Batches
 from node.media.profiles import BUILT_IN
+from node.membership.address_book_files import AddressFile
 from node.requests import Requests
 
 TRY_S: Final = 5.0

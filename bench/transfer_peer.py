@@ -4,7 +4,7 @@
     transfer_peer.py fetch KEYS                        what the lines on its stdin name
 
 What a node runs, nothing beside it: `ZmqBulkServer` with a member table and a table of handles,
-`ZmqBulkClient` with `PartialFile`, called from as many threads as `node.films` has.  A line of stdin
+`ZmqBulkClient` with `PartialFile`, called from as many threads as `node.work.films` has.  A line of stdin
 is one task; its answer is one line of stdout.
 """
 
@@ -26,7 +26,7 @@ from mesh.memory_posix import keep_freed_memory
 from mesh.transfer import Manifest, Source
 from mesh.transfer_files import FileSource, PartialFile, make_manifest
 from mesh.transport import KeyPair
-from node.films import THREADS
+from node.work.films import THREADS
 
 LOOPBACK = "127.0.0.1"
 

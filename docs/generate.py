@@ -223,7 +223,7 @@ def _settings(
 
 def configuration_page() -> str:
     """Every key of the configuration file."""
-    from node.config import CONFIG_VARIABLE, ENVIRONMENT, Config  # noqa: PLC0415 - see errors_page
+    from node.settings.config import CONFIG_VARIABLE, ENVIRONMENT, Config  # noqa: PLC0415 - see errors_page
 
     variables = [(f"`{name}`", f"`{key}`") for name, key in sorted(ENVIRONMENT.items())]
     return "\n".join(

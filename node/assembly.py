@@ -34,41 +34,41 @@ from mesh.transfer_files import free_bytes
 from mesh.transport import Counters
 from mesh.trust import JOIN_KEY, Identity, mesh_fingerprint, mesh_tag
 from mesh.trust_files import PromiseFile
-from node.address_book_files import AddressFile
-from node.admission import Admission
-from node.admission_ports import AdmissionSettings, Formed
 from node.backup.assembling import duties_of
 from node.backup.duties import Duties
-from node.config import Config
-from node.config_files import token_of
-from node.conversion import MediaConverter
-from node.feed import Feed
-from node.films import Allowed, Contact, Films, default_folders
-from node.former_files import has_former
+from node.consensus.replica import Replica
+from node.consensus.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
+from node.faces.feed import Feed
+from node.faces.mesh_view import Parts
+from node.faces.service import Service, new_job_id
 from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
-from node.home_files import write_api_files
-from node.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
-from node.leases import LeaseTiming
-from node.left_behind_files import write_left_behind
-from node.limiting import Limiting
-from node.limits_files import LimitsFile
 from node.machine import Machine
 from node.media.profiles import BUILT_IN, built_in
 from node.member import MemberNode, Membership, grant_of, granted_members
-from node.mesh_port import LedgerMesh
-from node.mesh_view import Parts
-from node.neighbours import OwnFacts
-from node.owner import Owner
-from node.replica import Replica
-from node.service import Service, new_job_id
-from node.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
-from node.submission import Submission
-from node.submission_files import prepare
-from node.traffic import Traffic
-from node.voters import LEAVE_S
-from node.worker import Worker
+from node.membership.address_book_files import AddressFile
+from node.membership.admission import Admission
+from node.membership.admission_ports import AdmissionSettings, Formed
+from node.membership.former_files import has_former
+from node.membership.left_behind_files import write_left_behind
+from node.membership.mesh_port import LedgerMesh
+from node.membership.neighbours import OwnFacts
+from node.membership.voters import LEAVE_S
+from node.settings.config import Config
+from node.settings.config_files import token_of
+from node.settings.home_files import write_api_files
+from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
+from node.work.conversion import MediaConverter
+from node.work.films import Allowed, Contact, Films, default_folders
+from node.work.leases import LeaseTiming
+from node.work.limiting import Limiting
+from node.work.limits_files import LimitsFile
+from node.work.owner import Owner
+from node.work.submission import Submission
+from node.work.submission_files import prepare
+from node.work.traffic import Traffic
+from node.work.worker import Worker
 
 _log = structlog.get_logger("node")
 

@@ -21,9 +21,9 @@ from mesh.memory_posix import keep_freed_memory
 from mesh.trust import Identity, mesh_fingerprint
 from mesh.trust_files import load_or_create_identity
 from node.assembly import Assembly
-from node.config import Config
-from node.former_files import set_aside
-from node.home_paths import LEDGER_FILE, RAFT_FILE
+from node.membership.former_files import set_aside
+from node.settings.config import Config
+from node.settings.home_paths import LEDGER_FILE, RAFT_FILE
 
 GARBAGE_LOOKED_FOR: Final = 10_000
 """New objects after which cycles are looked for; the interpreter's 700 cost a tenth of applying commands."""

@@ -20,7 +20,7 @@ for _name in _HIDDEN:
     del sys.modules[_name]
 
 from mesh import clock  # noqa: E402 - see above
-from node.config import LogConfig  # noqa: E402 - see above
+from node.settings.config import LogConfig  # noqa: E402 - see above
 
 VALUE_CHARS_MAX = 2_000
 """One value of a line; a peer chooses some of them."""

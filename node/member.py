@@ -26,21 +26,21 @@ from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
 from mesh.transport import ControlTransport, Received
-from node.compaction import Keep
-from node.coordinator import Coordinator
-from node.driver import Driver
-from node.leases import LeaseTiming
-from node.ledger_port import Ledger
-from node.migration import Migration
-from node.neighbours import AddressBook, Neighbours, OwnFacts
-from node.progress import TOPIC, ProgressBoard
-from node.proposer import Proposer
-from node.quarantine import Quarantine
-from node.read_index import ReadIndex
-from node.replica import Replica
+from node.consensus.compaction import Keep
+from node.consensus.driver import Driver
+from node.consensus.ledger_port import Ledger
+from node.consensus.proposer import Proposer
+from node.consensus.quarantine import Quarantine
+from node.consensus.read_index import ReadIndex
+from node.consensus.replica import Replica
+from node.consensus.snapshot_duty import Shelf
+from node.membership.neighbours import AddressBook, Neighbours, OwnFacts
+from node.membership.voters import LEAVE_S, Voters
 from node.requests import Requests
-from node.snapshot_duty import Shelf
-from node.voters import LEAVE_S, Voters
+from node.work.coordinator import Coordinator
+from node.work.leases import LeaseTiming
+from node.work.migration import Migration
+from node.work.progress import TOPIC, ProgressBoard
 
 REPORT_RETRY_S: Final = 5.0
 FAREWELL_MS: Final = 12_000

@@ -53,7 +53,7 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.server import Gateway, address_of, bind_api
-from node.home_files import write_api_files
+from node.settings.home_files import write_api_files
 
 T = TypeVar("T")
 PROFILES = ("web", "mobile", "archive")

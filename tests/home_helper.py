@@ -10,7 +10,7 @@ from mesh.ids import raft_id
 from mesh.log import Base, Entry, HardState
 from mesh.trust import Identity
 from mesh.trust_files import load_or_create_identity
-from node.home_paths import LEDGER_FILE, RAFT_FILE
+from node.settings.home_paths import LEDGER_FILE, RAFT_FILE
 from tests.ledger_helper import entry, job_spec, node_report
 
 INCARNATION = "00000001"

@@ -14,11 +14,11 @@ from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
 from mesh.errors import ConflictError, NoCoordinatorError, TransferError, UnreachableError
 from mesh.ids import NodeId, RaftId
-from node.owner import Plan
-from node.progress import ProgressBoard
-from node.replica import Replica
+from node.consensus.replica import Replica
 from node.signals import Signal
-from node.worker import Conversion, Order, ReportBytes, ReportFrames
+from node.work.owner import Plan
+from node.work.progress import ProgressBoard
+from node.work.worker import Conversion, Order, ReportBytes, ReportFrames
 from tests.ledger_helper import Ledger, task_spec
 from tests.meshwork import eventually
 

@@ -7,10 +7,10 @@ from random import SystemRandom
 from node.backup.duties import Archiver, Duties, Means, Mirroring
 from node.backup.litestream import SftpKeys
 from node.backup.litestream_files import MirrorFolder, find_litestream
-from node.config import Config
-from node.home_paths import MIRROR_FOLDER
 from node.media.run_ffmpeg import FFmpegRunner
 from node.member import MemberNode
+from node.settings.config import Config
+from node.settings.home_paths import MIRROR_FOLDER
 
 
 def duties_of(config: Config, member: MemberNode) -> Duties:

@@ -37,8 +37,8 @@ from node.backup.litestream import (
     sync_command,
 )
 from node.backup.rounds import BackupState, Rounds, Watched
+from node.consensus.replica import Replica
 from node.media.child import MINUTE_MS, SECOND_MS, ChildRunner, Limits, RunResult
-from node.replica import Replica
 from node.signals import Signal
 
 ROUND_MS: Final = 60 * MINUTE_MS

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.errors import DarkStreamError, UnreachableError, UsageError
-from node.addresses import API_DEFAULT, API_PORT_DEFAULT, LOOPBACK_HOSTS, split_endpoint
 from node.cli.faults import Json, error_from
 from node.cli.options import Common
-from node.home_files import default_home
-from node.home_paths import API_ADDRESS_FILE, API_KEY_VARIABLE, API_TOKEN_FILE, API_VARIABLE
+from node.settings.addresses import API_DEFAULT, API_PORT_DEFAULT, LOOPBACK_HOSTS, split_endpoint
+from node.settings.home_files import default_home
+from node.settings.home_paths import (
+    API_ADDRESS_FILE,
+    API_KEY_VARIABLE,
+    API_TOKEN_FILE,
+    API_VARIABLE,
+)
 
 if TYPE_CHECKING:
     import httpx

@@ -18,12 +18,12 @@ from mesh import clock
 from mesh.errors import DarkStreamError
 from node.backup.litestream_files import find_litestream
 from node.cli.faults import Json
-from node.config import BackupConfig, Config
-from node.config_files import load_config
-from node.config_text import ConfigFaultsError
 from node.detection import detect_here
-from node.home_files import default_home, prepare_home
-from node.home_paths import API_ADDRESS_FILE, CACHE_FOLDER
+from node.settings.config import BackupConfig, Config
+from node.settings.config_files import load_config
+from node.settings.config_text import ConfigFaultsError
+from node.settings.home_files import default_home, prepare_home
+from node.settings.home_paths import API_ADDRESS_FILE, CACHE_FOLDER
 
 DISK_BYTES_MIN = 5 << 30
 """Below it, a node can hardly hold one film and its result."""

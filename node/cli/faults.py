@@ -10,7 +10,7 @@ import click
 
 from mesh import errors
 from mesh.errors import DarkStreamError, UsageError
-from node.config_text import ConfigFaultsError, nearest
+from node.settings.config_text import ConfigFaultsError, nearest
 
 Json = dict[str, Any]
 _BY_STATUS = {

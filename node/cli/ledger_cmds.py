@@ -12,7 +12,7 @@ from node.cli.client import home_of
 from node.cli.faults import Commands, Json, error_from, print_error, print_json, safe
 from node.cli.options import Common, Since, common_options
 from node.cli.show import print_pairs, size
-from node.home_paths import LEDGER_FILE, RAFT_FILE
+from node.settings.home_paths import LEDGER_FILE, RAFT_FILE
 
 if TYPE_CHECKING:
     from ledger.restore import Restored
@@ -185,7 +185,7 @@ def ledger_restore(
 @click.pass_context
 def ledger_recover(ctx: click.Context, *, force: bool, as_json: bool) -> int:
     """Go on alone with this machine's stopped node, when the other voters are lost for good."""
-    from node.recovery import recover  # noqa: PLC0415 - the stores are needed here alone
+    from node.consensus.recovery import recover  # noqa: PLC0415 - the stores are needed here alone
 
     home = home_of(ctx.ensure_object(Common))
     done = recover(home, really=force)

@@ -18,11 +18,11 @@ from mesh.trust_files import load_or_create_identity
 from node.backup.destination import Destination, parse_destination
 from node.backup.fetch import fetch, places_in
 from node.backup.litestream import SftpKeys
-from node.config import Config
-from node.config_files import load_config
-from node.home_files import default_home, prepare_home
-from node.home_paths import CONFIG_FILE, LEDGER_FILE, RAFT_FILE
-from node.recovery import EPOCH_STEP_MAX
+from node.consensus.recovery import EPOCH_STEP_MAX
+from node.settings.config import Config
+from node.settings.config_files import load_config
+from node.settings.home_files import default_home, prepare_home
+from node.settings.home_paths import CONFIG_FILE, LEDGER_FILE, RAFT_FILE
 
 
 def restore_home(

@@ -11,8 +11,8 @@ from mesh.errors import EXIT_USAGE
 from node.cli.client import home_of
 from node.cli.faults import Commands, Json, error_json, main_of, print_error, print_json
 from node.cli.options import Common, home_option
-from node.config_text import ConfigFaultsError
-from node.home_paths import CACHE_FOLDER
+from node.settings.config_text import ConfigFaultsError
+from node.settings.home_paths import CACHE_FOLDER
 
 _FLAG_KEYS = {"log_level": "log.level", "log_format": "log.format"}
 
@@ -57,8 +57,8 @@ def _flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 def start(ctx: click.Context, /, *, config: str | None, **given: Any) -> int:  # noqa: ANN401 - the flags, judged by the configuration
     """Start a node in the foreground: it finds a mesh or forms one, and logs to stderr."""
     from node import logging_setup  # noqa: PLC0415 - start-up time of the other commands
-    from node.config_files import load_config  # noqa: PLC0415 - see above
-    from node.home_files import default_home, prepare_home  # noqa: PLC0415 - see above
+    from node.settings.config_files import load_config  # noqa: PLC0415 - see above
+    from node.settings.home_files import default_home, prepare_home  # noqa: PLC0415 - see above
 
     settings = load_config(
         _flags(ctx, given), os.environ, config, default_home=default_home(os.environ)
@@ -78,8 +78,8 @@ def start(ctx: click.Context, /, *, config: str | None, **given: Any) -> int:  #
 @click.pass_context
 def check_config(ctx: click.Context, *, file: str | None, as_json: bool) -> int:
     """Check the configuration: every fault at once, with its line; nothing is started."""
-    from node.config_files import load_config, read_config_file  # noqa: PLC0415 - start-up time
-    from node.home_files import default_home  # noqa: PLC0415 - see above
+    from node.settings.config_files import load_config, read_config_file  # noqa: PLC0415 - start-up time
+    from node.settings.home_files import default_home  # noqa: PLC0415 - see above
 
     home, flags = default_home(os.environ), _flags(ctx, {})
     path, text = read_config_file(flags, os.environ, file, default_home=home)
@@ -119,8 +119,8 @@ def detect(ctx: click.Context, *, ffmpeg: str | None, as_json: bool) -> int:
 
 def _program(ctx: click.Context, ffmpeg: str | None) -> tuple[str | None, Path]:
     """The FFmpeg that a node would be told to use here, and its home."""
-    from node.config_files import load_config  # noqa: PLC0415 - start-up time
-    from node.home_files import default_home  # noqa: PLC0415 - see above
+    from node.settings.config_files import load_config  # noqa: PLC0415 - start-up time
+    from node.settings.home_files import default_home  # noqa: PLC0415 - see above
 
     flags = _flags(ctx, {"ffmpeg": ffmpeg})
     settings = load_config(flags, os.environ, default_home=default_home(os.environ))

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import NotAllowedError, StoppedError
-from node.addresses import LOOPBACK_HOSTS, split_endpoint
 from node.gateway.models import Problem
 from node.gateway.problems import plain_problem, problem_of, problem_response
+from node.settings.addresses import LOOPBACK_HOSTS, split_endpoint
 
 BODY_BYTES_MAX = 5 << 20
 """A thousand paths of 4,096 characters, and their quotes."""

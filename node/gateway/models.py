@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.jobs import JobState
 from mesh.limits import RATE_BYTES_S_MAX
-from node.config import SLOTS_MAX
+from node.settings.config import SLOTS_MAX
 
 PATHS_PER_SUBMIT_MAX = 1_000
 """Paths in one request: one command of the ledger carries as many jobs."""

@@ -21,10 +21,10 @@ from mesh.ids import NodeId, RaftId
 from mesh.log import Base, Entry, HardState
 from mesh.membership import Configuration
 from mesh.protocol import Raft, Timing
-from node.compaction import PATIENCE
-from node.films import Contact
-from node.snapshot_duty import Snapshot
-from node.snapshots import INCOMING, SNAPSHOTS_MAX, SnapshotShelf, recover_installation
+from node.consensus.compaction import PATIENCE
+from node.consensus.snapshot_duty import Snapshot
+from node.consensus.snapshots import INCOMING, SNAPSHOTS_MAX, SnapshotShelf, recover_installation
+from node.work.films import Contact
 from tests.cluster import Node, cluster, wait_for
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of

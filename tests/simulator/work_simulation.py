@@ -39,7 +39,7 @@ from ledger.queries import Reader
 from ledger.scheduler import plan
 from ledger.schema import SCHEMA_VERSION
 from mesh.ids import NodeId, RaftId, node_of
-from node.leases import Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
+from node.work.leases import Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
 from tests.simulator.checks import Violation
 from tests.simulator.ledger_machine import LedgerMachine
 from tests.simulator.machine import Machine

@@ -11,8 +11,8 @@ from mesh.codec import pack
 from mesh.errors import BusyError, NotAllowedError, UnreachableError, WireError
 from mesh.ids import NodeId
 from mesh.messages import Message, Request, Response
-from node import batches
-from node.batches import (
+from node.consensus import batches
+from node.consensus.batches import (
     CALLS_MAX,
     METHOD,
     Answer,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from mesh.errors import ConfigurationError
-from node.addresses import split_endpoint
-from node.config import Config, Given, read_config
-from node.config_files import load_config
-from node.config_text import ConfigFault, ConfigFaultsError, nearest, parse_toml
+from node.settings.addresses import split_endpoint
+from node.settings.config import Config, Given, read_config
+from node.settings.config_files import load_config
+from node.settings.config_text import ConfigFault, ConfigFaultsError, nearest, parse_toml
 
 DEFAULTS = {"home": "/home", "name": "host"}
 

@@ -23,9 +23,9 @@ from mesh.log import ENTRY_BYTES_MAX, Base, Entry, HardState
 from mesh.membership import Configuration
 from mesh.messages import Heartbeat, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing, founding_entries
-from node.compaction import Keep
-from node.driver import Driver
-from node.snapshot_duty import Snapshot
+from node.consensus.compaction import Keep
+from node.consensus.driver import Driver
+from node.consensus.snapshot_duty import Snapshot
 from tests.simulator.storage import MemoryLog
 
 IDS = [RaftId(f"{name}.00000000") for name in ("a", "b", "c")]

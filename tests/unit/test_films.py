@@ -19,7 +19,7 @@ from mesh.ids import NodeId
 from mesh.transfer import ByteRange
 from mesh.transfer_files import FileSource, make_manifest
 from mesh.transport import CHUNK_BYTES, KeyPair
-from node.films import Allowed, Contact, Films
+from node.work.films import Allowed, Contact, Films
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of
 from tests.work_bench import InlineReplica

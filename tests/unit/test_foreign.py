@@ -11,12 +11,12 @@ from ledger import commands as c
 from mesh.errors import BusyError, NotAllowedError, WireError
 from mesh.ids import NodeId, node_id_of, raft_id
 from mesh.messages import Notice
-from node.coordinator import Coordinator
-from node.foreign import check_authority, is_plain_id
-from node.leases import LeaseTiming
-from node.progress import PROGRESS, TOPIC, Progress, ProgressBoard
-from node.proposer import METHOD, Proposer
-from node.views import attempt_info, job_summary
+from node.consensus.proposer import METHOD, Proposer
+from node.faces.views import attempt_info, job_summary
+from node.membership.foreign import check_authority, is_plain_id
+from node.work.coordinator import Coordinator
+from node.work.leases import LeaseTiming
+from node.work.progress import PROGRESS, TOPIC, Progress, ProgressBoard
 from tests.ledger_helper import Ledger, films_of, grant, job_spec, node_report, plan_of, spec
 from tests.work_bench import Mesh, eventually
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.ids import NodeId
-from node.leases import DEFAULT_TIMING, Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
+from node.work.leases import DEFAULT_TIMING, Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
 
 NODE = NodeId("n")
 

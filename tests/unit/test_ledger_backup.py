@@ -16,7 +16,7 @@ from mesh.errors import ConflictError, DamagedError, NotFoundError
 from mesh.log import Entry
 from node.cli.faults import run
 from node.cli.mesh_cli import cli
-from node.ledger_port import apply_own
+from node.consensus.ledger_port import apply_own
 from tests.home_helper import Home
 from tests.ledger_helper import dump
 

@@ -16,7 +16,7 @@ from ledger.store_sqlite import LedgerStore
 from mesh.errors import OutdatedError, StorageError
 from mesh.ids import NodeId
 from mesh.log import Entry
-from node.migration import Migration, held_back_by, waiting_notes
+from node.work.migration import Migration, held_back_by, waiting_notes
 from tests.ledger_helper import dump, entry, films_of, grant, job_spec, node_report, plan_of, spec
 from tests.meshwork import eventually
 from tests.unit.test_ledger_store import history as known_history

@@ -21,7 +21,7 @@ from mesh.protocol import Raft, Timing
 from mesh.recovery import carried_on_alone
 from node.cli.faults import run
 from node.cli.mesh_cli import cli
-from node.home_paths import LEDGER_FILE, RAFT_FILE
+from node.settings.home_paths import LEDGER_FILE, RAFT_FILE
 from tests.home_helper import Home
 from tests.ledger_helper import c, spec
 

@@ -8,9 +8,9 @@ import pytest
 from mesh.errors import UsageError, WireError
 from mesh.ids import NodeId
 from mesh.limits import RATE_BYTES_S_MAX, LinkRates, Rates, parse_rate, rate_text
-from node.limiting import LIMITS, METHOD, Held, Limiting, NodeLimits, SetLimits
-from node.limits_files import LimitsFile
 from node.requests import Requests
+from node.work.limiting import LIMITS, METHOD, Held, Limiting, NodeLimits, SetLimits
+from node.work.limits_files import LimitsFile
 
 CONFIGURED = Rates(up=5, down=7)
 

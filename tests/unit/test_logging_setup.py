@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from node import logging_setup
-from node.config import COMPONENTS, LogConfig
+from node.settings.config import COMPONENTS, LogConfig
 
 TREE = Path(__file__).parents[2]
 

@@ -14,10 +14,10 @@ from node.backup.litestream import SftpKeys, configuration, not_restored, not_se
 from node.backup.litestream_files import MirrorFolder, reach
 from node.backup.rounds import BackupState, Rounds
 from node.backup.views import backup_checks, backup_info, backup_metrics
-from node.config import Given, read_config
-from node.config_text import ConfigFaultsError
 from node.media.child import Reason, RunResult
 from node.media.stderr_log import StderrLog
+from node.settings.config import Given, read_config
+from node.settings.config_text import ConfigFaultsError
 from node.signals import Signal
 
 # --- destinations ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from mesh.ids import NodeId, RaftId
 from mesh.log import Entry
 from mesh.messages import Append, AppendAck, Message, Vote
-from node.outgoing import NEWS_WAIT_S, Outgoing
+from node.consensus.outgoing import NEWS_WAIT_S, Outgoing
 from node.signals import Signal
 
 A, B = RaftId("a.00000000"), RaftId("b.00000000")

@@ -17,8 +17,8 @@ from mesh.errors import (
     UnreachableError,
 )
 from mesh.ids import NodeId
-from node import owner as owner_module
-from node.owner import Owner
+from node.work import owner as owner_module
+from node.work.owner import Owner
 from tests.ledger_helper import grant, job_spec
 from tests.work_bench import Mesh, Shelf, eventually
 

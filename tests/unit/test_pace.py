@@ -1,7 +1,7 @@
 """How fast bytes come, from their counts and the time alone."""
 
-from node.progress import INTERVAL_MS, Pace, Progress
-from node.views import progress_view
+from node.faces.views import progress_view
+from node.work.progress import INTERVAL_MS, Pace, Progress
 
 MB = 1_000_000
 

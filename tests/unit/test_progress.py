@@ -1,6 +1,6 @@
 """Live progress: the parts of a film in pieces are shown as one film."""
 
-from node.progress import STALE_MS, FilmProgress, Progress, ProgressBoard, together
+from node.work.progress import STALE_MS, FilmProgress, Progress, ProgressBoard, together
 
 
 def part(attempt: str, phase: str = "encoding", frames: int = 0, **v: object) -> Progress:

@@ -9,8 +9,8 @@ from ledger.commands import Outcome, unseal
 from mesh.errors import NoCoordinatorError
 from mesh.ids import NodeId, RaftId
 from mesh.messages import Message, Request, Response
-from node.batches import decoded_commands, encoded_answers
-from node.proposer import TRY_S, Proposer
+from node.consensus.batches import decoded_commands, encoded_answers
+from node.consensus.proposer import TRY_S, Proposer
 from node.requests import Requests
 from node.signals import Signal
 from tests.ledger_helper import node_report

@@ -9,10 +9,10 @@ from mesh.codec import pack, unpack
 from mesh.errors import ConflictError, DivergenceError, UnreachableError, WireError
 from mesh.ids import NodeId, RaftId
 from mesh.log import Base
-from node.divergence import OwnMarks
-from node.quarantine import ASK, REBUILDS_MAX, TOLD, Quarantine
+from node.consensus.divergence import OwnMarks
+from node.consensus.quarantine import ASK, REBUILDS_MAX, TOLD, Quarantine
+from node.consensus.snapshot_duty import Snapshot
 from node.requests import Handler
-from node.snapshot_duty import Snapshot
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 SNAPSHOT = Snapshot(index=9, term=1, size=5, digest="d" * 64, handle="snapshot-9-d")

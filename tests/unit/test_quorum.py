@@ -1,4 +1,4 @@
-from node.quorum import VoterSeen, why_undecided
+from node.faces.quorum import VoterSeen, why_undecided
 
 
 def seen(**voters: bool) -> list[VoterSeen]:

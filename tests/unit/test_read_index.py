@@ -9,7 +9,7 @@ from mesh.codec import pack
 from mesh.errors import BusyError, NoCoordinatorError, NotLeaderError, WireError
 from mesh.ids import NodeId, RaftId
 from mesh.messages import Message, Request, Response
-from node.read_index import METHOD, ReadIndex
+from node.consensus.read_index import METHOD, ReadIndex
 from node.requests import Requests
 from node.signals import Signal
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from node import scan_files
-from node.scan_files import scan
+from node.work import scan_files
+from node.work.scan_files import scan
 
 
 @pytest.fixture

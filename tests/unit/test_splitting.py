@@ -14,12 +14,12 @@ from mesh.digests import digest_of
 from mesh.errors import NotAllowedError, TransferError
 from mesh.ids import NodeId
 from mesh.transport import CHUNK_BYTES
-from node.film_pieces import SLICES, FilmPieces, SliceReady, SliceWanted
-from node.films import Allowed, Films
 from node.media.pieces import Film
 from node.media.profiles import BUILT_IN
 from node.media.split import SplitPlan
-from node.splitting import JobPlan, choose_group, job_plan_from_json, number_of, tasks_of
+from node.work.film_pieces import SLICES, FilmPieces, SliceReady, SliceWanted
+from node.work.films import Allowed, Films
+from node.work.splitting import JobPlan, choose_group, job_plan_from_json, number_of, tasks_of
 from tests.ledger_helper import Ledger, grant
 from tests.unit.test_ledger_pieces import pieces
 from tests.unit.test_media_split import long_film, planned

@@ -3,8 +3,8 @@
 import pytest
 
 from mesh.ids import NodeId
-from node.compaction import PATIENCE, Keep, LogWeight, compaction_point
-from node.divergence import (
+from node.consensus.compaction import PATIENCE, Keep, LogWeight, compaction_point
+from node.consensus.divergence import (
     MARK_EVERY,
     MARKS_MAX,
     MARKS_TOLD,
@@ -13,7 +13,7 @@ from node.divergence import (
     own_divergence,
     read_marks,
 )
-from node.loop_lag import (
+from node.consensus.loop_lag import (
     HALF_LIFE_MS,
     LONE_HALF_LIFE_MS,
     STRETCH_MAX_PERCENT,

@@ -12,8 +12,8 @@ from ledger import commands as c
 from mesh import clock
 from mesh.errors import DiskFullError, SourceChangedError, TransferError
 from mesh.ids import NodeId
-from node.leases import LeaseTiming
-from node.worker import AttemptError, Worker
+from node.work.leases import LeaseTiming
+from node.work.worker import AttemptError, Worker
 from tests.ledger_helper import grant
 from tests.work_bench import CONVERSION, Bench, Mesh, eventually
 

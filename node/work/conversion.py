@@ -1,0 +1,185 @@
+"""Between the work loops and the media package: ledger rows in, films and judgements out."""
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger.jobs import Attempt, Job
+from mesh.errors import TransferError
+from node.consensus.proposer import bounded_text
+from node.media.child import OnProgress
+from node.media.command import Parts
+from node.media.convert import ConversionError, Converted, Media, RunReport
+from node.media.errors import MediaError
+from node.media.judge import ResultFacts
+from node.media.pieces import Film, Pieces
+from node.media.plan import EncodePlan, needs, plan_whole
+from node.media.probe import Probe, probe_from_json
+from node.media.profiles import profile_from_json
+from node.media.progress import FFmpegProgress
+from node.work.owner import Plan
+from node.work.splitting import job_plan_from_json, number_of
+from node.work.worker import AttemptError, Conversion, Order, ReportFrames
+
+
+class MediaConverter:
+    """The worker's `Converter`: FFmpeg and the judgement of its result."""
+
+    def __init__(
+        self,
+        media: Callable[[], Awaitable[Media]],
+        parts: Callable[[Order, Path], Awaitable[Parts]],
+        threads: int = 0,
+    ) -> None:
+        """`parts` gives the owner's worker what a film is assembled of."""
+        self._media = media
+        self._parts = parts
+        self._threads = threads
+
+    async def convert(
+        self,
+        order: Order,
+        source: Path,
+        result: Path,
+        *,
+        on_frames: ReportFrames,
+        on_verifying: Callable[[int], None],
+    ) -> Conversion:
+        """Writes `result`, proven whole against the owner's probe.  Raises `AttemptError`."""
+        frames = frames_of(order)
+
+        def on_progress(block: FFmpegProgress) -> None:
+            on_frames(block.frame, frames, block.fps, block.speed or 0.0)
+
+        watch = Watch(on_progress, lambda block: on_verifying(block.frame))
+        try:
+            if order.task.kind == "audio":
+                return await self._sound(order, source, result, watch)
+            converted = await self._picture(order, source, result, watch)
+        except ConversionError as error:
+            kept = _conversion(error.report, "")
+            raise AttemptError(error.error, error.error.failure, kept) from None
+        except MediaError as error:
+            raise AttemptError(error, error.failure) from None
+        return _conversion(converted.report, converted.facts.to_json())
+
+    async def _picture(self, order: Order, source: Path, result: Path, watch: "Watch") -> Converted:
+        media = await self._media()
+        match order.task.kind:
+            case "chunk":
+                return await Pieces(media).encode_chunk(
+                    source,
+                    result,
+                    film_of(order.job),
+                    number_of(order.task.id),
+                    on_progress=watch.encoding,
+                    on_verify=watch.verifying,
+                    threads=self._threads,
+                )
+            case "assemble":
+                return await Pieces(media).assemble(
+                    film_of(order.job),
+                    await self._parts(order, result.parent),
+                    result,
+                    on_progress=watch.encoding,
+                    on_verify=watch.verifying,
+                )
+            case _:
+                return await media.convert(
+                    source,
+                    result,
+                    probe_from_json(order.job.probe_json),
+                    profile_from_json(order.job.profile_json),
+                    on_progress=watch.encoding,
+                    on_verify=watch.verifying,
+                    threads=self._threads,
+                )
+
+    async def _sound(self, order: Order, source: Path, result: Path, watch: "Watch") -> Conversion:
+        pieces = Pieces(await self._media())
+        film = film_of(order.job)
+        report = await pieces.encode_sound(source, result, film, on_progress=watch.encoding)
+        if report is None:
+            raise TransferError("the film has no sound to encode", "retry the job")
+        return _conversion(report, "{}")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how far a run is."""
+
+    encoding: OnProgress
+    verifying: OnProgress
+
+
+def frames_of(order: Order) -> int:
+    """How many frames a task encodes."""
+    if order.task.kind == "chunk":
+        return film_of(order.job).split.chunks[number_of(order.task.id)].frames
+    return probe_from_json(order.job.probe_json).frames
+
+
+def _conversion(report: RunReport, result_json: str) -> Conversion:
+    return Conversion(
+        command_line=json.dumps(report.command_line),
+        stderr_tail=bounded_text(report.stderr_tail),
+        encoder=report.encoder,
+        ffmpeg=report.ffmpeg,
+        encode_ms=report.encode_ms,
+        verify_ms=report.verify_ms,
+        frames=report.frames,
+        result_json=result_json,
+    )
+
+
+def whole_plan(job: Job, probe: Probe) -> EncodePlan:
+    """How the film would be converted in one piece.  Raises `MediaError` when the profile cannot be met."""
+    profile = profile_from_json(job.profile_json)
+    return plan_whole(probe, profile, needs(profile))
+
+
+def film_of(job: Job) -> Film:
+    """What the ledger tells of a film in pieces."""
+    plan = job_plan_from_json(job.plan_json)
+    if plan.split is None:
+        raise TransferError(
+            f"job {job.id} has a task of a film in pieces and no pieces", "retry it"
+        )
+    return Film(
+        probe=probe_from_json(job.probe_json),
+        profile=profile_from_json(job.profile_json),
+        split=plan.split,
+        encoder=plan.encoder,
+    )
+
+
+def plan_of(job: Job, probe: Probe, digest: str) -> Plan:
+    """The plan for a probed source.  Raises `MediaError` when the profile cannot be met at all."""
+    encoders = needs(profile_from_json(job.profile_json))
+    plan = whole_plan(job, probe)
+    return Plan(
+        source_digest=digest,
+        source_bytes=job.source_bytes,
+        probe_json=probe.to_json(),
+        plan_json=plan.to_json(),
+        needs=encoders,
+        cost=plan.cost,
+    )
+
+
+async def judge_delivered(media: Media, job: Job, attempt: Attempt, path: Path) -> None:
+    """The owner's own judgement of a delivered result.  Raises `TransferError` with what is wrong."""
+    try:
+        claimed = ResultFacts.model_validate_json(attempt.result_json)
+    except ValueError:
+        raise TransferError("the worker's facts cannot be read", "it is converted again") from None
+    verdict = await media.check_delivered(
+        path,
+        probe_from_json(job.probe_json),
+        profile_from_json(job.profile_json),
+        claimed,
+        encoder=attempt.encoder,
+    )
+    if not verdict.ok:
+        raise TransferError(f"{verdict.code}: {verdict.what}", verdict.todo)

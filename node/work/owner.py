@@ -1,0 +1,356 @@
+"""What the node that has the film does: plans its jobs, takes results in, publishes them.
+
+Everything here follows the ledger, so that it goes on after a crash: planning starts anew, a result
+is fetched again, a publication is finished by the digest of what lies there.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+
+from ledger.commands import (
+    AcceptResult,
+    Command,
+    FailJob,
+    FinishJob,
+    PieceSpec,
+    PlanJob,
+    PlanPieces,
+    RefuseResult,
+    StartPlanning,
+    TaskSpec,
+)
+from ledger.jobs import Attempt, Job
+from ledger.queries import Reader
+from mesh import clock
+from mesh.errors import (
+    ConflictError,
+    DarkStreamError,
+    NoCoordinatorError,
+    PathError,
+    StorageError,
+    TransferError,
+    UnreachableError,
+)
+from mesh.ids import NodeId
+from node.consensus.driver import Driver
+from node.consensus.proposer import Proposer, bounded_text
+from node.consensus.replica import Replica
+from node.membership.foreign import FOREIGN_FAULTS, is_plain_id
+from node.work.progress import Pace, Progress, ProgressBoard
+
+RECONCILE_S: Final = 2.0
+PLANS_AT_ONCE: Final = 1
+"""Planning reads whole films; two at once only seek against each other on a disk."""
+TAKES_AT_ONCE: Final = 2
+PLANNED_AHEAD_MAX: Final = 16
+"""Planned jobs that wait for a worker: enough for every slot, without reading a library ahead."""
+WORKER_GONE_MS: Final = 60_000
+"""A finished result whose holder stays silent this long is encoded again elsewhere."""
+
+_log = structlog.get_logger("owner")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What planning found out, ready for the ledger."""
+
+    source_digest: str
+    source_bytes: int
+    probe_json: str
+    plan_json: str
+    needs: tuple[str, ...]
+    cost: int
+    tasks: tuple[PieceSpec, ...] = ()
+    """Of a film in pieces; empty: one task for all of it."""
+
+
+class Planner(Protocol):
+    """Reads a source: facts unchanged since submission, digest, probe, plan."""
+
+    async def plan(self, job: Job) -> Plan:
+        """The plan.  Raises errors that end the job."""
+        ...
+
+
+class Intake(Protocol):
+    """Brings a worker's result next to its destination, and publishes it there."""
+
+    async def take(self, job: Job, attempt: Attempt, on_bytes: Callable[[int, int], None]) -> None:
+        """Fetches the result into staging and judges it: digest, packets.
+
+        Raises `UnreachableError` while the worker is silent, `TransferError` and other errors when
+        the result is not to be had or not right.
+        """
+        ...
+
+    async def publish(self, job: Job, attempt: Attempt) -> None:
+        """Renames staging into place and syncs; does nothing when the result already lies there.
+
+        Raises `ConflictError` when another file is in the way, `TransferError` when staging is
+        not there or not whole.
+        """
+        ...
+
+    async def discard(self, job: Job) -> None:
+        """Removes staging."""
+        ...
+
+
+class Owner:
+    """Takes care of the jobs whose films lie on this node."""
+
+    def __init__(
+        self,
+        *,
+        own: NodeId,
+        name: str,
+        driver: Driver,
+        proposer: Proposer,
+        replica: Replica,
+        board: ProgressBoard,
+        planner: Planner,
+        intake: Intake,
+    ) -> None:
+        self._own = own
+        self._name = name
+        self._driver = driver
+        self._proposer = proposer
+        self._replica = replica
+        self._board = board
+        self._planner = planner
+        self._intake = intake
+        self._busy: set[str] = set()
+        self._silent_since_ms: dict[str, int] = {}
+        self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
+        self._takes = asyncio.Semaphore(TAKES_AT_ONCE)
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                seen = self._driver.ledger_changed.count
+                for key, job, step in await self._replica.read(self._steps):
+                    if key not in self._busy:
+                        self._busy.add(key)
+                        group.create_task(self._guarded(key, job, step), name=f"job {key}")
+                await self._driver.ledger_changed.wait(seen, RECONCILE_S)
+
+    def _steps(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
+        steps: list[tuple[Job, Step]] = [
+            (job, self._take if job.state == "verifying" else self._publish)
+            for job in reader.jobs_of_owner(self._own, ("verifying", "publishing"))
+        ]
+        room = PLANNED_AHEAD_MAX - reader.count_ready_tasks(self._own)
+        if room > 0:
+            waiting = reader.jobs_to_plan(self._own, limit=room)
+            steps.extend((job, self._plan) for job in waiting)
+        chosen = [
+            (job.id, job, step if is_plain_id(job.id) else self._reject) for job, step in steps
+        ]
+        return chosen + self._parts(reader)
+
+    def _parts(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
+        """Finished parts of films in pieces, each a step of its own."""
+        return [
+            (part.id, job, partial(self._take_part, part.id))
+            for job in reader.jobs_of_owner(self._own, ("running",))
+            if is_plain_id(job.id)
+            for part in reader.attempts(job.id, "finished")
+        ]
+
+    async def _guarded(self, key: str, job: Job, step: "Step") -> None:
+        try:
+            await step(job)
+        except NoCoordinatorError:
+            _log.info("waits for a coordinator", job=job.id)
+        except UnreachableError as error:
+            _log.info("waits for a node", job=job.id, reason=error.what)
+            await self._driver.ledger_changed.wait(self._driver.ledger_changed.count, RECONCILE_S)
+        except DarkStreamError as error:
+            await self._give_up(job, error)
+        except OSError as error:
+            await self._give_up(
+                job, StorageError(str(error), "mend the disk or folder, then retry")
+            )
+        except FOREIGN_FAULTS as error:
+            _log.exception("job failed", job=job.id)
+            await self._give_up(job, DarkStreamError(f"internal fault: {error!r}"))
+        finally:
+            self._busy.discard(key)
+
+    async def _reject(self, job: Job) -> None:
+        # Such an id would name a file elsewhere; no node of ours draws one.
+        raise PathError(f"{job.id[:80]!a} is no id of a job", "submit it again on its node")
+
+    async def _give_up(self, job: Job, error: DarkStreamError) -> None:
+        _log.warning("job failed", job=job.id, code=error.code, reason=error.what)
+        await self._discard(job)
+        command = FailJob(
+            job=job.id,
+            node=self._own,
+            code=error.code,
+            what=bounded_text(f"{self._name}: {error.what}"),
+            todo=bounded_text(error.todo),
+        )
+        try:
+            await self._proposer.propose(command, cause=job.id)
+        except DarkStreamError as reason:
+            _log.info("failure was not taken", job=job.id, reason=reason.what)
+
+    async def _discard(self, job: Job) -> None:
+        try:
+            await self._intake.discard(job)
+        except (DarkStreamError, OSError) as error:
+            _log.warning("staging could not be removed", job=job.id, reason=str(error))
+
+    async def _commit(self, job: Job, command: Command) -> bool:
+        outcome = await self._proposer.propose(command, cause=job.id)
+        if not outcome.ok:
+            _log.info("overtaken", job=job.id, code=outcome.code, reason=outcome.what)
+        return outcome.ok
+
+    async def _plan(self, job: Job) -> None:
+        async with self._plans:
+            if not await self._commit(job, StartPlanning(job=job.id)):
+                return
+            plan = await self._planner.plan(job)
+            await self._commit(job, _planned(job, plan))
+
+    async def _take(self, job: Job) -> None:
+        attempt = await self._current(job, "finished")
+        if attempt is not None:
+            await self._take_in(job, attempt)
+
+    async def _take_part(self, attempt_id: str, job: Job) -> None:
+        # The step may have been chosen by a read that is older than its end.
+        attempt = await self._replica.read(lambda reader: reader.attempt(attempt_id))
+        if attempt is not None and attempt.state == "finished":
+            await self._take_in(job, attempt)
+
+    async def _take_in(self, job: Job, attempt: Attempt) -> None:
+        async with self._takes:
+            try:
+                await self._fetch(job, attempt)
+            except UnreachableError as error:
+                if not self._gave_up_waiting(attempt):
+                    raise
+                await self._refuse(job, attempt, error)
+                return
+            except (TransferError, DarkStreamError) as error:
+                if isinstance(error, StorageError | ConflictError):
+                    raise  # our own disk: another worker would not help
+                await self._refuse(job, attempt, error)
+                return
+        self._silent_since_ms.pop(attempt.id, None)
+        await self._commit(
+            job,
+            AcceptResult(
+                job=job.id,
+                attempt=attempt.id,
+                token=attempt.token,
+                output=job.output,
+                result_bytes=attempt.result_bytes,
+                result_digest=attempt.result_digest,
+            ),
+        )
+
+    async def _fetch(self, job: Job, attempt: Attempt) -> None:
+        loop = asyncio.get_running_loop()
+        pace = Pace()
+
+        def on_bytes(done: int, total: int) -> None:
+            rate = pace.note(done, total, clock.monotonic_ms())
+            if rate is None:
+                return
+            news = Progress(
+                job=job.id,
+                attempt=attempt.id,
+                node=self._own,
+                phase="returning",
+                bytes_done=done,
+                bytes_total=total,
+                bytes_s=rate,
+            )
+            loop.call_soon_threadsafe(self._board.report, news)
+
+        await self._intake.take(job, attempt, on_bytes)
+
+    def _gave_up_waiting(self, attempt: Attempt) -> bool:
+        now_ms = clock.monotonic_ms()
+        since_ms = self._silent_since_ms.setdefault(attempt.id, now_ms)
+        return now_ms - since_ms > WORKER_GONE_MS
+
+    async def _refuse(self, job: Job, attempt: Attempt, error: DarkStreamError) -> None:
+        _log.warning("result refused", job=job.id, attempt=attempt.id, reason=error.what)
+        self._silent_since_ms.pop(attempt.id, None)
+        await self._discard(job)
+        await self._commit(
+            job,
+            RefuseResult(
+                job=job.id,
+                attempt=attempt.id,
+                token=attempt.token,
+                code=error.code,
+                what=bounded_text(error.what),
+                todo=bounded_text(error.todo),
+            ),
+        )
+
+    async def _publish(self, job: Job) -> None:
+        attempt = await self._current(job, "accepted")
+        if attempt is None:
+            return
+        try:
+            await self._intake.publish(job, attempt)
+        except TransferError:
+            # Staging was lost (a crash before its sync, a person's clean-up): the worker still has it.
+            async with self._takes:
+                try:
+                    await self._fetch(job, attempt)
+                except UnreachableError as error:
+                    if not self._gave_up_waiting(attempt):
+                        raise
+                    # Accepted is accepted: nobody encodes it again but on a person's word.
+                    self._silent_since_ms.pop(attempt.id, None)
+                    raise TransferError(
+                        f"the staged result is gone and {error.what}", "retry the job"
+                    ) from None
+            await self._intake.publish(job, attempt)
+        self._silent_since_ms.pop(attempt.id, None)
+        await self._commit(
+            job, FinishJob(job=job.id, token=attempt.token, finished_at_ms=clock.wall_ms())
+        )
+        self._board.over(job.id)
+        _log.info("published", job=job.id, output=Path(job.output).name)
+
+    async def _current(self, job: Job, state: str) -> Attempt | None:
+        # The step may have been chosen by a read that is older than this job's last step.
+        now, attempts = await self._replica.read(
+            lambda reader: (reader.job(job.id), reader.attempts(job.id))
+        )
+        if now is None or now.state != job.state:
+            return None
+        return next((a for a in reversed(attempts) if a.state == state), None)
+
+
+def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:
+    told: dict[str, Any] = {
+        "job": job.id,
+        "source_digest": plan.source_digest,
+        "source_bytes": plan.source_bytes,
+        "probe_json": plan.probe_json,
+        "plan_json": plan.plan_json,
+    }
+    if plan.tasks:
+        return PlanPieces(tasks=plan.tasks, **told)
+    whole = TaskSpec(id=f"{job.id}-0", kind="whole", needs=plan.needs, cost=plan.cost)
+    return PlanJob(tasks=(whole,), **told)
+
+
+Step = Callable[[Job], Coroutine[Any, Any, None]]
