@@ -236,9 +236,10 @@ def decode(path: str, index: int, packets_max: int | None) -> Decoded:
         for packet in packets_of(film, stream):
             if packets_max is not None and seen.packets >= packets_max:
                 break
-            if packet.pts is not None and len(seen.early) < EARLY_PACKETS_MAX:
-                seen.early.append(packet.pts)
-            seen.packets += not packet.is_discard
+            if not packet.is_discard:  # what an edit list leaves out is not shown, and is not missing
+                seen.packets += 1
+                if packet.pts is not None and len(seen.early) < EARLY_PACKETS_MAX:
+                    seen.early.append(packet.pts)
             take_all(seen, stream, packet)
         take_all(seen, stream, None)
     return seen
