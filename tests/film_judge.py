@@ -106,11 +106,12 @@ def _sound(path: Path, index: int, zero: Fraction) -> Heard:
         resampler = av.AudioResampler(format="fltp")
         for decoded in film.decode(stream):
             rate, frame = decoded.sample_rate, max(frame, decoded.samples)
-            at = decoded.pts * decoded.time_base - zero
-            start = at if start is None else start
-            first = round((at - start) * rate)
-            if abs(first - end) * 1000 < JITTER_MS * rate:
-                first = end
+            first = end
+            if decoded.pts is not None:
+                at = decoded.pts * decoded.time_base - zero
+                start = at if start is None else start
+                told = round((at - start) * rate)
+                first = told if abs(told - end) * 1000 > JITTER_MS * rate else end
             parts = [part.to_ndarray() for part in resampler.resample(decoded)]
             heard = np.concatenate(parts, axis=1).mean(axis=0).astype(np.float32)
             pieces.append((first, heard))

@@ -181,19 +181,28 @@ CUTTABLE = (
     "split_2997.mp4", "film_5994.mp4", "film_5994.ts", "split_vfr.mp4", "split_vfr.mkv", "ten_bit.mp4",
     "ten_bit.mkv", "hlg.mp4", "split_turned.mp4", "upside_down.mp4", "wide_pixels.mkv", "wide_pixels_6s.mp4",
     "starts_late.mkv", "starts_late.mp4", "late_picture.mp4", "late_sound_6s.mp4", "split_edited.mp4",
-    "edited_twice.mp4", "fragmented.mp4", "split_many.mkv", "two_sounds.mp4", "long_sound.mp4",
+    "fragmented.mp4", "split_many.mkv", "two_sounds.mp4", "long_sound.mp4",
     "long_sound.mkv", "short_sound.mp4", "short_sound.mkv", "no_sound.mkv", "no_sound.mp4", "odd_6s.mkv",
     "surround.mkv", "pcm.mov", "opus.mkv", "split_mpeg2.mkv", "split_vp9.webm", "split_av1.mp4", "av1.mkv",
     "split_hevc.mkv", "split_hevc.mp4", "split_ffv1.mkv", "mjpeg.mov", "rgb.mkv", "grey.mkv", "full_range.mp4",
 )  # fmt: skip
 """Films that are split (here too, short as they are) and converted whole."""
 WHOLE = (
-    "vfr.mkv", "one_frame.mp4", "mid_gop.ts", "interlaced_6s.mkv", "field_coded.ts", "hdr10.mkv", "mirrored.mp4",
-    "film_with_cover.mp4", "styled.mkv", "large.mp4", "mpeg2.ts", "mpeg2.mpg", "asp.avi", "asp.mkv", "asp.mp4",
+    "one_frame.mp4", "mid_gop.ts", "field_coded.ts", "hdr10.mkv", "mirrored.mp4", "mpeg2.ts", "mpeg2.mpg", "asp.avi", "asp.mkv", "asp.mp4",
     "theora.ogv", "vp8.webm", "prores.mov", "prores_alpha.mov", "dnxhr.mov", "mjpeg.avi", "wmv.asf", "sorenson.flv",
-    "h264.flv", "tiny.mp4",
+    "h264.flv",
 )  # fmt: skip
 """Films that may not be split, each for a reason that the plan says."""
+OTHERS = (
+    "vfr.mkv",
+    "interlaced_6s.mkv",
+    "film_with_cover.mp4",
+    "styled.mkv",
+    "large.mp4",
+    "tiny.mp4",
+    "edited_twice.mp4",
+)
+"""Films that are split by some profiles, or at some lengths."""
 PACKAGED = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_distorted.mp4", "carphone_pristine.mp4")
 SHARED = ("vtest.avi", "VID_20191220_170832.mp4")
 

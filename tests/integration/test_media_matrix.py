@@ -15,7 +15,7 @@ from node.media.convert import Media
 from node.media.plan import EncodePlan, plan_whole
 from tests.film_apart import ENCODERS, Apart, MayNotBeSplitError, media_of, now, quick, whole
 from tests.film_judge import Comparison, Seen, compare, see
-from tests.matrix_clips import CUTTABLE, PACKAGED, SHARED, WHOLE, film
+from tests.matrix_clips import CUTTABLE, OTHERS, PACKAGED, SHARED, WHOLE, film
 from tests.media_clips import Clips, ffmpeg
 
 pytestmark = pytest.mark.media
@@ -77,7 +77,7 @@ def row(way: str, made: Comparison, streams: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("profile", list(CHUNK_MS))
-@pytest.mark.parametrize("name", [*CUTTABLE, *WHOLE, *PACKAGED, *SHARED])
+@pytest.mark.parametrize("name", [*CUTTABLE, *WHOLE, *OTHERS, *PACKAGED, *SHARED])
 def test_every_film_by_every_profile_whole_and_split(
     clips: Clips, tmp_path: Path, record_property: Record, name: str, profile: str
 ) -> None:
