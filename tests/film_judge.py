@@ -92,6 +92,11 @@ def _picture(path: Path) -> tuple[list[Shown], Fraction, Fraction]:
         found = [
             (frame.pts, print_of(frame)) for frame in film.decode(stream) if frame.pts is not None
         ]
+        if (
+            film.format.name == "avi"
+        ):  # which tells no presentation times: decoders give their order
+            times = sorted(pts for pts, _ in found)
+            found = [(pts, one) for pts, (_, one) in zip(times, found, strict=True)]
     found.sort(key=lambda shown: shown[0])
     zero = found[0][0]
     return [((pts - zero) * tick, one) for pts, one in found], zero * tick, tick
