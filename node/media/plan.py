@@ -51,6 +51,9 @@ LEVEL_MACROBLOCKS: Final = (
 )  # fmt: skip
 """H.264 level, macroblocks a frame, macroblocks a second (ITU-T H.264, table A-1)."""
 MACROBLOCK: Final = 16
+RGB_FORMATS: Final = ("gbr", "rgb", "bgr", "argb", "abgr", "0rgb", "0bgr", "pal8")
+PRIMING_PACKETS_MAX: Final = 3
+"""What an edit list leaves out for an encoder's delay; copies keep it as the film does."""
 
 
 class _Strict(BaseModel):
@@ -232,9 +235,14 @@ def _pixel_format(video: StreamInfo, profile: Profile) -> str:
     if profile.video.bits == 8:
         return "yuv420p"
     name = video.pixel_format
-    if "444" in name or name.startswith(("gbr", "rgb", "bgr", "argb", "abgr", "0rgb", "0bgr")):
+    if "444" in name or _is_rgb(video):
         return "yuv444p10le"
     return "yuv422p10le" if "422" in name else "yuv420p10le"
+
+
+def _is_rgb(video: StreamInfo) -> bool:
+    named = video.pixel_format.startswith(RGB_FORMATS)
+    return named or video.colour_space == "gbr"
 
 
 def _rate(video: StreamInfo) -> float:
@@ -271,17 +279,23 @@ def _filters(
             ),
         ]
     upright = (video.width, video.height)[:: -1 if video.rotation % 180 else 1]
-    if size != upright:
+    rgb = _is_rgb(video)
+    if size != upright or rgb:
+        matrix = (("out_color_matrix", "bt709"), ("out_range", "tv")) if rgb else ()
         filters.append(
             PlannedFilter(
                 name="scale",
                 arguments=(str(size[0]), str(size[1])),
-                options=(("flags", "bicubic"),),
+                options=(("flags", "bicubic"), *matrix),
             )
         )
         # scale would bend the pixels by the fraction lost in rounding to even sizes.
         filters.append(PlannedFilter(name="setsar", arguments=(f"{aspect[0]}/{aspect[1]}",)))
     filters.append(PlannedFilter(name="format", arguments=(pixel_format,)))
+    if rgb:
+        # The source's "these are red, green and blue" would stay as a label on what is luma now.
+        told = (("colorspace", "bt709"), ("range", "tv"))
+        filters.append(PlannedFilter(name="setparams", options=told))
     return tuple(filters)
 
 
@@ -378,9 +392,13 @@ def _audio(stream: StreamInfo, profile: Profile, notes: list[str]) -> _Made | No
         return None
     wanted = audio.codec
     if wanted == "copy":
-        if profile.container == "matroska" and stream.codec in MATROSKA_AUDIO:
+        holds = profile.container == "matroska" and stream.codec in MATROSKA_AUDIO
+        # A copy would bring back what an edit list hides, before the film and in its middle.
+        hides = stream.discarded > PRIMING_PACKETS_MAX
+        if holds and not hides:
             return "copy", stream.codec, ()
-        notes.append(f"{_named(stream)} becomes FLAC: the container does not hold {stream.codec}")
+        why = "its edit list hides a part of it" if holds else f"no {stream.codec} in the container"
+        notes.append(f"{_named(stream)} becomes FLAC: {why}")
         wanted = "flac"
     options: list[tuple[str, str]] = []
     if wanted == "aac" and audio.bitrate_kbps is not None:
