@@ -70,12 +70,19 @@ class Media:
     """One machine's means: a runner of children, an FFmpeg, the encoders that work, a Python with PyAV."""
 
     def __init__(
-        self, *, runner: ChildRunner, ffmpeg: FFmpegBinary, encoders: frozenset[str], python: str
+        self,
+        *,
+        runner: ChildRunner,
+        ffmpeg: FFmpegBinary,
+        encoders: frozenset[str],
+        python: str,
+        stall_ms: int = STALL_MS,
     ) -> None:
         self.runner = runner
         self.ffmpeg = ffmpeg
         self.encoders = encoders
         self.python = python
+        self.stall_ms = stall_ms
 
     async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
         """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
@@ -118,7 +125,8 @@ class Media:
 
         Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
         """
-        run = await self.runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        limits = self.encode_limits(plan, output)
+        run = await self.runner.run(command, limits=limits, on_progress=on_progress)
         report = self.report(plan, run)
         verdict = judge_run(run, plan)
         if not verdict.ok:
@@ -135,7 +143,7 @@ class Media:
     ) -> Converted:
         decode = await self.runner.run(
             decode_command(self.ffmpeg.path, output, threads=threads),
-            limits=decode_limits(plan),
+            limits=self.decode_limits(plan),
             on_progress=on_verify,
         )
         report = _verified(report, decode)
@@ -167,6 +175,24 @@ class Media:
             return _unreadable(error)
         return judge_packets(delivered, plan, claimed)
 
+    def encode_limits(self, plan: EncodePlan, output: AnyPath) -> Limits:
+        """Bounds of one conversion, from the film's length and size."""
+        return Limits(
+            time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
+            stall_ms=self.stall_ms,
+            output_bytes=OUTPUT_BASE_BYTES + plan.source_bytes * OUTPUT_PER_SOURCE,
+            writes=output,
+        )
+
+    def decode_limits(self, plan: EncodePlan) -> Limits:
+        """Bounds of decoding the result: it writes nothing."""
+        return Limits(
+            time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
+            stall_ms=self.stall_ms,
+            output_bytes=0,
+            memory_bytes=DECODE_MEMORY_BYTES,
+        )
+
     def report(self, plan: EncodePlan, run: RunResult) -> RunReport:
         """What is kept of a run."""
         return RunReport(
@@ -179,25 +205,6 @@ class Media:
             frames=0 if run.progress is None else run.progress.frame,
             notes=plan.notes,
         )
-
-
-def encode_limits(plan: EncodePlan) -> Limits:
-    """Bounds of one conversion, from the film's length and size."""
-    return Limits(
-        time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
-        stall_ms=STALL_MS,
-        output_bytes=OUTPUT_BASE_BYTES + plan.source_bytes * OUTPUT_PER_SOURCE,
-    )
-
-
-def decode_limits(plan: EncodePlan) -> Limits:
-    """Bounds of decoding the result: it writes nothing."""
-    return Limits(
-        time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
-        stall_ms=STALL_MS,
-        output_bytes=0,
-        memory_bytes=DECODE_MEMORY_BYTES,
-    )
 
 
 def _verified(report: RunReport, decode: RunResult) -> RunReport:

@@ -312,6 +312,11 @@ _STOPPED: Final[dict[str, tuple[type[MediaError], str, str]]] = {
         "the result grew beyond its limit",
         "choose a profile with less quality",
     ),
+    "disk": (
+        WorkDiskFullError,
+        "the disk on which the node works is nearly full",
+        "free space in the node's data directory",
+    ),
     "stdout": (OutputLimitError, "FFmpeg wrote without end", "see the end of its log"),
     "stderr": (OutputLimitError, "FFmpeg complained without end", "see the end of its log"),
 }
