@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from node.media.child import AnyPath, text_of
+from node.media.encoders import FORMS, device_options, device_words
 from node.media.formats import FORMATS, PROTOCOLS
 from node.media.plan import EncodePlan, PlannedStream
 from node.media.split import SplitPlan
@@ -42,8 +43,9 @@ def command_line(
     *,
     threads: int = 0,
     exact: bool = False,
+    device: str = "",
 ) -> tuple[str, ...]:
-    """The whole command; `threads` 0 lets FFmpeg take every core.
+    """The whole command; `threads` 0 lets FFmpeg take every core, `device` is the encoder's.
 
     `exact` keeps the source's clock and turns nothing by itself: filters of the plan count in ticks.
     """
@@ -58,8 +60,10 @@ def command_line(
         picture = picture.filter(step.name, *step.arguments, **dict(step.options))
     others = [film[str(stream.source)] for stream in plan.streams[1:]]
     options = _output_options(plan, threads)
+    options |= {f"{key}:0": value for key, value in device_options(plan.encoder, device)}
     made = graph.output(picture, *others, "file:" + text_of(output), **options)
-    return (ffmpeg, *GLOBAL, *(str(word) for word in graph.get_args(made)))
+    opened_first = device_words(plan.encoder, device)
+    return (ffmpeg, *GLOBAL, *opened_first, *(str(word) for word in graph.get_args(made)))
 
 
 def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str, ...]:
@@ -185,5 +189,7 @@ def _threads(video: PlannedStream, threads: int) -> dict[str, Any]:
         case "libsvtav1":
             given = dict(video.options).get("svtav1-params", "")
             return {"svtav1-params:0": f"{given}:lp={threads}".lstrip(":")}
+        case name if name in FORMS and FORMS[name].family != "CPU":
+            return {}
         case _:
             return {"threads:0": threads}

@@ -4,6 +4,7 @@ The JSON form goes into the ledger with each job, so that a later change of a pr
 change a job.  Values of the built-in ones: FACTS.md, "Profiles people use".
 """
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,9 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mesh.errors import UsageError
 
 Container = Literal["mp4", "matroska"]
-VideoCodec = Literal["h264", "hevc", "av1", "ffv1"]
+VideoCodec = Literal["h264", "hevc", "av1", "ffv1", "prores"]
+Family = Literal["CPU", "NVENC", "QSV", "VAAPI", "AMF", "VideoToolbox", "Vulkan", "V4L2"]
+"""Kinds of encoders: the processor's, and those of chips by the interface that reaches them."""
 AudioCodec = Literal["aac", "flac", "copy"]
 PROFILE_JSON_BYTES_MAX = 16 << 10
+NEWER_FIELDS = (("video", "encoders"), ("", "metadata"), ("", "publish"), ("", "quality"))
+"""Fields that came after the first release, by section: older members refuse what they do not know."""
 EXTENSIONS: dict[Container, str] = {"mp4": "mp4", "matroska": "mkv"}
 
 
@@ -38,6 +43,9 @@ class VideoPolicy(_Strict):
     level: Annotated[str, Field(pattern=r"^[1-6](\.[0-3])?$")] | None = None
     deinterlace: bool = False
     hdr: Literal["keep", "tonemap", "refuse"] = "keep"
+    encoders: Annotated[tuple[Family, ...], Field(min_length=1, max_length=8)] = ("CPU",)
+    """Which may make the picture, best first: without CPU there is no fallback to software.  Chips are
+    faster and their films larger, so they are asked for."""
 
 
 class AudioPolicy(_Strict):
@@ -46,6 +54,31 @@ class AudioPolicy(_Strict):
     codec: AudioCodec
     bitrate_kbps: Annotated[int, Field(ge=16, le=1536)] | None = None
     channels_max: Annotated[int, Field(ge=1, le=16)] | None = None
+
+
+class PublishPolicy(_Strict):
+    """How a result comes to its place.
+
+    `replace`: it takes the film's place, and the original goes to a trash that restores it for
+    `trash_days`.  `times` and `permissions` of the result are new or the source's.  `larger`: whether
+    a result that is no smaller than its source is published at all.
+    """
+
+    replace: bool = False
+    trash_days: Annotated[int, Field(ge=1, le=3_650)] = 30
+    times: Literal["new", "source"] = "new"
+    permissions: Literal["new", "source"] = "new"
+    larger: Literal["keep", "discard"] = "keep"
+
+
+class QualityPolicy(_Strict):
+    """A floor for how much a result looks like its source, measured on `samples` of some seconds.
+
+    `vmaf_min` is Netflix's VMAF, 0 to 100 (95: hardly to be told apart); below it a result is refused.
+    """
+
+    vmaf_min: Annotated[float, Field(ge=0, le=100)]
+    samples: Annotated[int, Field(ge=1, le=20)] = 3
 
 
 class Profile(_Strict):
@@ -58,6 +91,10 @@ class Profile(_Strict):
     audio: AudioPolicy
     streams: Literal["main", "all"] = "main"
     faststart: bool = True
+    metadata: Literal["keep", "no-location", "none"] = "keep"
+    """Of the film as a whole: all that the container takes, all but where it was taken, or nothing."""
+    publish: PublishPolicy = PublishPolicy()
+    quality: QualityPolicy | None = None
 
     @property
     def extension(self) -> str:
@@ -65,8 +102,17 @@ class Profile(_Strict):
         return EXTENSIONS[self.container]
 
     def to_json(self) -> str:
-        """What the ledger keeps."""
-        return self.model_dump_json(exclude_defaults=False)
+        """What the ledger keeps.
+
+        What is as it always was is left out of the newer fields, so that members of before can read it.
+        """
+        told = self.model_dump(mode="json")
+        for section, name in NEWER_FIELDS:
+            part = told[section] if section else told
+            holder = getattr(self, section) if section else self
+            if getattr(holder, name) == type(holder).model_fields[name].default:
+                del part[name]
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
 
 def profile_from_json(text: str) -> Profile:
@@ -130,6 +176,21 @@ BUILT_IN: dict[str, Profile] = {
             audio=AudioPolicy(codec="copy"),
             streams="all",
             faststart=False,
+        ),
+        Profile(
+            name="small",
+            title="as small as it may be and still good: H.265 and AAC in MP4, at most 1080p",
+            container="mp4",
+            video=VideoPolicy(
+                codec="hevc",
+                crf=26,
+                speed="medium",
+                long_side_max=1920,
+                short_side_max=1080,
+                deinterlace=True,
+                hdr="tonemap",
+            ),
+            audio=AudioPolicy(codec="aac", bitrate_kbps=96, channels_max=2),
         ),
     )
 }

@@ -13,7 +13,6 @@ import pytest
 from node.media.convert import ConversionError, Converted, Media
 from node.media.errors import MediaError
 from node.media.ffmpeg_binary import FFmpegBinary, choose
-from node.media.hardware import detect
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.probe import Probe
 from node.media.profiles import BUILT_IN, Profile
@@ -322,18 +321,6 @@ def test_names_that_look_like_options_or_protocols(
         output = tmp_path / f"{name}.out"
         Outcome(media, source, output, quick("web"))
         assert output.is_file()
-
-
-def test_detection_is_quick_honest_and_remembered(binary: FFmpegBinary, tmp_path: Path) -> None:
-    cache = ProofFiles(tmp_path / "proofs")
-    first = now(detect(FFmpegRunner(), binary, cache, sys.executable))
-    assert {"libx264", "libx265", "libsvtav1", "ffv1", "aac", "flac"} <= first.usable
-    hardware = [encoder for encoder in first.encoders if encoder.family != "CPU"]
-    assert hardware
-    assert not any(encoder.usable for encoder in hardware)
-    assert all("not yet run" in encoder.why for encoder in hardware)
-    assert len(list((tmp_path / "proofs").iterdir())) == 1
-    assert now(detect(FFmpegRunner(), binary, cache, sys.executable)) == first
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -> None:
