@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from node.media.child import AnyPath, text_of
 from node.media.encoders import FORMS, device_options, device_words
-from node.media.formats import FORMATS, PROTOCOLS
+from node.media.formats import FORMATS, PLACE_TAGS, PROTOCOLS
 from node.media.plan import EncodePlan, PlannedStream
 from node.media.split import SplitPlan
 
@@ -62,8 +62,10 @@ def command_line(
     options = _output_options(plan, threads)
     options |= {f"{key}:0": value for key, value in device_options(plan.encoder, device)}
     made = graph.output(picture, *others, "file:" + text_of(output), **options)
-    opened_first = device_words(plan.encoder, device)
-    return (ffmpeg, *GLOBAL, *opened_first, *(str(word) for word in graph.get_args(made)))
+    *words, last = (str(word) for word in graph.get_args(made))
+    return (
+        ffmpeg, *GLOBAL, *device_words(plan.encoder, device), *words, *_metadata(plan, 0), last,
+    )  # fmt: skip
 
 
 def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ def assembly_command(
         words += [f"-map_metadata:s:{position}", f"{last}:s:{stream.source}"]
     tag = dict(plan.streams[0].options).get("tag")
     words += ["-tag:0", tag] if tag else []
-    words += ["-map_metadata:g", f"{last}:g", "-map_chapters", str(last)]
+    words += [*_metadata(plan, last), "-map_chapters", str(last)]
     words += ["-max_muxing_queue_size", str(MUXING_QUEUE_PACKETS)]
     if plan.container == "mp4" and plan.faststart:
         words += ["-movflags", "+faststart"]
@@ -164,7 +166,6 @@ def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
             *plan.time_base
         ),  # independent of each version's default; 9.0 refuses -1
         "max_muxing_queue_size": MUXING_QUEUE_PACKETS,
-        "map_metadata:g": "0:g",
         "map_chapters": "0",
     }
     if plan.container == "mp4" and plan.faststart:
@@ -179,6 +180,15 @@ def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
     if threads:
         options |= _threads(plan.streams[0], threads)
     return options
+
+
+def _metadata(plan: EncodePlan, source: int) -> tuple[str, ...]:
+    """What is kept of what the film says of itself as a whole."""
+    if plan.metadata == "none":
+        return ("-map_metadata:g", "-1")
+    left_out = PLACE_TAGS if plan.metadata == "no-location" else ()
+    emptied = (word for tag in left_out for word in ("-metadata:g", f"{tag}="))
+    return ("-map_metadata:g", f"{source}:g", *emptied)
 
 
 def _threads(video: PlannedStream, threads: int) -> dict[str, Any]:

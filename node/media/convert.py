@@ -4,7 +4,7 @@ Composed of pure decisions and one port, the runner of child processes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Final
 
@@ -136,7 +136,10 @@ class Media:
 
         Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
         """
-        run = await self.runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        limits = encode_limits(plan)
+        if plan.smaller:  # what follows would be thrown away
+            limits = replace(limits, output_bytes=plan.source_bytes)
+        run = await self.runner.run(command, limits=limits, on_progress=on_progress)
         report = self.report(plan, run)
         verdict = judge_run(run, plan)
         if not verdict.ok:

@@ -20,7 +20,7 @@ from node.media.encoders import (
 )
 from node.media.errors import EncoderUnavailableError, UnsupportedSourceError
 from node.media.probe import Probe, Ratio, StreamInfo, StreamKind
-from node.media.profiles import Profile
+from node.media.profiles import MetadataPolicy, Profile
 
 AUDIO_CODEC: Final = {"aac": "aac", "flac": "flac"}
 TEXT_SUBTITLES: Final = frozenset(
@@ -112,6 +112,9 @@ class EncodePlan(_Strict):
     source_ms: int
     source_undecodable: bool
     notes: tuple[str, ...] = ()
+    metadata: MetadataPolicy = Field(default="keep", exclude_if=lambda value: value == "keep")
+    smaller: bool = Field(default=False, exclude_if=lambda value: not value)
+    """A result that is no smaller than its source is thrown away."""
 
     @property
     def encoder(self) -> str:
@@ -189,6 +192,8 @@ def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> Enc
         source_ms=probe.duration_ms,
         source_undecodable=probe.undecodable > 0,
         notes=tuple(notes),
+        metadata=profile.metadata,
+        smaller=profile.publish.larger == "discard",
     )
 
 

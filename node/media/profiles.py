@@ -4,7 +4,6 @@ The JSON form goes into the ledger with each job, so that a later change of a pr
 change a job.  Values of the built-in ones: FACTS.md, "Profiles people use".
 """
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,10 +14,10 @@ Container = Literal["mp4", "matroska"]
 VideoCodec = Literal["h264", "hevc", "av1", "ffv1", "prores"]
 Family = Literal["CPU", "NVENC", "QSV", "VAAPI", "AMF", "VideoToolbox", "Vulkan", "V4L2"]
 """Kinds of encoders: the processor's, and those of chips by the interface that reaches them."""
+MetadataPolicy = Literal["keep", "no-location", "none"]
+"""Of the film as a whole: all that the container takes, all but where it was taken, or nothing."""
 AudioCodec = Literal["aac", "flac", "copy"]
 PROFILE_JSON_BYTES_MAX = 16 << 10
-NEWER_FIELDS = (("video", "encoders"), ("", "metadata"), ("", "publish"), ("", "quality"))
-"""Fields that came after the first release, by section: older members refuse what they do not know."""
 EXTENSIONS: dict[Container, str] = {"mp4": "mp4", "matroska": "mkv"}
 
 
@@ -43,7 +42,9 @@ class VideoPolicy(_Strict):
     level: Annotated[str, Field(pattern=r"^[1-6](\.[0-3])?$")] | None = None
     deinterlace: bool = False
     hdr: Literal["keep", "tonemap", "refuse"] = "keep"
-    encoders: Annotated[tuple[Family, ...], Field(min_length=1, max_length=8)] = ("CPU",)
+    encoders: Annotated[tuple[Family, ...], Field(min_length=1, max_length=8)] = Field(
+        default=("CPU",), exclude_if=lambda value: value == ("CPU",)
+    )
     """Which may make the picture, best first: without CPU there is no fallback to software.  Chips are
     faster and their films larger, so they are asked for."""
 
@@ -91,10 +92,12 @@ class Profile(_Strict):
     audio: AudioPolicy
     streams: Literal["main", "all"] = "main"
     faststart: bool = True
-    metadata: Literal["keep", "no-location", "none"] = "keep"
-    """Of the film as a whole: all that the container takes, all but where it was taken, or nothing."""
-    publish: PublishPolicy = PublishPolicy()
-    quality: QualityPolicy | None = None
+    # Left out of the JSON while they say what always was: older members refuse what they do not know.
+    metadata: MetadataPolicy = Field(default="keep", exclude_if=lambda value: value == "keep")
+    publish: PublishPolicy = Field(
+        default=PublishPolicy(), exclude_if=lambda value: value == PublishPolicy()
+    )
+    quality: QualityPolicy | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def extension(self) -> str:
@@ -102,17 +105,8 @@ class Profile(_Strict):
         return EXTENSIONS[self.container]
 
     def to_json(self) -> str:
-        """What the ledger keeps.
-
-        What is as it always was is left out of the newer fields, so that members of before can read it.
-        """
-        told = self.model_dump(mode="json")
-        for section, name in NEWER_FIELDS:
-            part = told[section] if section else told
-            holder = getattr(self, section) if section else self
-            if getattr(holder, name) == type(holder).model_fields[name].default:
-                del part[name]
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        """What the ledger keeps."""
+        return self.model_dump_json()
 
 
 def profile_from_json(text: str) -> Profile:

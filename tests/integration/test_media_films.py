@@ -13,13 +13,14 @@ import pytest
 from node.media.convert import ConversionError, Converted, Media
 from node.media.errors import MediaError
 from node.media.ffmpeg_binary import FFmpegBinary, choose
+from node.media.formats import is_place
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.probe import Probe
-from node.media.profiles import BUILT_IN, Profile
+from node.media.profiles import BUILT_IN, Profile, PublishPolicy, profile_from_json
 from node.media.progress import FFmpegProgress
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
-from tests.media_clips import Clips, ffmpeg, packaged_clip, shared_clip
+from tests.media_clips import Clips, ffmpeg, make, packaged_clip, shared_clip
 
 T = TypeVar("T")
 ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1"})
@@ -205,6 +206,36 @@ def test_real_clips(media: Media, tmp_path: Path, name: str, frames: int, profil
 def test_the_demos_clip(media: Media, tmp_path: Path) -> None:
     outcome = Outcome(media, packaged_clip("bikes.mp4"), tmp_path / "out", quick("web"))
     assert outcome.made.facts.frames == outcome.probe.frames > 100
+
+
+def asked(name: str, **changes: object) -> Profile:
+    return profile_from_json(quick(name).model_copy(update=changes).to_json())
+
+
+@pytest.mark.parametrize("policy", ["keep", "no-location", "none"])
+def test_a_phones_film_tells_where_it_was_taken_only_where_that_is_wanted(
+    media: Media, tmp_path: Path, policy: str
+) -> None:
+    source = shared_clip("VID_20191220_170832.mp4")
+    Outcome(media, source, tmp_path / "out.mp4", asked("web", metadata=policy))
+    with av.open(str(tmp_path / "out.mp4")) as opened:
+        told = opened.metadata
+    assert any(is_place(tag) for tag in told) == (policy == "keep")
+    assert ("creation_time" in told) == (policy != "none")
+    assert now(media.probe(source)).places == ("location", "location-eng")
+
+
+def test_a_result_that_is_no_smaller_is_thrown_away_if_asked(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    discard = asked("web", publish=PublishPolicy(larger="discard"))
+    small = make(tmp_path / "small.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "45")
+    with pytest.raises(ConversionError) as refused:
+        Outcome(media, small, tmp_path / "out.mp4", discard)
+    assert (refused.value.error.code, refused.value.error.failure) == ("not_smaller", "input")
+    large = make(tmp_path / "large.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "1")
+    Outcome(media, large, tmp_path / "large.mp4", discard)
+    assert (tmp_path / "large.mp4").stat().st_size < large.stat().st_size
 
 
 def write(path: Path, data: bytes) -> Path:
