@@ -58,28 +58,9 @@ class AudioPolicy(_Strict):
 
 
 class PublishPolicy(_Strict):
-    """How a result comes to its place.
+    """How a result comes to its place.  `larger`: whether one that is no smaller than its source does."""
 
-    `replace`: it takes the film's place, and the original goes to a trash that restores it for
-    `trash_days`.  `times` and `permissions` of the result are new or the source's.  `larger`: whether
-    a result that is no smaller than its source is published at all.
-    """
-
-    replace: bool = False
-    trash_days: Annotated[int, Field(ge=1, le=3_650)] = 30
-    times: Literal["new", "source"] = "new"
-    permissions: Literal["new", "source"] = "new"
     larger: Literal["keep", "discard"] = "keep"
-
-
-class QualityPolicy(_Strict):
-    """A floor for how much a result looks like its source, measured on `samples` of some seconds.
-
-    `vmaf_min` is Netflix's VMAF, 0 to 100 (95: hardly to be told apart); below it a result is refused.
-    """
-
-    vmaf_min: Annotated[float, Field(ge=0, le=100)]
-    samples: Annotated[int, Field(ge=1, le=20)] = 3
 
 
 class Profile(_Strict):
@@ -97,7 +78,6 @@ class Profile(_Strict):
     publish: PublishPolicy = Field(
         default=PublishPolicy(), exclude_if=lambda value: value == PublishPolicy()
     )
-    quality: QualityPolicy | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def extension(self) -> str:
