@@ -212,7 +212,8 @@ def _settings(
             yield from _settings(field.annotation, f"{prefix}{name}.", helps)
             continue
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        shown = "" if default in (None, (), {}) else f"`{str(default).lower()}`"
+        text = str(list(default)) if isinstance(default, tuple) else str(default).lower()
+        shown = "" if default in (None, (), {}, "") else f"`{text}`"
         key = f"{prefix}{name}".replace("_", "-") if not prefix else f"{prefix}{name}"
         kind = _kind(schema["properties"][name], schema.get("$defs", {}))
         meaning = ". ".join(

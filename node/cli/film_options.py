@@ -11,7 +11,6 @@ import click
 
 from mesh.errors import UsageError
 from node.cli.faults import Json
-from node.gateway.models import DEFINITION_CHARS_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS: Final = (
@@ -80,6 +79,8 @@ def _profile(text: str) -> tuple[str, str]:
     """The name of a profile, and its definition as JSON when it is a file of the person's own."""
     if not text.endswith(".toml"):
         return text, ""
+    from node.gateway.models import DEFINITION_CHARS_MAX  # noqa: PLC0415 - start-up time
+
     path = Path(text)
     try:
         with path.open("rb") as file:
