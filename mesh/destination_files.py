@@ -9,7 +9,6 @@ import ctypes
 import errno
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,15 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from mesh import walk_files
 from mesh.errors import ConflictError, DiskFullError, PathError, StorageError
 from mesh.names import checked_name
+from mesh.walk_files import BINARY, CLOEXEC, NOFOLLOW, check_folders, is_file, open_folder
 
-BINARY: Final[int] = getattr(os, "O_BINARY", 0)
-NOFOLLOW: Final[int] = getattr(os, "O_NOFOLLOW", 0)
-CLOEXEC: Final[int] = getattr(os, "O_CLOEXEC", 0)
-_DIRECTORY: Final[int] = getattr(os, "O_DIRECTORY", 0)
-# Windows opens nothing relative to an open folder: there the walk checks paths instead.
-_HAS_DIR_FD: Final = os.open in os.supports_dir_fd and os.link in os.supports_dir_fd
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _COPY_BYTES: Final = 1 << 20
@@ -111,48 +106,23 @@ def safe_destination(root: Path, relative_name: str, *, make_folders: bool = Fal
     """The one way from a name that others gave to a place on disk, below `root`.
 
     Opens folder by folder without following links, so that no swap of a folder for a link leads
-    outside (checking a path and opening it later did, in 2 % of tries).  Raises `PathError`.
+    outside (checking a path and opening it later did, in 2 % of tries).  Raises `PathError`, and
+    `DiskFullError` or `StorageError` where a folder cannot be made.
     """
     *folders, name = checked_name(relative_name, windows=sys.platform == "win32")
     path = root.joinpath(*folders, name)
-    if not _HAS_DIR_FD:
-        _check_by_path(root, folders, name, make_folders=make_folders)
-        return Destination(path, name, -1, _MADE_HERE)
-    fd = _open_root(root)
+    with as_storage("make the folders of", str(path)):
+        if not walk_files.HAS_DIR_FD:
+            if (check_folders(root, folders, make=make_folders) / name).is_symlink():
+                raise PathError(f"{path} is a link", "choose another name")
+            return Destination(path, name, -1, _MADE_HERE)
+        fd = open_folder(root, folders, relative_name, make=make_folders)
     try:
-        for folder in folders:
-            inner = _open_folder(fd, folder, relative_name, make=make_folders)
-            os.close(fd)
-            fd = inner
         _refuse_other_than_file(fd, name, relative_name)
     except BaseException:
         os.close(fd)
         raise
     return Destination(path, name, fd, _MADE_HERE)
-
-
-def _open_root(root: Path) -> int:
-    # The root itself may be a link: the owner of this node chose it.
-    try:
-        return os.open(root, os.O_RDONLY | _DIRECTORY | CLOEXEC)
-    except OSError as error:
-        raise PathError(
-            f"{root} cannot be opened: {error.strerror}", "check the allowed folders"
-        ) from error
-
-
-def _open_folder(above: int, folder: str, whole: str, *, make: bool) -> int:
-    flags = os.O_RDONLY | _DIRECTORY | NOFOLLOW | CLOEXEC
-    if make:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, dir_fd=above)
-    try:
-        return os.open(folder, flags, dir_fd=above)
-    except OSError as error:
-        raise PathError(
-            f"the name {whole[:80]!a} is refused: {folder[:80]!a} is no folder below the root",
-            "links are not followed; name the real folder",
-        ) from error
 
 
 def _refuse_other_than_file(fd: int, name: str, whole: str) -> None:
@@ -162,22 +132,10 @@ def _refuse_other_than_file(fd: int, name: str, whole: str) -> None:
         return
     except OSError as error:
         raise PathError(f"the name {whole[:80]!a} is refused: {error.strerror}") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not is_file(found):
         raise PathError(
             f"the name {whole[:80]!a} is refused: a link, folder or device has it", "choose another"
         )
-
-
-def _check_by_path(root: Path, folders: list[str], name: str, *, make_folders: bool) -> None:
-    here = root
-    for folder in folders:
-        here = here / folder
-        if make_folders:
-            here.mkdir(exist_ok=True)
-        if here.is_symlink() or not here.is_dir():
-            raise PathError(f"{here} is no folder below {root}", "links are not followed")
-    if (here / name).is_symlink():
-        raise PathError(f"{here / name} is a link", "choose another name")
 
 
 # --- publishing ---------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ class DarkStreamError(Exception):
 
     def line(self) -> str:
         """The one line that every face prints: `error[CODE]: what happened; what to do`."""
-        return f"error[{self.code}]: {self.what}" + (f"; {self.todo}" if self.todo else "")
+        line = f"error[{self.code}]: {self.what}" + (f"; {self.todo}" if self.todo else "")
+        # Names of files are in it: a newline would make two lines, an escape steer the terminal.
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 class WireError(DarkStreamError):

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 import struct
 import sys
 from collections.abc import Callable, Generator
@@ -18,12 +17,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from mesh import clock, codec
-from mesh.destination_files import BINARY, CLOEXEC, NOFOLLOW, as_storage, sync_folder
+from mesh import codec
+from mesh.allocate_files import allocate
+from mesh.destination_files import as_storage, sync_folder
 from mesh.digests import DIGEST_BYTES, chunk_digest, file_digest
 from mesh.errors import (
     DiskFullError,
     NotFoundError,
+    PathError,
     SourceChangedError,
     StoppedError,
     TransferError,
@@ -31,6 +32,7 @@ from mesh.errors import (
 )
 from mesh.transfer import Manifest, Spans, bytes_of, kept_inode
 from mesh.transport import CHUNK_BYTES
+from mesh.walk_files import BINARY, CLOEXEC, NOFOLLOW, OpenFile, is_file
 
 JOURNAL_SUFFIX: Final = ".journal"
 PARTIAL_SUFFIX: Final = ".part"
@@ -40,10 +42,6 @@ _TABLE_AT: Final = 128
 """Where the digests begin; what is before says whose they are."""
 _ABSENT: Final = bytes(DIGEST_BYTES)
 _TABLE_PIECE_BYTES: Final = 1 << 20
-_ALLOCATE_BYTES: Final = 32 << 20
-_ALLOCATE_MS: Final = 25
-_FILLING: Final = 16 << 20
-"""Bytes a millisecond: memory is filled with 4 MiB in one (measured), a disk only notes hundreds."""
 
 OnProgress = Callable[[int], None]
 ShouldStop = Callable[[], bool]
@@ -65,27 +63,36 @@ def digest_file(
     path: Path,
     on_progress: OnProgress = _silent,
     should_stop: ShouldStop = never,
-    on_digest: Callable[[bytes], object] = lambda _: None,
 ) -> str:
-    """The digest of a file (`mesh.digests`); tells the bytes read so far, and each chunk's digest.
+    """The digest of a file (`mesh.digests`); tells the bytes read so far.
 
     Raises `StoppedError` when asked to, OSError when the file cannot be read.
     """
-    buffer = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
+        return _digest(file, path.name, on_progress, should_stop, lambda _: None)
 
-        def tables() -> Generator[bytes]:
-            done = 0
-            while count := _filled(file, buffer):
-                if should_stop():
-                    raise StoppedError(f"digesting {path.name} was stopped")
-                digest = chunk_digest(buffer[:count])
-                on_digest(digest)
-                yield digest
-                done += count
-                on_progress(done)
 
-        return file_digest(tables())
+def _digest(
+    file: FileIO,
+    name: str,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+    on_digest: Callable[[bytes], object],
+) -> str:
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+
+    def tables() -> Generator[bytes]:
+        done = 0
+        while count := _filled(file, buffer):
+            if should_stop():
+                raise StoppedError(f"digesting {name} was stopped")
+            digest = chunk_digest(buffer[:count])
+            on_digest(digest)
+            yield digest
+            done += count
+            on_progress(done)
+
+    return file_digest(tables())
 
 
 def _filled(file: FileIO, buffer: memoryview) -> int:
@@ -101,17 +108,20 @@ def make_manifest(
     on_progress: OnProgress = _silent,
     should_stop: ShouldStop = never,
     tables: Path | None = None,
+    below: Path | None = None,
 ) -> Manifest:
     """Digests a source; keeps its chunks' digests in the folder `tables`, for `FileSource`.
 
-    Raises `SourceChangedError` when it changes meanwhile or is no file, `StorageError` for the table.
+    `below`: from this folder on no link is followed.  Raises `SourceChangedError` when it changes
+    meanwhile or is no file, `StorageError` for the table.
     """
-    before = _facts(path)
     digests = bytearray()
-    with _as_source(path):
-        digest = digest_file(path, on_progress, should_stop, digests.extend)
-    if _facts(path) != before:
-        raise _changed(path, "changed while it was read")
+    with _as_source(path), contextlib.closing(OpenFile(path, below)) as opened:
+        before = _facts(opened, path)
+        with os.fdopen(opened.fd, "rb", buffering=0, closefd=False) as file:
+            digest = _digest(file, path.name, on_progress, should_stop, digests.extend)
+        if _facts(opened, path) != before:
+            raise _changed(path, "changed while it was read")
     size, mtime_ns, inode = before
     if tables is not None:
         with as_storage("write", str(tables)):
@@ -125,24 +135,36 @@ def make_manifest(
 def is_unchanged(path: Path, manifest: Manifest) -> bool:
     """Whether size, time and inode are still those of the manifest."""
     try:
-        return _facts(path) == (manifest.size, manifest.mtime_ns, manifest.inode)
+        FileSource(path, manifest).close()
     except SourceChangedError:
         return False
+    return True
 
 
 class FileSource:
     """`Source` that reads a file and notices when it is not what was digested."""
 
-    def __init__(self, path: Path, manifest: Manifest, table: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        table: Path | None = None,
+        below: Path | None = None,
+    ) -> None:
         """Opens it; with its `table` also a changed bit is noticed that left no trace.
 
-        Raises `SourceChangedError` when it is not the file of the manifest.
+        `below`: from this folder on no link is followed.  Raises `SourceChangedError` when it is not
+        the file of the manifest.
         """
         self._path = path
         self.manifest = manifest
-        self._check()
         with _as_source(path):
-            self._fd = os.open(path, os.O_RDONLY | BINARY | NOFOLLOW | CLOEXEC)
+            self._file = OpenFile(path, below)
+        try:
+            self._check()
+        except BaseException:
+            self._file.close()
+            raise
         self._table = _open_table(table, manifest) if table is not None else -1
 
     def read(self, offset: int, length: int, *, check: bool = False) -> tuple[bytes, bytes]:
@@ -154,7 +176,7 @@ class FileSource:
         self._check()
         with _as_source(self._path):
             # Never mmap: a file that shrinks would end the process with SIGBUS.
-            data = read_at(self._fd, length, offset)
+            data = read_at(self._file.fd, length, offset)
         if len(data) != length:
             raise _changed(self._path, "became shorter while it was read")
         index, rest = divmod(offset, self.manifest.chunk_bytes)
@@ -180,14 +202,15 @@ class FileSource:
 
     def close(self) -> None:
         """Closes the files."""
-        os.close(self._fd)
+        self._file.close()
         if self._table >= 0:
             os.close(self._table)
 
     def _check(self) -> None:
         facts = (self.manifest.size, self.manifest.mtime_ns, self.manifest.inode)
-        if _facts(self._path) != facts:
-            raise _changed(self._path, "changed since it was digested")
+        with _as_source(self._path):
+            if _facts(self._file, self._path) != facts:
+                raise _changed(self._path, "changed since it was digested")
 
 
 def _open_table(path: Path, manifest: Manifest) -> int:
@@ -206,12 +229,18 @@ def _open_table(path: Path, manifest: Manifest) -> int:
     return -1
 
 
-def _facts(path: Path) -> tuple[int, int, int]:
-    with _as_source(path):
-        found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+def _facts(opened: OpenFile, path: Path) -> tuple[int, int, int]:
+    """Size, time and inode, the same of the open file and of its name."""
+    facts = [
+        (found.st_size, found.st_mtime_ns, kept_inode(found.st_ino))
+        for found in opened.facts()
+        if is_file(found)
+    ]
+    if len(facts) != 2:
         raise _changed(path, "is no file any more")
-    return found.st_size, found.st_mtime_ns, kept_inode(found.st_ino)
+    if facts[0] != facts[1]:
+        raise _changed(path, "was replaced")
+    return facts[0]
 
 
 @contextlib.contextmanager
@@ -220,7 +249,11 @@ def _as_source(path: Path) -> Generator[None]:
         yield
     except FileNotFoundError:
         raise _changed(path, "is gone") from None
+    except PathError:
+        raise _changed(path, "is gone, or a link leads to it now") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _changed(path, "is a link now") from None
         raise SourceChangedError(
             f"{path.name} cannot be read any more: {error.strerror}", "check disk and permissions"
         ) from error
@@ -386,7 +419,7 @@ class PartialFile:
         os.ftruncate(self._fd, self._manifest.size)
         for span in spans:
             size = bytes_of(self._manifest, (span,))
-            _allocate(self._fd, span.start * self._manifest.chunk_bytes, size)
+            allocate(self._fd, span.start * self._manifest.chunk_bytes, size)
 
     def _resumed(self, manifest: Manifest, spans: Spans) -> bytearray | None:
         try:
@@ -437,26 +470,6 @@ def _is_of(journal: int, manifest: Manifest) -> bool:
     except WireError:
         return False
     return bool(facts == (manifest.size, manifest.digest, manifest.chunk_bytes))
-
-
-def _allocate(fd: int, start: int, size: int) -> None:
-    """Reserves room where the system notes it; where it must fill the file instead, gives up soon.
-
-    A file system in memory, or one that glibc helps out by writing, would do the work twice.
-    """
-    if sys.platform != "linux":
-        return
-    begun_ms = clock.monotonic_ms()
-    for at in range(start, start + size, _ALLOCATE_BYTES):
-        try:
-            os.posix_fallocate(fd, at, min(_ALLOCATE_BYTES, start + size - at))
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
-                raise
-            return
-        spent_ms = clock.monotonic_ms() - begun_ms
-        if spent_ms > _ALLOCATE_MS and (at + _ALLOCATE_BYTES - start) // spent_ms < _FILLING:
-            return
 
 
 def remove_old_partials(folder: Path, before_wall_ms: int) -> int:

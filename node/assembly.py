@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import socket
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -59,12 +58,14 @@ from node.settings.config import Config
 from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
+from node.threads import resolve
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
 from node.work.limits_files import LimitsFile
 from node.work.owner import Owner
+from node.work.standing import told_standing
 from node.work.submission import Submission
 from node.work.submission_files import prepare
 from node.work.traffic import Traffic
@@ -138,7 +139,7 @@ class Assembly:
             facts=self._facts,
             mesh=self._mesh,
             call=ZmqJoinCall(identity.keys, JOIN_KEY.public),
-            resolve=_resolve,
+            resolve=resolve,
             promises=PromiseFile(home),
             announce=self._discovery.announce,
             settings=self._admission_settings(),
@@ -364,6 +365,7 @@ class Assembly:
                 refusals=self._refusals,
                 backups=duties.states,
                 disk_free_bytes=lambda: free_bytes(self._home),
+                standing_of=member.standing_of,
             )
         )
         group.create_task(worker.run(), name="worker")
@@ -469,7 +471,9 @@ class Assembly:
 
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
-        return {**self._service.told(), **self._traffic.told()}
+        closed = self._worker.closed if self._worker is not None else "has only just started"
+        standing = told_standing(closed, free_bytes(self._home))
+        return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:
         sockets: tuple[tuple[str, Counters], ...] = (
@@ -487,11 +491,3 @@ class Assembly:
 
 def _fingerprint(kept: object) -> bytes | None:
     return bytes.fromhex(kept) if isinstance(kept, str) else None
-
-
-async def _resolve(host: str) -> tuple[str, ...]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return ()
-    return tuple(dict.fromkeys(str(one[4][0]) for one in found))

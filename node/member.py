@@ -41,6 +41,7 @@ from node.work.coordinator import Coordinator
 from node.work.leases import LeaseTiming
 from node.work.migration import Migration
 from node.work.progress import TOPIC, ProgressBoard
+from node.work.standing import Standing, standing_of
 
 REPORT_RETRY_S: Final = 5.0
 FAREWELL_MS: Final = 12_000
@@ -160,6 +161,7 @@ class MemberNode:
             name_of=self._name_of,
         )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
+        self._status = status
         self.coordinator = self._coordinator(leases, voter_silent_ms)
         self.refused: dict[str, int] = {}
         self._control = control
@@ -188,7 +190,12 @@ class MemberNode:
                 replica=self.replica,
                 known=self.neighbours.schema_of,
             ),
+            standing=self.standing_of,
         )
+
+    def standing_of(self, node: NodeId) -> Standing:
+        """How a member stands to work, as it says itself."""
+        return standing_of(self._status() if node == self.own else self.neighbours.status_of(node))
 
     @property
     def leader(self) -> NodeId | None:

@@ -149,7 +149,6 @@ def print_job(job: Json) -> None:
             ("job", job["id"]),
             ("state", job["state"]),
             ("progress", progress_text(job["progress"])),
-            ("waits because", job["why_waiting"]),
             ("source", f"{job['source']} ({size(job['source_bytes'])}) on {job['owner']}"),
             ("output", job["output"]),
             ("profile", job["profile"]),
@@ -160,6 +159,8 @@ def print_job(job: Json) -> None:
             ("source digest", job["source_digest"]),
         ]
     )
+    if waiting := job.get("waiting") or [job["why_waiting"]] * bool(job["why_waiting"]):
+        print_block("waits because", waiting)
     if job["probe"]:
         print_block("holds", probe_lines(job["probe"]))
     if job["plan"]:

@@ -28,6 +28,7 @@ from node.requests import Requests
 from node.work.coordinator import Coordinator
 from node.work.migration import waiting_notes
 from node.work.progress import ProgressBoard
+from node.work.standing import Standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
 from node.work.worker import Worker
@@ -59,6 +60,7 @@ class Parts:
     """(socket, reason, count)"""
     backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
+    standing_of: Callable[[NodeId], Standing]
 
 
 class MeshView:

@@ -14,7 +14,7 @@ import structlog
 from ledger.commands import RemoveMember, RevokeMember
 from ledger.jobs import Job, Member
 from ledger.queries import Reader
-from ledger.scheduler import explain, find
+from ledger.scheduler import NodeView, SchedulerView
 from mesh import clock
 from mesh.codec import pack, unpack
 from mesh.errors import (
@@ -30,6 +30,7 @@ from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
 from node.faces.views import job_detail, job_summary, live_of
+from node.faces.waiting import Seen, reasons
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -190,28 +191,35 @@ class Service:
                 reader.attempts(found.id),
                 live=live_of(reader, parts.board, found.id),
                 names=names_of(reader),
-                why_waiting=why_waiting(found),
+                waiting=reasons(found, self._seen(parts, reader, found, view)),
             )
-
-        def why_waiting(found: Job) -> str:
-            if found.state not in ("queued", "waiting", "planning"):
-                return ""
-            if parts.driver.leader is None:
-                return "no coordinator: too few voters can be reached"
-            task = find(view.tasks, found.id)
-            if task is None:
-                return "its owner has not planned it yet"
-            alive = tuple(
-                replace(
-                    node,
-                    alive=parts.neighbours.peers.is_alive(NodeId(node.node), clock.monotonic_ms()),
-                )
-                for node in view.nodes
-            )
-            sentences = explain(replace(view, nodes=alive), task, clock.monotonic_ms())
-            return "; ".join(sentences)
 
         return await parts.replica.read(read)
+
+    def _seen(self, parts: Parts, reader: Reader, job: Job, view: SchedulerView) -> Seen:
+        """What this node knows of a job's surroundings; who is heard it knows by itself."""
+        now_ms = clock.monotonic_ms()
+
+        def heard(node: str) -> bool:
+            return parts.neighbours.peers.is_alive(NodeId(node), now_ms)
+
+        if not parts.driver.is_leader:
+            view = replace(view, nodes=tuple(self._told_of(parts, n, now_ms) for n in view.nodes))
+        return Seen(
+            view=view,
+            now_ms=now_ms,
+            has_coordinator=parts.driver.leader is not None,
+            owner=names_of(reader).get(job.owner, job.owner),
+            owner_heard=heard(job.owner),
+            first=0 if job.planned else reader.planned_before(job),
+            leased=bool(reader.attempts(job.id, "leased")),
+        )
+
+    def _told_of(self, parts: Parts, node: NodeView, now_ms: int) -> NodeView:
+        # Only the coordinator hears the heartbeats of workers; hellos say the same to all.
+        own = NodeId(node.node)
+        alive = parts.neighbours.peers.is_alive(own, now_ms)
+        return replace(node, alive=alive, closed=parts.standing_of(own).closed)
 
     async def detect(self) -> Detection:
         """What this machine can do."""

@@ -155,12 +155,13 @@ class TaskInfo(Answer):
 
 
 class JobDetail(JobSummary):
-    """Everything about a job; `why_waiting` answers why nothing runs, in one sentence."""
+    """Everything about a job; `waiting` says why nothing runs, a true reason each, `why_waiting` in one line."""
 
     source_digest: str = ""
     probe: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     tasks: list[TaskInfo] = Field(default_factory=list[TaskInfo])
+    waiting: list[str] = Field(default_factory=list[str])
     why_waiting: str = ""
 
 

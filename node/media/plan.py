@@ -52,6 +52,9 @@ LEVEL_MACROBLOCKS: Final = (
 MACROBLOCK: Final = 16
 VULKAN_SCALER: Final = "scale_vulkan"
 """Named among a node's encoders where a picture has proven it."""
+RGB_FORMATS: Final = ("gbr", "rgb", "bgr", "argb", "abgr", "0rgb", "0bgr", "pal8")
+PRIMING_PACKETS_MAX: Final = 3
+"""What an edit list leaves out for an encoder's delay; copies keep it as the film does."""
 
 
 class _Strict(BaseModel):
@@ -175,6 +178,7 @@ def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> Enc
             encoder,
             pixel_format,
             _filters(video, profile, (width, height), aspect, tonemap=tonemap),
+            rgb=_is_rgb(video),
             scales=_scales_well(video, (width, height), encoders),
         ),
         width=width,
@@ -251,9 +255,14 @@ def _pixel_format(video: StreamInfo, profile: Profile) -> str:
     if profile.video.bits == 8:
         return "yuv420p"
     name = video.pixel_format
-    if "444" in name or name.startswith(("gbr", "rgb", "bgr", "argb", "abgr", "0rgb", "0bgr")):
+    if "444" in name or _is_rgb(video):
         return "yuv444p10le"
     return "yuv422p10le" if "422" in name else "yuv420p10le"
+
+
+def _is_rgb(video: StreamInfo) -> bool:
+    named = video.pixel_format.startswith(RGB_FORMATS)
+    return named or video.colour_space == "gbr"
 
 
 def _rate(video: StreamInfo) -> float:
@@ -289,12 +298,14 @@ def _filters(
             ),
         ]
     upright = (video.width, video.height)[:: -1 if video.rotation % 180 else 1]
-    if size != upright:
+    rgb = _is_rgb(video)
+    if size != upright or rgb:
+        matrix = (("out_color_matrix", "bt709"), ("out_range", "tv")) if rgb else ()
         filters.append(
             PlannedFilter(
                 name="scale",
                 arguments=(str(size[0]), str(size[1])),
-                options=(("flags", "bicubic"),),
+                options=(("flags", "bicubic"), *matrix),
             )
         )
         # scale would bend the pixels by the fraction lost in rounding to even sizes.
@@ -308,21 +319,30 @@ def _scales_well(video: StreamInfo, size: tuple[int, int], encoders: Collection[
     little = 2 * long >= max(video.width, video.height) and 2 * short >= min(
         video.width, video.height
     )
-    return little and VULKAN_SCALER in encoders
+    return little and VULKAN_SCALER in encoders and not _is_rgb(video)
 
 
 def _for_encoder(
-    encoder: str, pixel_format: str, filters: tuple[PlannedFilter, ...], *, scales: bool
+    encoder: str,
+    pixel_format: str,
+    filters: tuple[PlannedFilter, ...],
+    *,
+    rgb: bool,
+    scales: bool,
 ) -> tuple[PlannedFilter, ...]:
     """The filters with what the encoder is given at their end: a pixel format, in its device's memory."""
-    given = PlannedFilter(name="format", arguments=(input_format(encoder, pixel_format),))
+    given = [PlannedFilter(name="format", arguments=(input_format(encoder, pixel_format),))]
+    if rgb:
+        # The source's "these are red, green and blue" would stay as a label on what is luma now.
+        told = (("colorspace", "bt709"), ("range", "tv"))
+        given.append(PlannedFilter(name="setparams", options=told))
     family = FORMS[encoder].family
     if family not in UPLOADED:
-        return (*filters, given)
+        return (*filters, *given)
     moved = ("scale", "setsar") if scales and family == "Vulkan" else ()
     before = (step for step in filters if step.name not in moved)
     after = (_on_device(step) for step in filters if step.name in moved)
-    return (*before, given, PlannedFilter(name="hwupload"), *after)
+    return (*before, *given, PlannedFilter(name="hwupload"), *after)
 
 
 def _on_device(step: PlannedFilter) -> PlannedFilter:
@@ -399,9 +419,13 @@ def _audio(stream: StreamInfo, profile: Profile, notes: list[str]) -> _Made | No
         return None
     wanted = audio.codec
     if wanted == "copy":
-        if profile.container == "matroska" and stream.codec in MATROSKA_AUDIO:
+        holds = profile.container == "matroska" and stream.codec in MATROSKA_AUDIO
+        # A copy would bring back what an edit list hides, before the film and in its middle.
+        hides = stream.discarded > PRIMING_PACKETS_MAX
+        if holds and not hides:
             return "copy", stream.codec, ()
-        notes.append(f"{_named(stream)} becomes FLAC: the container does not hold {stream.codec}")
+        why = "its edit list hides a part of it" if holds else f"no {stream.codec} in the container"
+        notes.append(f"{_named(stream)} becomes FLAC: {why}")
         wanted = "flac"
     options: list[tuple[str, str]] = []
     if wanted == "aac" and audio.bitrate_kbps is not None:

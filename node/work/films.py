@@ -7,6 +7,7 @@ film for the node that holds the lease, `result/<attempt>` the worker's result f
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from mesh.errors import (
     TransferError,
 )
 from mesh.ids import NodeId
+from mesh.names import PATH_BYTES_MAX, checked_name
 from mesh.source_cache_files import SourceCache
 from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
 from mesh.transfer_files import (
@@ -86,15 +88,19 @@ class Allowed:
     def __init__(self, folders: Iterable[Path]) -> None:
         self.folders: Final = tuple(Path(os.path.realpath(folder)) for folder in folders)
 
-    def source(self, text: str) -> Path:
-        """A source's path.  Raises `PathError` when it leads outside, through a link or not."""
-        path = Path(os.path.realpath(text))
-        if str(path) != text or self._root(path) is None:
+    def source(self, text: str) -> tuple[Path, Path]:
+        """A source's allowed folder and its path.  Raises `PathError` when it leads outside, through a link or not."""
+        try:
+            path = Path(os.path.realpath(text))
+        except (ValueError, OSError):  # a NUL, no text, or a link that is swapped right now
+            raise PathError(f"{_shown(text)} is no path", "name a file") from None
+        root = self._root(path)
+        if str(path) != text or root is None or root == path:
             raise PathError(
-                f"{text} is outside the folders that this node may read",
+                f"{_shown(text)} is outside the folders that this node may read",
                 "start the node with --allow DIR for its folder",
             )
-        return path
+        return root, path
 
     def split(self, text: str) -> tuple[Path, str]:
         """An output's allowed folder and the name below it.  Raises `PathError`."""
@@ -102,10 +108,13 @@ class Allowed:
         root = self._root(path)
         if root is None or not path.is_absolute():
             raise PathError(
-                f"{text} is outside the folders that this node may write",
+                f"{_shown(text)} is outside the folders that this node may write",
                 "choose another --output, or start the node with --allow DIR",
             )
-        return root, path.relative_to(root).as_posix()
+        name = path.relative_to(root).as_posix()
+        # Known now, not when the film is converted and finds no place.
+        checked_name(name, windows=sys.platform == "win32")
+        return root, name
 
     def _root(self, path: Path) -> Path | None:
         return next((root for root in self.folders if path.is_relative_to(root)), None)
@@ -177,7 +186,8 @@ class Films:
             return self.pieces.slice_source(attempt)
         if kind == "source" and job.owner == self._own and leased_to_peer:
             table = self._tables / plain(job.source_digest)
-            return FileSource(self._allowed.source(job.source), _source_manifest(job), table)
+            root, path = self._allowed.source(job.source)
+            return FileSource(path, _source_manifest(job), table, below=root)
         wanted_by_peer = job.owner == peer and attempt.state in _HELD
         if kind == "result" and attempt.node == self._own and wanted_by_peer:
             return self._result_source(attempt)
@@ -266,8 +276,8 @@ class Films:
 
     def _unchanged(self, job: Job) -> Path:
         """The film of a job of this node.  Raises `SourceChangedError` when it is another one now."""
-        path = self._allowed.source(job.source)
-        FileSource(path, _source_manifest(job)).close()
+        root, path = self._allowed.source(job.source)
+        FileSource(path, _source_manifest(job), below=root).close()
         return path
 
     async def keep(self, order: Order, result: Path) -> tuple[int, str]:
@@ -350,10 +360,12 @@ class Films:
 
     async def plan(self, job: Job) -> Plan:
         """Digest, probe and plan of a source that is what it was when it was submitted."""
-        path = self._allowed.source(job.source)
+        root, path = self._allowed.source(job.source)
         self._allowed.split(job.output)
         manifest = await self._run(
-            lambda should_stop: make_manifest(path, should_stop=should_stop, tables=self._tables)
+            lambda should_stop: make_manifest(
+                path, should_stop=should_stop, tables=self._tables, below=root
+            )
         )
         if (manifest.size, manifest.mtime_ns, manifest.inode) != (
             job.source_bytes,
@@ -438,6 +450,11 @@ def _source_manifest(job: Job) -> Manifest:
         mtime_ns=job.source_mtime_ns,
         inode=job.source_inode,
     )
+
+
+def _shown(text: str) -> str:
+    # A name that is no text, or steers a terminal, would spoil the line that tells of it.
+    return text[:PATH_BYTES_MAX] if text.isprintable() else ascii(text[:PATH_BYTES_MAX])
 
 
 def _is_same(path: Path, source: Path) -> bool:

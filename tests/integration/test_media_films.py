@@ -20,9 +20,11 @@ from node.media.profiles import BUILT_IN, Profile, PublishPolicy, profile_from_j
 from node.media.progress import FFmpegProgress
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
+from tests.matrix_clips import RECIPES
 from tests.media_clips import Clips, ffmpeg, make, packaged_clip, shared_clip
 
 T = TypeVar("T")
+assert "asp.avi" in RECIPES  # the films of the matrix are known to `Clips` as well
 ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1"})
 
 
@@ -184,6 +186,40 @@ def test_the_archive_keeps_every_stream_and_the_web_says_what_it_drops(
     web = Outcome(media, source, tmp_path / "2", quick("web"))
     assert web.made.facts.streams == ("video:h264", "audio:aac", "audio:aac", "subtitle:mov_text")
     assert "attachment" in web.made.report.notes[0]
+
+
+def test_what_an_edit_list_hides_is_no_damage_and_stays_hidden(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    outcome = Outcome(media, clips.get("split_edited.mp4"), tmp_path / "1", quick("archive"))
+    assert (outcome.probe.frames_by, outcome.probe.undecodable) == ("packets", 0)
+    assert [stream.codec for stream in outcome.result.streams] == ["hevc", "flac"]
+    assert outcome.made.report.notes == (
+        "audio stream 1 becomes FLAC: its edit list hides a part of it",
+    )
+
+
+@pytest.mark.parametrize("profile", ["web", "archive"])
+def test_red_stays_red(media: Media, tmp_path: Path, profile: str) -> None:
+    picture = ["-f", "lavfi", "-i", "color=red:s=160x120:r=25:d=0.4,format=gbrp"]
+    source = make(tmp_path / "red.mkv", *picture, "-c:v", "ffv1")
+    outcome = Outcome(media, source, tmp_path / "out", quick(profile))
+    assert outcome.result.video.colour_space == "bt709"
+    with av.open(str(outcome.output)) as opened:
+        frame = next(opened.decode(video=0)).reformat(format="yuv444p")
+    luma, _, red = (bytes(plane)[0] for plane in frame.planes)
+    # ITU-R BT.709, limited range: 16 + 219 * 0.2126, and as red as can be.
+    assert (abs(luma - 63) <= 2, abs(red - 240) <= 2) == (True, True)
+
+
+def test_places_without_a_picture_in_avi_are_not_missing(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    whole = clips.get("asp.avi")
+    outcome = Outcome(media, whole, tmp_path / "out", quick("web"))
+    assert outcome.made.facts.frames == outcome.probe.frames
+    short = write(tmp_path / "short.avi", whole.read_bytes()[:-5_000])
+    assert refused(media, short) == "damaged_source"
 
 
 def test_covers_are_no_films(media: Media, clips: Clips, tmp_path: Path) -> None:

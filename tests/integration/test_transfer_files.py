@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import destination_files, transfer_files
+from mesh import destination_files, transfer_files, walk_files
 from mesh.destination_files import Destination, publish_new, safe_destination
 from mesh.digests import chunk_digest, digest_of
 from mesh.errors import (
@@ -435,7 +435,7 @@ def test_swapping_a_folder_for_a_link_never_leads_outside(tmp_path: Path) -> Non
 def test_without_directory_descriptors_the_walk_checks_paths(
     tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destination_files, "_HAS_DIR_FD", False)
+    monkeypatch.setattr(walk_files, "HAS_DIR_FD", False)
     (tmp_path / "link").symlink_to(tmp_path)
     for name in ("link/film", "link", "missing/film"):
         with pytest.raises(PathError):

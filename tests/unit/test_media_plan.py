@@ -364,3 +364,21 @@ def test_faults_of_the_file_keep_their_code_and_say_what_to_do(code: str) -> Non
         judge_probe(RawProbe(fault=code, what="so it is"))
     assert caught.value.code == code
     assert caught.value.todo
+
+
+def test_sound_that_an_edit_list_hides_is_not_copied_back() -> None:
+    made = plan(film(sound(1, discarded=24), sound(2, discarded=1)), "archive")
+    assert [stream.encoder for stream in made.streams] == ["libx265", "flac", "copy"]
+    assert any("edit list hides" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"pixel_format": "bgr0"}, {"pixel_format": "gbrp"}, {"colour_space": "gbr"}]
+)
+def test_red_green_and_blue_become_luma_that_says_so(facts: dict[str, str]) -> None:
+    web = [step.name for step in plan(film(main=video(**facts))).filters]
+    assert web == ["scale", "setsar", "format", "setparams"]
+    archive = plan(film(main=video(**facts)), "archive")
+    assert archive.pixel_format == "yuv444p10le"
+    assert dict(archive.filters[0].options)["out_color_matrix"] == "bt709"
+    assert dict(archive.filters[-1].options)["colorspace"] == "bt709"
