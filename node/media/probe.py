@@ -18,6 +18,7 @@ from node.media.errors import (
     UnsupportedSourceError,
 )
 from node.media.formats import STREAMS_MAX
+from node.media.stderr_log import plain
 
 StreamKind = Literal["video", "audio", "subtitle", "data", "attachment"]
 Ratio = tuple[int, int]
@@ -121,6 +122,8 @@ class Probe(_Strict):
     """How they were counted: by packets only where a decoded sample showed that packets are frames."""
     undecodable: int = 0
     """Packets at the very start that no decoder can show (a recording that begins between two keyframes)."""
+    places: tuple[str, ...] = Field(default=(), exclude=True)
+    """Tags that tell where it was taken: looked for in results, and not kept of sources."""
 
     @property
     def video(self) -> StreamInfo:
@@ -158,6 +161,7 @@ class RawProbe(_Strict):
     packets_read: int = 0
     """Of the main stream, discarded ones included: what `declared_frames` counts."""
     read_error: str = ""
+    places: tuple[str, ...] = ()
 
 
 _RAW = TypeAdapter(RawProbe)
@@ -202,6 +206,7 @@ def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = 
         frames=raw.frames,
         frames_by=raw.frames_by,
         undecodable=raw.undecodable,
+        places=raw.places,
     )
 
 
@@ -220,9 +225,9 @@ def _check_whole(raw: RawProbe, cut: str | None, damaged: str | None) -> None:
     if raw.damaged_packets:
         _damaged(f"{raw.damaged_packets} of its packets cannot be decoded")
     if cut is not None:
-        _damaged(cut)
+        _damaged(plain(cut))
     if damaged is not None and not raw.undecodable:
-        _damaged(damaged)
+        _damaged(plain(damaged))
 
 
 def _damaged(what: str) -> NoReturn:

@@ -25,7 +25,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from node.media.formats import FORMATS, PROTOCOLS, STREAMS_MAX
+from node.media.formats import FORMATS, PROTOCOLS, STREAMS_MAX, is_place
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
@@ -189,6 +189,7 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
             read_error = _reason(error)
         facts: dict[str, Any] = {
             "container": film.format.name,
+            "places": [_text(tag) for tag in _tags(film) if is_place(tag)],
             "bytes": size,
             **measured(film, tallies),
             "declared_ms": declared,
@@ -411,6 +412,10 @@ TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte24
              18: "arib-std-b67"}  # fmt: skip
 PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
              9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip
+
+
+def _tags(film: InputContainer) -> list[str]:
+    return [*film.metadata, *(tag for stream in film.streams for tag in stream.metadata)]
 
 
 def _flags(disposition: Disposition) -> str:

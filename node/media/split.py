@@ -215,6 +215,7 @@ def chunk_plan(whole: EncodePlan, split: SplitPlan, chunk: Chunk, probe: Probe) 
             "source_bytes": chunk.bytes,
             "source_ms": round(chunk.span * ticks_us) // 1000,
             "notes": (),
+            "smaller": False,  # of the film as a whole
         }
     )
 

@@ -4,6 +4,7 @@ FFmpeg runs with `-loglevel level+warning`, so that every line carries its level
 not tell of damage (a half-truncated MKV transcodes with exit 0), these lines do.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -25,7 +26,9 @@ _PATTERNS: Final[tuple[tuple[Complaint, str], ...]] = (
     ("encoder", "Encoder not found"),
     ("encoder", "Error while opening encoder"),
     ("encoder", "Could not open encoder"),
+    ("encoder", "Unrecognized option"),
     ("encoder", "No such filter"),
+    ("encoder", "Device creation failed"),
     ("encoder", "Cannot load libcuda"),
     ("encoder", "OpenEncodeSessionEx failed"),
     ("encoder", "No device available for encoder"),
@@ -112,6 +115,23 @@ class StderrLog:
         for complaint, pattern in _PATTERNS:
             if complaint not in self._first and pattern in line:
                 self._first[complaint] = line
+
+
+_PREFIXES: Final = re.compile(r"^(?:\[[^\]]*\]\s*)+")
+_STREAM: Final = re.compile(r"\[[a-z]ist#\d+:(\d+)/(\w+) @")
+_SPEAKER: Final = re.compile(r"\[([^\]@]+?) @")
+
+
+def plain(line: str) -> str:
+    """A line for people: without addresses and levels, with the stream or the part that it is about.
+
+    `[aist#0:1/aac @ 0x5] [dec:aac @ 0x6] [error] Bad` becomes `stream 1 (aac): Bad`.
+    """
+    said = _PREFIXES.sub("", line)
+    stream, speaker = _STREAM.match(line), _SPEAKER.match(line)
+    if stream is not None:
+        return f"stream {stream[1]} ({stream[2]}): {said}"
+    return said if speaker is None else f"{speaker[1]}: {said}"
 
 
 def _clip(raw: bytes) -> str:

@@ -13,10 +13,10 @@ import pytest
 from node.media.convert import ConversionError, Converted, Media
 from node.media.errors import MediaError
 from node.media.ffmpeg_binary import FFmpegBinary, choose
-from node.media.hardware import detect
+from node.media.formats import is_place
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.probe import Probe
-from node.media.profiles import BUILT_IN, Profile
+from node.media.profiles import BUILT_IN, Profile, PublishPolicy, profile_from_json
 from node.media.progress import FFmpegProgress
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
@@ -244,6 +244,36 @@ def test_the_demos_clip(media: Media, tmp_path: Path) -> None:
     assert outcome.made.facts.frames == outcome.probe.frames > 100
 
 
+def asked(name: str, **changes: object) -> Profile:
+    return profile_from_json(quick(name).model_copy(update=changes).to_json())
+
+
+@pytest.mark.parametrize("policy", ["keep", "no-location", "none"])
+def test_a_phones_film_tells_where_it_was_taken_only_where_that_is_wanted(
+    media: Media, tmp_path: Path, policy: str
+) -> None:
+    source = shared_clip("VID_20191220_170832.mp4")
+    Outcome(media, source, tmp_path / "out.mp4", asked("web", metadata=policy))
+    with av.open(str(tmp_path / "out.mp4")) as opened:
+        told = opened.metadata
+    assert any(is_place(tag) for tag in told) == (policy == "keep")
+    assert ("creation_time" in told) == (policy != "none")
+    assert now(media.probe(source)).places == ("location", "location-eng")
+
+
+def test_a_result_that_is_no_smaller_is_thrown_away_if_asked(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    discard = asked("web", publish=PublishPolicy(larger="discard"))
+    small = make(tmp_path / "small.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "45")
+    with pytest.raises(ConversionError) as refused:
+        Outcome(media, small, tmp_path / "out.mp4", discard)
+    assert (refused.value.error.code, refused.value.error.failure) == ("not_smaller", "input")
+    large = make(tmp_path / "large.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "1")
+    Outcome(media, large, tmp_path / "large.mp4", discard)
+    assert (tmp_path / "large.mp4").stat().st_size < large.stat().st_size
+
+
 def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
@@ -358,18 +388,6 @@ def test_names_that_look_like_options_or_protocols(
         output = tmp_path / f"{name}.out"
         Outcome(media, source, output, quick("web"))
         assert output.is_file()
-
-
-def test_detection_is_quick_honest_and_remembered(binary: FFmpegBinary, tmp_path: Path) -> None:
-    cache = ProofFiles(tmp_path / "proofs")
-    first = now(detect(FFmpegRunner(), binary, cache, sys.executable))
-    assert {"libx264", "libx265", "libsvtav1", "ffv1", "aac", "flac"} <= first.usable
-    hardware = [encoder for encoder in first.encoders if encoder.family != "CPU"]
-    assert hardware
-    assert not any(encoder.usable for encoder in hardware)
-    assert all("not yet run" in encoder.why for encoder in hardware)
-    assert len(list((tmp_path / "proofs").iterdir())) == 1
-    assert now(detect(FFmpegRunner(), binary, cache, sys.executable)) == first
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -> None:

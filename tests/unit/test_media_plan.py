@@ -3,6 +3,7 @@
 import pytest
 
 from node.media.command import command_line, decode_command
+from node.media.encoders import needs
 from node.media.errors import (
     DamagedSourceError,
     EncoderUnavailableError,
@@ -10,7 +11,7 @@ from node.media.errors import (
     SourceError,
     UnsupportedSourceError,
 )
-from node.media.plan import EncodePlan, needs, plan_whole
+from node.media.plan import EncodePlan, able, plan_whole
 from node.media.probe import Probe, RawProbe, StreamInfo, judge_probe, probe_from_json
 from node.media.profiles import BUILT_IN, Profile, VideoPolicy
 
@@ -182,6 +183,47 @@ def test_without_the_encoder_the_work_goes_elsewhere() -> None:
     assert caught.value.failure == "encoder"
     assert needs(BUILT_IN["web"]) == ("libx264",)
     assert needs(BUILT_IN["archive"]) == ("libx265",)
+
+
+def by(profile: str, *families: str, **video: object) -> Profile:
+    changed = BUILT_IN[profile].video.model_copy(update={"encoders": families, **video})
+    return BUILT_IN[profile].model_copy(update={"video": changed})
+
+
+def test_chips_get_their_picture_in_their_memory_and_software_is_the_fallback() -> None:
+    large = film(main=video(width=3840, height=2160))
+    usable = {"h264_vulkan", "h264_nvenc", "libx264"}
+    vulkan = plan_whole(large, by("web", "Vulkan", "CPU"), usable)
+    assert (vulkan.encoder, vulkan.pixel_format) == ("h264_vulkan", "yuv420p")
+    assert names(vulkan)[-3:] == ["setsar", "format", "hwupload"]
+    assert vulkan.filters[-2].arguments == ("nv12",)
+    words = command_line(vulkan, "ffmpeg", "/a.mkv", "/b.mp4", device="1")
+    assert words.index("vulkan=dev:1") < words.index("-i")
+    nvenc = plan_whole(large, by("web", "NVENC", "CPU"), usable)
+    assert (nvenc.encoder, names(nvenc)[-1]) == ("h264_nvenc", "format")
+    assert "-init_hw_device" not in command_line(nvenc, "ffmpeg", "/a.mkv", "/b.mp4", device="1")
+    assert plan_whole(large, by("web", "QSV", "CPU"), usable).encoder == "libx264"
+    with pytest.raises(EncoderUnavailableError, match="h264_qsv"):
+        plan_whole(large, by("web", "QSV"), usable)
+
+
+def test_vulkan_scales_only_where_a_picture_has_proven_it_and_two_taps_suffice() -> None:
+    usable = {"h264_vulkan", "scale_vulkan"}
+    half = film(main=video(width=3840, height=2160))
+    made = plan_whole(half, by("web", "Vulkan"), usable)
+    assert names(made)[-3:] == ["hwupload", "scale_vulkan", "setsar"]
+    assert dict(made.filters[-2].options) == {"w": "1920", "h": "1080"}
+    third = film(main=video(width=7680, height=4320))
+    assert "scale" in names(plan_whole(third, by("web", "Vulkan"), usable))
+    assert "scale" in names(plan_whole(half, by("web", "Vulkan"), {"h264_vulkan"}))
+
+
+def test_chips_know_no_fine_chroma_so_the_processor_keeps_it() -> None:
+    fine = film(main=video(pixel_format="yuv422p10le"))
+    profile = by("archive", "NVENC", "CPU")
+    assert plan_whole(fine, profile, {"hevc_nvenc", "libx265"}).encoder == "libx265"
+    assert able(fine, profile) == ("libx265",)
+    assert able(film(), profile) == ("hevc_nvenc", "libx265")
 
 
 def test_plans_and_probes_survive_the_ledger() -> None:
