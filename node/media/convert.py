@@ -133,6 +133,7 @@ class Media:
         on_progress: OnProgress,
         on_verify: OnProgress | None = None,
         threads: int = 0,
+        sliced: bool = False,
     ) -> Converted:
         """Runs the command that makes `output`, and proves that it is what was planned.
 
@@ -143,7 +144,7 @@ class Media:
             limits = replace(limits, output_bytes=plan.source_bytes)
         run = await self.runner.run(command, limits=limits, on_progress=on_progress)
         report = self.report(plan, run)
-        verdict = judge_run(run, plan)
+        verdict = judge_run(run, plan, sliced=sliced)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
         return await self._prove(output, plan, report, on_verify or _ignore, threads)

@@ -102,13 +102,16 @@ def facts_of(result: Probe) -> ResultFacts:
     )
 
 
-def judge_run(run: RunResult, plan: EncodePlan) -> Verdict:
-    """How FFmpeg ended: the first half of the judgement, before the result is looked at."""
-    verdict = judge_end(run, plan)
+def judge_run(run: RunResult, plan: EncodePlan, *, sliced: bool = False) -> Verdict:
+    """How FFmpeg ended: the first half of the judgement, before the result is looked at.
+
+    `sliced`: what is read begins before the first frame that is wanted, with references cut off.
+    """
+    verdict = judge_end(run, plan, sliced=sliced)
     return _judge_progress(run, plan) if verdict.ok else verdict
 
 
-def judge_end(run: RunResult, plan: EncodePlan) -> Verdict:
+def judge_end(run: RunResult, plan: EncodePlan, *, sliced: bool = False) -> Verdict:
     """How FFmpeg ended and what it said, whatever it counted."""
     said = run.stderr
     if not run.ok:
@@ -117,7 +120,9 @@ def judge_end(run: RunResult, plan: EncodePlan) -> Verdict:
             what = f"the result grew beyond the film's {plan.source_bytes} bytes and was given up"
             return _no(NotSmallerError, what, _KEEPS)
         return _why_not(run)
-    cut, damaged = said.said("cut"), said.said("damaged")
+    cut, damaged = said.said("cut"), said.said("damaged") or said.source_error or None
+    if not sliced:
+        damaged = damaged or said.reference_error or None
     if cut is not None:
         return _no(DamagedSourceError, f"the source is cut off: {plain(cut)}", _MEND)
     if damaged is not None and not plan.source_undecodable:

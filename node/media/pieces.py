@@ -145,7 +145,13 @@ class Pieces:
         plan = chunk_plan(film.plan, film.split, film.split.chunks[number], film.probe)
         command = command_line(plan, media.ffmpeg.path, piece, output, threads=threads, exact=True)
         return await media.make(
-            command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
+            command,
+            output,
+            plan,
+            on_progress=on_progress,
+            on_verify=on_verify,
+            threads=threads,
+            sliced=True,
         )
 
     async def check_chunk(

@@ -184,9 +184,10 @@ def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = 
         error = ERRORS.get(raw.fault, NotAVideoError)
         raise error(raw.what, _TODO.get(error.code, "check the file"))
     if raw.main < 0:
-        kinds = ", ".join(sorted({stream.kind for stream in raw.streams})) or "no stream"
+        kinds = ", ".join(sorted({stream.kind for stream in raw.streams}))
         raise NoVideoStreamError(
-            f"no moving picture in it (only {kinds})", _TODO["no_video_stream"]
+            f"no moving picture in it ({f'only {kinds}' if kinds else 'nothing at all'})",
+            _TODO["no_video_stream"],
         )
     video = next(stream for stream in raw.streams if stream.index == raw.main)
     if not video.codec:

@@ -50,7 +50,35 @@ _PATTERNS: Final[tuple[tuple[Complaint, str], ...]] = (
     ("cut", "Error retrieving a packet from demuxer"),
     ("damaged", "Could not find ref with POC"),
     ("damaged", "Invalid data found when processing input"),
+    # Demuxers that find their place again after a loss, and lose frames without another word.
+    ("damaged", "invalid as first byte of an EBML number"),
+    ("damaged", "EBML number's first byte"),
+    ("damaged", "exceeds containing master element"),
+    ("damaged", "CRC mismatch"),
+    ("damaged", "Packet mismatch"),
+    ("damaged", "freeing incomplete packet"),
+    ("damaged", "Invalid packet"),
 )
+_WRITERS: Final = re.compile(
+    r"\[(?:[vas]ost#|out#|enc:|vf#|af#|fc#|Parsed_|lib|mp4 @|mov @|matroska @|nut @|null @|error\]|fatal\])"
+)
+"""Who speaks at the beginning of lines that are not about what is read."""
+_MILD: Final = (
+    "mmco: unref short failure",
+    "number of reference frames",
+    "Missing key frame while searching for timestamp",
+    "Multiple frames in a packet",
+)
+"""Decoders say so of sound films, and show every frame."""
+_LEADING: Final = (
+    "co located POCs unavailable",
+    "Missing reference picture",
+    "eference picture missing",
+    "illegal short term buffer state",
+    "Frame num gap",
+    "Could not find ref with POC",
+)
+"""Said of pictures whose references stand before the first packet: a slice has them in front of its chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +89,9 @@ class StderrSummary:
     errors: int = 0
     first: tuple[tuple[Complaint, str], ...] = ()
     first_error: str = ""
+    source_error: str = ""
+    """The first line of level error about what is read, unless only of references: `reference_error`."""
+    reference_error: str = ""
     bytes_seen: int = 0
 
     def said(self, complaint: Complaint) -> str | None:
@@ -77,7 +108,7 @@ class StderrLog:
         self._seen = 0
         self._errors = 0
         self._first: dict[Complaint, str] = {}
-        self._first_error = ""
+        self._first_error = self._source_error = self._reference_error = ""
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes."""
@@ -104,6 +135,8 @@ class StderrLog:
             errors=self._errors,
             first=tuple(self._first.items()),
             first_error=self._first_error,
+            source_error=self._source_error,
+            reference_error=self._reference_error,
             bytes_seen=self._seen,
         )
 
@@ -112,9 +145,18 @@ class StderrLog:
         if "[error]" in line or "[fatal]" in line or "[panic]" in line:
             self._errors += 1
             self._first_error = self._first_error or line
+            self._judge_source(line)
         for complaint, pattern in _PATTERNS:
             if complaint not in self._first and pattern in line:
                 self._first[complaint] = line
+
+    def _judge_source(self, line: str) -> None:
+        if _WRITERS.match(line) or any(mild in line for mild in _MILD):
+            return
+        if any(leading in line for leading in _LEADING):
+            self._reference_error = self._reference_error or line
+        else:
+            self._source_error = self._source_error or line
 
 
 _PREFIXES: Final = re.compile(r"^(?:\[[^\]]*\]\s*)+")

@@ -94,6 +94,8 @@ def bad_films(folder: Path, aside: Path) -> dict[str, str]:
         name = kind.removeprefix(".")
         write(folder / f"cut_{name}{kind}", data[: len(data) * 6 // 10])
         flipped(source, folder / f"flipped_{name}{kind}")
+    silent = make(aside / "silent.mkv", "-i", str(mkv), "-c", "copy", "-an")
+    flipped(silent, folder / "flipped_silent.mkv")
     write(folder / "zeroed.mkv", _zeroed(mkv.read_bytes()))
     moov_last = make(aside / "last.mp4", "-i", str(mp4), "-c", "copy").read_bytes()
     write(folder / "cut_index.mp4", moov_last[: len(moov_last) * 9 // 10])
@@ -120,7 +122,7 @@ def bad_films(folder: Path, aside: Path) -> dict[str, str]:
     damaged = "damaged_source"
     return {
         "cut_mkv.mkv": damaged, "cut_mp4.mp4": damaged, "cut_ts.ts": damaged, "cut_index.mp4": "not_a_video",
-        "flipped_mkv.mkv": damaged, "flipped_mp4.mp4": damaged, "flipped_ts.ts": damaged, "zeroed.mkv": damaged,
+        "flipped_mkv.mkv": damaged, "flipped_mp4.mp4": damaged, "flipped_ts.ts": damaged, "zeroed.mkv": damaged, "flipped_silent.mkv": damaged,
         "lying.mkv": damaged, "no_video.mp3": "no_video_stream", "no_frames_mkv.mkv": f"{damaged} not_a_video",
         "no_frames_mp4.mp4": f"{damaged} no_video_stream not_a_video", "one_frame.mp4": "done", "8k.mp4": "done",
         "odd.mkv": "done", "changing.mp4": "done", "playlist.m3u8": "refused_format",
@@ -170,7 +172,7 @@ def children(nodes: list[Node]) -> list[str]:
 
 def left_over(node: Node) -> list[str]:
     """Files of work in a node's home."""
-    work = [node.home / "cache" / name for name in ("work", "incoming", "results", "pieces")]
+    work = [node.home / "cache" / name for name in ("attempts", "incoming", "results", "pieces")]
     return [str(path) for folder in work if folder.exists() for path in folder.rglob("*")]
 
 
@@ -259,7 +261,7 @@ case "$mode:$last:$*" in
     case "$mode" in
       hangs) while :; do sleep 1; done ;;
       crashes) kill -SEGV $$ ;;
-      fills) while :; do head -c 500000 /dev/zero >> "${{last#file:}}"; sleep 0.05; done ;;
+      fills) while :; do head -c 500000 /dev/zero >> "${{last#file:}}"; sleep 0.01; done ;;
       prints) while :; do yes '[error] nothing is right' | head -n 20000 >&2; done ;;
       chatters) yes 'frame=1' ;;
     esac ;;
@@ -272,7 +274,7 @@ MODES = {
     "prints": "output_limit",
     "chatters": "output_limit",
 }
-DISK_MIB = 160
+DISK_MIB = 512
 
 
 def wrapper(folder: Path, only: str) -> Path:
