@@ -9,6 +9,7 @@ import av
 import av.logging
 from av.error import FFmpegError
 
+FIRST = "the first picture"
 STRICT = "crccheck+bitstream+buffer"
 
 
@@ -32,6 +33,8 @@ def main() -> int:
                     continue
                 for frame in decoded:
                     if packet.stream.type == "video":
+                        if not frames:
+                            print(FIRST, file=sys.stderr, flush=True)
                         frames += 1
                         if frame.is_corrupt:
                             print("a corrupt frame", file=sys.stderr)

@@ -175,8 +175,16 @@ def probe_from_json(text: str) -> Probe:
     return _PROBE.validate_json(text)
 
 
-def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = None) -> Probe:
+def judge_probe(
+    raw: RawProbe,
+    *,
+    cut: str | None = None,
+    damaged: str | None = None,
+    later: str | None = None,
+) -> Probe:
     """The probe of a sound film.  `cut`, `damaged`: lines of the reader's stderr that tell of it.
+
+    A recording that begins between two keyframes lacks references there: only `later` complaints count.
 
     Raises the `SourceError` that says what is wrong with it.
     """
@@ -194,7 +202,7 @@ def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = 
         raise UnsupportedSourceError(
             "no decoder for its video", "convert it once with the program that made it"
         )
-    _check_whole(raw, cut, damaged)
+    _check_whole(raw, cut, later if raw.undecodable else damaged)
     if raw.frames < 1 or video.width < 1 or video.height < 1:
         _damaged("no picture of it can be decoded")
     return Probe(
@@ -227,7 +235,7 @@ def _check_whole(raw: RawProbe, cut: str | None, damaged: str | None) -> None:
         _damaged(f"{raw.damaged_packets} of its packets cannot be decoded")
     if cut is not None:
         _damaged(plain(cut))
-    if damaged is not None and not raw.undecodable:
+    if damaged is not None:
         _damaged(plain(damaged))
 
 
@@ -269,7 +277,12 @@ async def probe_file(runner: ChildRunner, python: str, path: AnyPath, *, size: i
     """
     result = await runner.run(probe_command(python, path), limits=probe_limits(size))
     said = result.stderr
-    return judge_probe(_raw_of(result), cut=said.said("cut"), damaged=said.said("damaged"))
+    return judge_probe(
+        _raw_of(result),
+        cut=said.said("cut"),
+        damaged=said.said("damaged"),
+        later=said.said("later"),
+    )
 
 
 def _raw_of(result: RunResult) -> RawProbe:

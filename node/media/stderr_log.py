@@ -8,14 +8,20 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from node.media.formats import BEGUN
+
 # `cut`: the film ends before it should. `damaged`: something in it cannot be decoded.
-Complaint = Literal["cut", "damaged", "disk_full", "memory", "encoder", "file_limit"]
+# `later`: damaged, behind the film's beginning.
+Complaint = Literal[
+    "cut", "damaged", "later", "begun", "disk_full", "memory", "encoder", "file_limit"
+]
 TAIL_BYTES_MAX: Final = 8 << 10
 """What the ledger keeps of it (ledger.commands.TEXT_BYTES_MAX)."""
 LINE_BYTES_MAX: Final = 4 << 10
 """Longer lines are judged by their beginning."""
 
 _PATTERNS: Final[tuple[tuple[Complaint, str], ...]] = (
+    ("begun", BEGUN),
     ("disk_full", "No space left on device"),
     ("disk_full", "Disk quota exceeded"),
     ("file_limit", "File too large"),
@@ -147,8 +153,10 @@ class StderrLog:
             self._first_error = self._first_error or line
             self._judge_source(line)
         for complaint, pattern in _PATTERNS:
-            if complaint not in self._first and pattern in line:
-                self._first[complaint] = line
+            if pattern in line:
+                self._first.setdefault(complaint, line)
+                if complaint == "damaged" and "begun" in self._first:
+                    self._first.setdefault("later", line)
 
     def _judge_source(self, line: str) -> None:
         if _WRITERS.match(line) or any(mild in line for mild in _MILD):
