@@ -146,7 +146,7 @@ def test_progress_without_end_is_ended() -> None:
 def test_a_child_is_ended_before_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every disk is nearly full where nine tenths of it must be free."""
+    """Where all of it must be free, every disk is nearly full."""
     monkeypatch.setattr(run_ffmpeg, "DISK_RESERVE_BYTES", 1 << 62)
     limits = Limits(time_ms=20_000, writes=tmp_path / "out")
     assert run(["/bin/sh", "-c", "exit 0"], replace(limits, writes=None)).ok
