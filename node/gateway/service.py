@@ -27,10 +27,16 @@ from node.gateway.models import (
     SubmitResult,
     TokenResult,
 )
+from node.gateway.work_service import WorkService
 
 
 class NodeService(Protocol):
     """A node as its faces see it."""
+
+    @property
+    def work(self) -> WorkService:
+        """What is about work."""
+        ...
 
     async def status(self) -> Status:
         """The mesh in one look; answers in every state of the node, also without a mesh."""
