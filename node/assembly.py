@@ -44,7 +44,7 @@ from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.machine import Machine
-from node.media.profiles import BUILT_IN, built_in
+from node.media.profiles import BUILT_IN
 from node.member import MemberNode, Membership, grant_of, granted_members
 from node.membership.address_book_files import AddressFile
 from node.membership.admission import Admission
@@ -69,6 +69,7 @@ from node.work.standing import told_standing
 from node.work.submission import Submission
 from node.work.submission_files import prepare
 from node.work.traffic import Traffic
+from node.work.wanted import profile_of
 from node.work.worker import Worker
 
 _log = structlog.get_logger("node")
@@ -98,7 +99,7 @@ class Assembly:
         self._member: MemberNode | None = None
         self._worker: Worker | None = None
         self._duties: Duties | None = None
-        self._machine = Machine(ffmpeg=config.ffmpeg, cache=home / CACHE_FOLDER, slots=config.slots)
+        self._machine = Machine(config, home / CACHE_FOLDER)
         self._replica = Replica(reader)
         control_port, bulk_port, join_port = config.ports
         host = config.listen_host
@@ -454,11 +455,11 @@ class Assembly:
         return await asyncio.to_thread(
             prepare,
             request,
-            built_in(request.profile),
+            profile := profile_of(request),
             owner=self._identity.node_id,
             allowed=self._allowed.folders,
             check_output=self._allowed.split,
-            profile_names=tuple(BUILT_IN),
+            profile_names=tuple({*BUILT_IN, profile.name}),
             new_id=new_job_id,
         )
 

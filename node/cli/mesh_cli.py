@@ -1,6 +1,5 @@
 """`mesh-cli`: what a person asks of the mesh, over HTTP to a node."""
 
-import os
 import sys
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +12,7 @@ from node.cli import views
 from node.cli.client import Api, api_of
 from node.cli.faults import Commands, Json, StoppedWatchingError, error_from, main_of, print_json
 from node.cli.faults import safe as safe_text
+from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
 from node.cli.options import STATES, Duration, Rate, Since, common_options
 from node.cli.work_cmds import add_work_commands
@@ -35,15 +35,6 @@ def cli(*, as_json: bool) -> None:
     """Convert videos on a mesh of machines.  Talks to the node on this machine."""
 
 
-def _submission(paths: tuple[str, ...], profile: str, output: str | None, **more: object) -> Json:
-    return {
-        "paths": [os.path.abspath(path) for path in paths],  # noqa: PTH100 - keeps a link's own name
-        "profile": profile,
-        "output": os.path.abspath(output) if output else None,  # noqa: PTH100 - see above
-        **more,
-    }
-
-
 def _report_faults(faults: list[Json]) -> int:
     """Prints why paths gave no job; the exit code of the first."""
     for fault in faults:
@@ -56,31 +47,23 @@ def _report_faults(faults: list[Json]) -> int:
 
 @cli.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--profile", "-p", required=True, help="How to convert: web, mobile, archive, ...")
-@click.option(
-    "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
-)
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--no-split", is_flag=True, help="Convert each film whole, on one node.")
+@film_options
 @common_options
 @click.pass_context
 def convert(
     ctx: click.Context,
+    /,
     *,
     files: tuple[str, ...],
-    profile: str,
-    output: str | None,
-    overwrite: bool,
-    no_split: bool,
     as_json: bool,
+    **wanted: Any,  # noqa: ANN401 - the options of `film_options`
 ) -> int:
     """Convert films and wait for the results, with live progress."""
     from node.cli.displays import display_for, print_results  # noqa: PLC0415 - start-up time
     from node.cli.follow import Follower  # noqa: PLC0415 - start-up time
 
     api = api_of(ctx)
-    body = _submission(files, profile, output, overwrite=overwrite, split=not no_split)
-    answer = api.post("/jobs", body)
+    answer = api.post("/jobs", submission(files, **wanted))
     ids = [job["id"] for job in answer["jobs"]]
     display = display_for(as_json=as_json)
     try:
@@ -106,14 +89,9 @@ def convert(
 
 @cli.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@click.option("--profile", "-p", required=True, help="How to convert: web, mobile, archive, ...")
-@click.option(
-    "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
-)
+@film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--no-split", is_flag=True, help="Convert each film whole, on one node.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be submitted.")
 @common_options
 @click.pass_context
@@ -122,15 +100,11 @@ def submit(
     /,
     *,
     paths: tuple[str, ...],
-    profile: str,
-    output: str | None,
-    no_split: bool,
     as_json: bool,
-    **more: Any,  # noqa: ANN401 - priority, tenant, overwrite, dry_run go on as they are
+    **wanted: Any,  # noqa: ANN401 - the options of `film_options`; priority, tenant, dry_run go on as they are
 ) -> int:
     """Submit films and folders; prints the ids of the jobs."""
-    body = _submission(paths, profile, output, split=not no_split, **more)
-    answer = api_of(ctx).post("/jobs", body)
+    answer = api_of(ctx).post("/jobs", submission(paths, **wanted))
     if as_json:
         print_json(answer)
     else:

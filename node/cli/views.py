@@ -212,10 +212,16 @@ def print_detection(found: Json) -> None:
         print_table(("KIND", "DEVICE", "DETAIL"), devices)
     works = {True: "works", False: "does not work", None: "candidate"}
     encoders = [
-        [one["name"], one["family"], works[one["works"]], one["reason"]]
+        [
+            one["name"],
+            one["family"],
+            works[one["works"]],
+            f"{one['fps']:.0f} fps" if one.get("fps") else "",
+            one["reason"] or ", ".join(one.get("devices", [])),
+        ]
         for one in found["encoders"]
     ]
-    print_table(("ENCODER", "FAMILY", "HERE", "REASON"), encoders)
+    print_table(("ENCODER", "FAMILY", "HERE", "AT 720p", "DEVICES, OR WHY NOT"), encoders)
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:

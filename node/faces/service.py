@@ -53,7 +53,6 @@ from node.gateway.models import (
     Submitted,
     TokenResult,
 )
-from node.media.profiles import BUILT_IN
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
 from node.work.limiting import METHOD as LIMIT
@@ -287,10 +286,6 @@ class Service:
     async def submit(self, request: SubmitRequest) -> SubmitResult:
         """Makes jobs of films and folders on this machine."""
         parts = self._member()
-        if request.profile not in BUILT_IN:
-            raise UsageError(
-                f"no profile {request.profile}", f"there are {', '.join(sorted(BUILT_IN))}"
-            )
         made = await parts.prepare(request)
         if not request.dry_run:
             schema = await parts.replica.read(lambda reader: reader.schema())

@@ -17,6 +17,8 @@ PATHS_PER_SUBMIT_MAX = 1_000
 PATH_CHARS_MAX = 4_096
 """PATH_MAX of Linux; longer paths cannot be opened anywhere."""
 NAME_CHARS_MAX = 64
+DEFINITION_CHARS_MAX = 16 << 10
+"""A profile has some hundred characters; the ledger keeps its text."""
 PAGE_MAX = 1_000
 PAGE_DEFAULT = 100
 TOKEN_USES_MAX = 1_000
@@ -287,6 +289,13 @@ class SubmitRequest(Question):
 
     paths: list[PathText] = Field(min_length=1, max_length=PATHS_PER_SUBMIT_MAX)
     profile: Name
+    definition: str = Field(default="", max_length=DEFINITION_CHARS_MAX)
+    """A profile of the person's own, as JSON; `profile` is its name then."""
+    encoders: list[str] = Field(default_factory=list[str], max_length=8)
+    """Families that may make the picture, best first (`NVENC`, ..., `CPU`); empty: as the profile says."""
+    larger: Literal["keep", "discard"] | None = None
+    """Whether a result that is no smaller than its film is published."""
+    metadata: Literal["keep", "no-location", "none"] | None = None
     output: PathText | None = None
     overwrite: bool = False
     priority: int = Field(default=0, ge=-PRIORITY_MAX, le=PRIORITY_MAX)
@@ -391,12 +400,20 @@ class DeviceInfo(Answer):
 
 
 class EncoderInfo(Answer):
-    """An encoder of this FFmpeg: whether it really encoded here (None: not tried), and why not."""
+    """An encoder of this FFmpeg: whether it really encoded here (None: not tried), and why not.
+
+    Hardware is proven by its picture: `psnr_db` is the worst one's distance from the source.
+    """
 
     name: str
     family: str
     works: bool | None
     reason: str = ""
+    devices: list[str] = Field(default_factory=list[str])
+    """Where it works: indexes of Vulkan or NVENC, or a render node."""
+    psnr_db: float | None = None
+    fps: float | None = None
+    """Frames a second at 1280x720 of a test picture; null while it was not measured."""
 
 
 class Detection(Answer):

@@ -85,6 +85,18 @@ class ProbeLimitError(SourceError):
     code = "probe_limit"
 
 
+class NotSmallerError(SourceError):
+    """The result is no smaller than its film, and the job asked to throw such a result away. The film stays as it is."""
+
+    code = "not_smaller"
+
+
+class PlaceLeftError(SourceError):
+    """The job asked for no location, and the film tells it under a name that cannot be taken out alone. Leave out all metadata."""
+
+    code = "place_left"
+
+
 class EncoderUnavailableError(MediaError):
     """No encoder that the profile allows works on this node. Another node may have one."""
 

@@ -121,6 +121,8 @@ class Probe(_Strict):
     """How they were counted: by packets only where a decoded sample showed that packets are frames."""
     undecodable: int = 0
     """Packets at the very start that no decoder can show (a recording that begins between two keyframes)."""
+    places: tuple[str, ...] = Field(default=(), exclude=True)
+    """Tags that tell where it was taken: looked for in results, and not kept of sources."""
 
     @property
     def video(self) -> StreamInfo:
@@ -158,6 +160,7 @@ class RawProbe(_Strict):
     packets_read: int = 0
     """Of the main stream, discarded ones included: what `declared_frames` counts."""
     read_error: str = ""
+    places: tuple[str, ...] = ()
 
 
 _RAW = TypeAdapter(RawProbe)
@@ -202,6 +205,7 @@ def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = 
         frames=raw.frames,
         frames_by=raw.frames_by,
         undecodable=raw.undecodable,
+        places=raw.places,
     )
 
 

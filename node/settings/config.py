@@ -271,6 +271,8 @@ class Config(Section):
     slots: int | None = Field(default=None, ge=0, le=SLOTS_MAX)
     ffmpeg: Annotated[str, Field(min_length=1), AfterValidator(_program)] | None = None
     """A path, or a name that is looked up in PATH."""
+    software_vulkan: bool = False
+    """Lets a Vulkan device that is the processor itself encode: slow, and no GPU."""
     log: LogConfig = Field(default_factory=LogConfig)
     timings: Timings = Field(default_factory=Timings)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
