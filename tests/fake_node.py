@@ -20,6 +20,7 @@ from mesh.errors import (
     NotFoundError,
     UsageError,
 )
+from node.faces.validation import validated
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -51,6 +52,8 @@ from node.gateway.models import (
     Submitted,
     TaskInfo,
     TokenResult,
+    Validated,
+    ValidateRequest,
 )
 from node.gateway.server import Gateway, address_of, bind_api
 from node.settings.home_files import write_api_files
@@ -254,6 +257,10 @@ class FakeNode:
                     id=node.id, name=node.name, slots=request.slots, up=rates[0], down=rates[1]
                 )
         raise NotFoundError(f"no node {name!r} is known", "mesh-cli nodes lists them")
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        self._enter("validate")
+        return validated(request, "fake")
 
     async def detect(self) -> Detection:
         self._enter("detect")

@@ -6,16 +6,25 @@ from urllib.parse import quote
 
 import click
 
-from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError, UsageError
+from mesh.errors import EXIT_JOB_FAILED, EXIT_USAGE, ConflictError, NotFoundError, UsageError
 from mesh.limits import rate_text
 from node.cli import views
-from node.cli.client import Api, api_of
-from node.cli.faults import Commands, Json, StoppedWatchingError, error_from, main_of, print_json
+from node.cli.client import Api, api_of, home_of
+from node.cli.faults import (
+    Commands,
+    Json,
+    StoppedWatchingError,
+    error_from,
+    main_of,
+    print_error,
+    print_json,
+)
 from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
-from node.cli.options import STATES, Duration, Rate, Since, common_options
+from node.cli.options import STATES, Common, Duration, Rate, Since, common_options
 from node.cli.work_cmds import add_work_commands
+from node.settings.config_text import ConfigFault, ConfigFaultsError
 
 _consistent = click.option(
     "--consistent",
@@ -320,6 +329,34 @@ def detect(ctx: click.Context, *, as_json: bool) -> int:
     answer = api_of(ctx).get("/detect")
     print_json(answer) if as_json else views.print_detection(answer)
     return 0
+
+
+@cli.command()
+@click.argument("file")
+@common_options
+@click.pass_context
+def validate(ctx: click.Context, *, file: str, as_json: bool) -> int:
+    """Check a configuration file as the node's version reads it: every fault at once, with its line."""
+    from node.settings.config_files import read_config_file  # noqa: PLC0415 - start-up time
+
+    path, text = read_config_file({}, {}, file, default_home=home_of(ctx.ensure_object(Common)))
+    answer = api_of(ctx).post("/validate", {"text": text, "file": str(path)})
+    if as_json:
+        print_json(answer)
+    elif answer["ok"]:
+        print(safe_text(f"{path}: no faults"))
+    if not answer["ok"]:
+        print_error(_faults_told(answer["faults"]))
+    return 0 if answer["ok"] else EXIT_USAGE
+
+
+def _faults_told(faults: list[Json]) -> ConfigFaultsError:
+    return ConfigFaultsError(
+        [
+            ConfigFault(one["file"], *(one[k] for k in ("line", "key", "what", "todo")))
+            for one in faults
+        ]
+    )
 
 
 cli.add_command(ledger)

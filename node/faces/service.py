@@ -28,6 +28,7 @@ from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
+from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
 from node.faces.work import Work, job_named
@@ -52,6 +53,8 @@ from node.gateway.models import (
     SubmitResult,
     Submitted,
     TokenResult,
+    Validated,
+    ValidateRequest,
 )
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
@@ -214,6 +217,10 @@ class Service:
         own = NodeId(node.node)
         alive = parts.neighbours.peers.is_alive(own, now_ms)
         return replace(node, alive=alive, closed=node.closed or parts.standing_of(own).closed)
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        """Every fault of a configuration."""
+        return validated(request, self._name)
 
     async def detect(self) -> Detection:
         """What this machine can do."""

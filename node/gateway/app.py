@@ -35,6 +35,8 @@ from node.gateway.models import (
     SubmitResult,
     TokenRequest,
     TokenResult,
+    Validated,
+    ValidateRequest,
 )
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
 from node.gateway.service import NodeService
@@ -184,6 +186,11 @@ class Faces:
         async def create_token(request: TokenRequest) -> TokenResult:
             """A new invitation."""
             return await service.create_token(request.uses, request.ttl_s)
+
+        @app.post(f"{API}/validate", responses=_ERRORS)
+        async def validate(request: ValidateRequest) -> Validated:
+            """Every fault of a configuration file (`node.toml`), as the node's version reads it."""
+            return await service.validate(request)
 
         @app.post(f"{API}/nodes/{{name}}/approve", responses=_ERRORS)
         async def approve(

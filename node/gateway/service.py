@@ -26,6 +26,8 @@ from node.gateway.models import (
     SubmitRequest,
     SubmitResult,
     TokenResult,
+    Validated,
+    ValidateRequest,
 )
 from node.gateway.work_service import WorkService
 
@@ -94,6 +96,10 @@ class NodeService(Protocol):
 
         Raises `NotFoundError`, `UnreachableError` (it has to hear it), `UsageError`.
         """
+        ...
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        """Every fault of a configuration, as this version reads it; nothing is changed or started."""
         ...
 
     async def detect(self) -> Detection:
