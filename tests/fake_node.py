@@ -35,8 +35,6 @@ from node.gateway.models import (
     JobFilter,
     JobsPage,
     JobSummary,
-    Limited,
-    LimitRequest,
     Metric,
     NodeInfo,
     NodesPage,
@@ -56,6 +54,7 @@ from node.gateway.models import (
     ValidateRequest,
 )
 from node.gateway.server import Gateway, address_of, bind_api
+from node.gateway.work_models import Limited, LimitRequest
 from node.settings.home_files import write_api_files
 
 T = TypeVar("T")

@@ -42,8 +42,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -56,6 +54,7 @@ from node.gateway.models import (
     Validated,
     ValidateRequest,
 )
+from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
 from node.work.limiting import METHOD as LIMIT

@@ -24,8 +24,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     NodesPage,
     Problem,
     Removed,
@@ -41,6 +39,7 @@ from node.gateway.models import (
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
 from node.gateway.service import NodeService
 from node.gateway.streams import exposition, server_sent
+from node.gateway.work_models import Limited, LimitRequest
 from node.gateway.work_routes import add_work_routes
 
 API = "/api/v1"

@@ -16,8 +16,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -29,6 +27,7 @@ from node.gateway.models import (
     Validated,
     ValidateRequest,
 )
+from node.gateway.work_models import Limited, LimitRequest
 from node.gateway.work_service import WorkService
 
 

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from ledger.jobs import JobState
 from ledger.orders import ORDERED_PER_COMMAND_MAX
-from node.gateway.models import NAME_CHARS_MAX, PATH_CHARS_MAX, PRIORITY_MAX, Answer, Question
+from mesh.limits import RATE_BYTES_S_MAX
+from node.gateway.models import NAME_CHARS_MAX, PATH_CHARS_MAX, PRIORITY_MAX, Answer, Name, Question
+from node.settings.config import SLOTS_MAX
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=NAME_CHARS_MAX)]
@@ -75,6 +77,28 @@ class Changed(Answer):
     changed: list[str] = Field(default_factory=list[str])
     unchanged: list[Unchanged] = Field(default_factory=list[Unchanged])
     order: OrderInfo | None = None
+
+
+class LimitRequest(Question):
+    """What a node may do for others; rates in bytes a second, 0 for no limit, -1 for as configured.
+
+    Absent: as it is.  With `link`, another node's name or id, the rates hold for that link alone.
+    """
+
+    slots: int | None = Field(default=None, ge=-1, le=SLOTS_MAX)
+    up: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
+    down: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
+    link: Name | None = None
+
+
+class Limited(Answer):
+    """What holds now, in bytes a second, 0 for no limit; `slots` is null for as configured."""
+
+    id: str
+    name: str
+    slots: int | None
+    up: int
+    down: int
 
 
 class Released(Answer):
