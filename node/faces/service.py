@@ -32,6 +32,7 @@ from node.faces.mesh_view import MeshView, Parts, told_pending
 from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -53,8 +54,6 @@ from node.gateway.models import (
     SubmitResult,
     Submitted,
     TokenResult,
-    Validated,
-    ValidateRequest,
 )
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
