@@ -21,6 +21,7 @@ from mesh.errors import (
     UsageError,
 )
 from node.faces.validation import validated
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -50,8 +51,6 @@ from node.gateway.models import (
     Submitted,
     TaskInfo,
     TokenResult,
-    Validated,
-    ValidateRequest,
 )
 from node.gateway.server import Gateway, address_of, bind_api
 from node.gateway.work_models import Limited, LimitRequest

@@ -32,6 +32,7 @@ from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
 from node.faces.work import Work, job_named
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -51,8 +52,6 @@ from node.gateway.models import (
     SubmitResult,
     Submitted,
     TokenResult,
-    Validated,
-    ValidateRequest,
 )
 from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation

@@ -1,6 +1,6 @@
 """Whether a node would start with a configuration that lies elsewhere: pure."""
 
-from node.gateway.models import ConfigFaultInfo, Validated, ValidateRequest
+from node.gateway.config_models import ConfigFaultInfo, Validated, ValidateRequest
 from node.settings.config import Given, read_config
 from node.settings.config_text import ConfigFaultsError
 

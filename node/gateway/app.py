@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from ledger.jobs import JobState
 from mesh.errors import BusyError, DarkStreamError, UsageError
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.guard import Guard
 from node.gateway.models import (
     NAME_CHARS_MAX,
@@ -33,8 +34,6 @@ from node.gateway.models import (
     SubmitResult,
     TokenRequest,
     TokenResult,
-    Validated,
-    ValidateRequest,
 )
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
 from node.gateway.service import NodeService

@@ -17,8 +17,6 @@ PATH_CHARS_MAX = 4_096
 NAME_CHARS_MAX = 64
 DEFINITION_CHARS_MAX = 16 << 10
 """A profile has some hundred characters; the ledger keeps its text."""
-CONFIG_CHARS_MAX = 256 << 10
-"""A configuration written by a person is a few KiB."""
 PAGE_MAX = 1_000
 PAGE_DEFAULT = 100
 TOKEN_USES_MAX = 1_000
@@ -324,31 +322,6 @@ class SubmitResult(Answer):
     jobs: list[Submitted]
     faults: list[PathFault]
     dry_run: bool = False
-
-
-class ValidateRequest(Question):
-    """The text of a `node.toml`; `file` is its name, for the faults alone."""
-
-    text: str = Field(max_length=CONFIG_CHARS_MAX)
-    file: str = Field(default="node.toml", min_length=1, max_length=PATH_CHARS_MAX)
-
-
-class ConfigFaultInfo(Answer):
-    """One fault of a configuration: where it stands (`line` 0: nowhere), which key, what to do."""
-
-    file: str
-    line: int
-    key: str
-    what: str
-    todo: str
-
-
-class Validated(Answer):
-    """Whether a node of this version would start with a configuration, and every fault of it."""
-
-    file: str
-    ok: bool
-    faults: list[ConfigFaultInfo]
 
 
 class TokenRequest(Question):

@@ -8,6 +8,7 @@ node's own loop and must not block it.
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.models import (
     Approved,
     Detection,
@@ -24,8 +25,6 @@ from node.gateway.models import (
     SubmitRequest,
     SubmitResult,
     TokenResult,
-    Validated,
-    ValidateRequest,
 )
 from node.gateway.work_models import Limited, LimitRequest
 from node.gateway.work_service import WorkService
