@@ -41,6 +41,7 @@ from mesh.ids import NodeId
 from node.consensus.driver import Driver
 from node.consensus.proposer import Proposer, bounded_text
 from node.consensus.replica import Replica
+from node.media.errors import MixedSoftwareError
 from node.membership.foreign import FOREIGN_FAULTS, is_plain_id
 from node.work.progress import Pace, Progress, ProgressBoard
 
@@ -50,6 +51,8 @@ PLANS_AT_ONCE: Final = 1
 TAKES_AT_ONCE: Final = 2
 PLANNED_AHEAD_MAX: Final = 16
 """Planned jobs that wait for a worker: enough for every slot, without reading a library ahead."""
+RESTART_S: Final = 60.0
+"""A job that needs a restart of its node is tried and told so again after a minute."""
 WORKER_GONE_MS: Final = 60_000
 """A finished result whose holder stays silent this long is encoded again elsewhere."""
 
@@ -193,6 +196,9 @@ class Owner:
         except UnreachableError as error:
             _log.info("waits for a node", job=job.id, reason=error.what)
             await self._driver.ledger_changed.wait(self._driver.ledger_changed.count, RECONCILE_S)
+        except MixedSoftwareError as error:
+            _log.warning("waits for a restart of this node", job=job.id, reason=error.what)
+            await asyncio.sleep(RESTART_S)
         except DarkStreamError as error:
             await self._give_up(job, error)
         except OSError as error:

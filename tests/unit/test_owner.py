@@ -19,6 +19,7 @@ from mesh.errors import (
     UnreachableError,
 )
 from mesh.ids import NodeId
+from node.media.errors import MixedSoftwareError
 from node.work import owner as owner_module
 from node.work.owner import Owner
 from tests.ledger_helper import grant, job_spec
@@ -138,6 +139,22 @@ def test_a_film_that_cannot_be_planned_fails_its_job_alone(fault: Exception, cod
         await eventually(lambda: stand.ledger.reader.tasks("j2"))
 
     assert run(Stand(), body).error()[0] == code
+
+
+def test_a_node_whose_software_was_replaced_keeps_its_jobs_until_it_is_restarted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner_module, "RESTART_S", 0.01)
+
+    async def body(stand: Stand) -> None:
+        stand.shelf.plan_fault = MixedSoftwareError("replaced", "restart the node")
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.state() == "planning")
+        stand.shelf.plan_fault = None
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    run(Stand(), body)
 
 
 def test_planning_begun_before_a_restart_is_done_anew() -> None:
