@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ledger.jobs import JobState
 from mesh import clock
@@ -36,8 +36,6 @@ from node.gateway.models import (
     JobFilter,
     JobsPage,
     JobSummary,
-    Limited,
-    LimitRequest,
     Metric,
     NodeInfo,
     NodesPage,
@@ -55,6 +53,7 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.server import Gateway, address_of, bind_api
+from node.gateway.work_models import Limited, LimitRequest
 from node.settings.home_files import write_api_files
 
 T = TypeVar("T")
@@ -86,6 +85,7 @@ class FakeNode:
         ]
         self.caught_up = asyncio.Event()
         self.caught_up.set()
+        self.work: Any = None  # the tests of these faces ask real nodes
         self._runs: set[asyncio.Task[None]] = set()
 
     def _enter(self, call: str) -> None:

@@ -25,8 +25,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     NodesPage,
     Problem,
     Removed,
@@ -40,6 +38,8 @@ from node.gateway.models import (
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
 from node.gateway.service import NodeService
 from node.gateway.streams import exposition, server_sent
+from node.gateway.work_models import Limited, LimitRequest
+from node.gateway.work_routes import add_work_routes
 
 API = "/api/v1"
 LISTENERS_MAX = 64
@@ -86,6 +86,7 @@ class Faces:
         self._reading(app)
         self._acting(app)
         self._watching(app)
+        add_work_routes(app, API, lambda: service.work, _ERRORS)
         self.api = app
         self.app: ASGIApp = Guard(app, token=token, stopping=self.stopping)
 

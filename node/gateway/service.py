@@ -17,8 +17,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -28,10 +26,17 @@ from node.gateway.models import (
     SubmitResult,
     TokenResult,
 )
+from node.gateway.work_models import Limited, LimitRequest
+from node.gateway.work_service import WorkService
 
 
 class NodeService(Protocol):
     """A node as its faces see it."""
+
+    @property
+    def work(self) -> WorkService:
+        """What is about work."""
+        ...
 
     async def status(self) -> Status:
         """The mesh in one look; answers in every state of the node, also without a mesh."""

@@ -128,7 +128,8 @@ class Owner:
         self._board = board
         self._planner = planner
         self._intake = intake
-        self._busy: set[str] = set()
+        self._busy: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._unwanted: set[str] = set()
         self._silent_since_ms: dict[str, int] = {}
         self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
         self._takes = asyncio.Semaphore(TAKES_AT_ONCE)
@@ -138,11 +139,24 @@ class Owner:
         async with asyncio.TaskGroup() as group:
             while True:
                 seen = self._driver.ledger_changed.count
-                for key, job, step in await self._replica.read(self._steps):
+                steps, gone = await self._replica.read(self._looked)
+                for key in gone:
+                    self._unwanted.add(key)
+                    self._busy[key][1].cancel()
+                for key, job, step in steps:
                     if key not in self._busy:
-                        self._busy.add(key)
-                        group.create_task(self._guarded(key, job, step), name=f"job {key}")
+                        work = self._guarded(key, job, step)
+                        self._busy[key] = job, group.create_task(work, name=f"job {key}")
                 await self._driver.ledger_changed.wait(seen, RECONCILE_S)
+
+    def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
+        """What is to be done, and which of what is being done nobody wants any more."""
+        gone: list[str] = []
+        for key, (job, _) in tuple(self._busy.items()):
+            now = reader.job(job.id)
+            if (now is None or now.state == "cancelled") and key not in self._unwanted:
+                gone.append(key)
+        return self._steps(reader), gone
 
     def _steps(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
         steps: list[tuple[Job, Step]] = [
@@ -170,6 +184,13 @@ class Owner:
     async def _guarded(self, key: str, job: Job, step: "Step") -> None:
         try:
             await step(job)
+        except asyncio.CancelledError:
+            if key not in self._unwanted:
+                raise  # this node stops
+            self._unwanted.discard(key)
+            _log.info("cancelled", job=job.id)
+            await self._discard(job)
+            self._board.over(job.id)
         except NoCoordinatorError:
             _log.info("waits for a coordinator", job=job.id)
         except UnreachableError as error:
@@ -188,7 +209,7 @@ class Owner:
             _log.exception("job failed", job=job.id)
             await self._give_up(job, DarkStreamError(f"internal fault: {error!r}"))
         finally:
-            self._busy.discard(key)
+            self._busy.pop(key, None)
 
     async def _reject(self, job: Job) -> None:
         # Such an id would name a file elsewhere; no node of ours draws one.

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
+from ledger.jobs import Job
+from ledger.orders import ChangeJobs
 from mesh.errors import (
     ConflictError,
     DiskFullError,
@@ -280,6 +282,34 @@ def test_an_id_that_is_a_path_ends_its_job_untouched() -> None:
     assert stand.mesh.taken(c.StartPlanning) == []
 
 
+def test_a_cancelled_job_is_left_at_once() -> None:
+    stand = Stand()
+    planning, left = asyncio.Event(), asyncio.Event()
+
+    async def plan(job: Job) -> None:
+        planning.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def body(stand: Stand) -> None:
+        shelf: Any = stand.shelf
+        planned, shelf.plan = shelf.plan, plan
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await planning.wait()
+        shelf.plan = planned
+        stand.mesh.do(ChangeJobs(jobs=("j1",), action="cancel", priority=0, by="me"))
+        await left.wait()
+        await eventually(lambda: not stand.owner._busy)
+        assert stand.state() == "cancelled"
+        # The next film is not held up, and the same one may come back.
+        stand.mesh.do(ChangeJobs(jobs=("j1",), action="retry", priority=0, by="me"))
+        await eventually(lambda: stand.state() == "queued" and stand.ledger.reader.tasks("j1"))
+
+    run(stand, body)
+
+
 def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
     """A job is published; the loop still holds the answer in which it was to be published."""
     stand = Stand().publishing()
@@ -299,7 +329,7 @@ def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
         async def stale(_: object) -> object:
             replica.read = fresh
             asked.set()
-            return [("j1", publishing, owner._publish)]
+            return [("j1", publishing, owner._publish)], []
 
         replica.read = stale
         stand.mesh.ledger_changed.set()
