@@ -252,11 +252,15 @@ def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
             "jobs",
             "jobs/{job}",
             "detect",
+            "validate",
             "tokens",
             "nodes/{name}/approve",
             "nodes/{name}/revoke",
             "nodes/{name}/remove",
             "nodes/{name}/limit",
+            "nodes/{name}/release",
+            "jobs/change",
+            "orders/{order}",
             "events",
         ]
     }
