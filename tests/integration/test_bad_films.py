@@ -25,6 +25,7 @@ from node.media.run_ffmpeg import FFmpegRunner
 from tests.cluster import Node, cluster, form, wait_for
 from tests.film_apart import media_of, nothing, now, quick
 from tests.media_clips import AAC, SWEEP, X264, Clips, ffmpeg, make
+from tests.working import children, files_of_work
 
 pytestmark = pytest.mark.media
 Record = Callable[[str, object], None]
@@ -159,23 +160,6 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def children(nodes: list[Node]) -> list[str]:
-    """Programs that nodes started and that run now."""
-    found: list[str] = []
-    for node in nodes:
-        assert node.process is not None
-        for child in psutil.Process(node.process.pid).children(recursive=True):
-            with_words = child.cmdline() if child.is_running() else []
-            found += [" ".join(with_words)] if with_words else []
-    return found
-
-
-def left_over(node: Node) -> list[str]:
-    """Files of work in a node's home."""
-    work = [node.home / "cache" / name for name in ("attempts", "incoming", "results", "pieces")]
-    return [str(path) for folder in work if folder.exists() for path in folder.rglob("*")]
-
-
 def all_end(node: Node, jobs: list[str], timeout_s: float) -> list[dict[str, Any]]:
     def over() -> list[dict[str, Any]] | None:
         shown = [dict(node.cli("job", "show", job)) for job in jobs]
@@ -226,7 +210,7 @@ def test_bad_films_on_real_nodes(tmp_path: Path, record_property: Record) -> Non
         assert len(made) == sum(codes == "done" for codes in expected.values()), made
         assert all(node.status()["state"] == "member" for node in nodes)
         wait_for("no child is left", lambda: not children(nodes), 10)
-        wait_for("no file is left", lambda: not [x for n in nodes for x in left_over(n)], 40)
+        wait_for("no file is left", lambda: not [x for n in nodes for x in files_of_work(n)], 40)
 
 
 def seen(
@@ -336,7 +320,9 @@ def test_a_bad_ffmpeg_on_real_nodes(
             assert digests(owner.films) == before
             assert all(node.status()["state"] == "member" for node in nodes)
             wait_for("no child is left", lambda: not children(nodes), 10)
-            wait_for("no file is left", lambda: not [x for n in nodes for x in left_over(n)], 40)
+            wait_for(
+                "no file is left", lambda: not [x for n in nodes for x in files_of_work(n)], 40
+            )
         assert not wrong
         again = owner.call(
             "convert", str(owner.films / "fills.mp4"), "--profile", "web", timeout_s=120

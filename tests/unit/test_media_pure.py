@@ -10,10 +10,10 @@ from mesh.errors import UsageError
 from node.media.encoders import FORMS, device_words, encoder_options, needs
 from node.media.errors import ERRORS, MediaError
 from node.media.ffmpeg_binary import parse_encoders, parse_version
+from node.media.formats import BEGUN
 from node.media.hardware import Device
 from node.media.profiles import BUILT_IN, VideoPolicy, built_in, output_name, profile_from_json
 from node.media.progress import LINE_BYTES_MAX, FFmpegProgress, ProgressParser
-from node.media.formats import BEGUN
 from node.media.stderr_log import Complaint, StderrLog, plain
 
 BLOCK = (
