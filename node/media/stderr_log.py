@@ -74,6 +74,8 @@ _MILD: Final = (
     "number of reference frames",
     "Missing key frame while searching for timestamp",
     "Multiple frames in a packet",
+    "overread, skip",
+    "A non-intra slice in an IDR NAL unit",
 )
 """Decoders say so of sound films, and show every frame."""
 _LEADING: Final = (
