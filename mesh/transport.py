@@ -59,6 +59,9 @@ REQUESTS_MAX: Final = 64
 """Requests for files of one peer inside libzmq, before TCP pushes back."""
 HOSTS_MAX: Final = 8
 """Addresses tried for one peer."""
+STRANGERS_MAX: Final = 512
+"""Connections of one listener that proved nothing yet.  A handshake takes milliseconds: of a flood of
+10,000 a second each has fifty of them before it is hung up on."""
 BACKLOG_MAX: Final = 512
 """Connections the system holds before they are accepted; libzmq's 100 is small for a flood."""
 
