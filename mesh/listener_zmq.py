@@ -34,8 +34,9 @@ Admit = Callable[[bytes], bool]
 """Whether the holder of this public key (32 bytes) may complete a handshake; answers from memory."""
 OUTBOX_MAX: Final = 256
 """Answers handed to a listener's thread and not yet sent; more are dropped."""
-RECEIVES_MAX: Final = 4
-"""Messages that a thread takes at once: each is a read of a mebibyte where chunks are served."""
+RECEIVES_MAX: Final = 64
+"""Messages that a thread takes at once, some from each connection that has any: enough that everybody's
+are there when the next to be served is chosen."""
 MESSAGES_A_TURN_MAX: Final = 64
 """Messages taken in one turn of the loop: a flood shares it with everything else."""
 REBIND_RETRY_MS: Final = 5
@@ -391,8 +392,12 @@ class Listener(_Bound):
         return True
 
     def reply(self, to: Sender, frames: Frames) -> bool:
-        """Answers from `on_frames`; False when the peer is gone or takes nothing any more."""
-        return self._send(to.routing, frames)
+        """Answers from the thread itself; False when the peer is gone or takes nothing any more."""
+        return self._send(to.routing, frames) is not None
+
+    def reply_tracked(self, to: Sender, frames: Frames) -> zmq.MessageTracker | None:
+        """The same, and what tells when the last frame has left this process; None for False."""
+        return self._send(to.routing, frames, track=True)
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -437,13 +442,16 @@ class Listener(_Bound):
             if self._stopping or self._rebinds != self._rebound:
                 return
 
-    def _send(self, routing: bytes, frames: Frames) -> bool:
+    def _send(
+        self, routing: bytes, frames: Frames, *, track: bool = False
+    ) -> zmq.MessageTracker | None:
+        parts = [routing, *frames]
         try:
-            self._socket.send_multipart([routing, *frames], zmq.NOBLOCK, copy=False)
+            sent = self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False, track=track)
         except zmq.ZMQError:
             self._tally.refused("send_queue_full")
-            return False
-        return True
+            return None
+        return sent if sent is not None else _SENT
 
     def _bind_again(self) -> None:
         self._socket.unbind(self._endpoint)
@@ -452,6 +460,9 @@ class Listener(_Bound):
             # Polling the socket itself lets libzmq finish closing the old listener.
             self._socket.poll(REBIND_RETRY_MS, zmq.POLLERR)
             waited_ms += REBIND_RETRY_MS
+
+
+_SENT: Final = zmq.MessageTracker()
 
 
 def _bind_endpoint(host: str, port: int) -> str:

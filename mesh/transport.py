@@ -135,7 +135,7 @@ class Counters:
 
     Reasons: `not_member` (a key that is no member's, at the handshake or on an open connection),
     `handshake` (no CURVE, garbage, silence), `malformed`, `oversized`, `unknown_kind`,
-    `inbox_full`, `busy` (too many strangers), `send_queue_full`, `send_oversized`, `not_allowed`
+    `inbox_full`, `busy` (too many strangers, or too many of their connections), `send_queue_full`, `send_oversized`, `not_allowed`
     (a handle that is not this peer's).
     """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from mesh import bulk_client_zmq, clock, download
+from mesh import bulk_client_zmq, bulk_lane_zmq, clock, download
 from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.bulk_lane_zmq import REST_MS
 from mesh.bulk_server_zmq import ZmqBulkServer
@@ -385,7 +385,10 @@ def test_names_are_resolved_and_addresses_that_nobody_answers_are_passed(
     assert (tmp_path / "out").stat().st_size == SIZE
 
 
-def test_a_revoked_peer_gets_nothing_more(owner: Owner, tmp_path: Path) -> None:
+def test_a_revoked_peer_gets_nothing_more(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_lane_zmq, "GIVE_UP_MS", 2_000)  # of dialling, instead of half a minute
     innocent = key_pair()
     both = {owner.member.public: node_of(owner.member), innocent.public: node_of(innocent)}
     owner.server.set_trust(both)
