@@ -92,8 +92,7 @@ class Assembly:
     ) -> None:
         home = Path(config.home)
         self._config, self._home = config, home
-        self._identity = identity
-        self._log, self._ledger = log, ledger
+        self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
         self._incarnation = secrets.token_hex(4)
