@@ -30,6 +30,7 @@ from ledger.jobs import (
     Node,
     Task,
 )
+from ledger.order_reader import OrderReader
 from ledger.row_reader import BUSY_MS
 from ledger.work_reader import WorkReader
 from mesh.errors import DamagedError, NotAllowedError, StorageError, UsageError
@@ -63,7 +64,7 @@ class AppliedState:
     checksum: bytes
 
 
-class Reader(WorkReader):
+class Reader(WorkReader, OrderReader):
     """Rows of the ledger, as of the moment of each call."""
 
     # --- the mesh -------------------------------------------------------------------------------

@@ -158,5 +158,6 @@ def decoded(cls: type[R], values: Sequence[Any], schema: int) -> R:
     """The row of these SQL values."""
     named = dict(zip(_COLUMNS[cls, schema], values, strict=True))
     for name in _TUPLES[cls]:
-        named[name] = tuple(json.loads(named[name]))
+        if name in named:  # not every form has it
+            named[name] = tuple(json.loads(named[name]))
     return cls(**named)

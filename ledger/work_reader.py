@@ -158,4 +158,5 @@ def _node_view(member: Member, node: Node, busy: int) -> NodeView:
         slots=node.slots,
         busy=busy,
         cpus=node.cpus,
+        closed=f"is quarantined: it {node.quarantine}" if node.quarantine else "",
     )

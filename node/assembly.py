@@ -291,6 +291,7 @@ class Assembly:
             ),
             leases=leases,
             voter_silent_ms=timings.voter_silent_ms,
+            history=self._config.history,
             status=self._told,
             random=SystemRandom(),
         )

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ledger.jobs import JobState
 from mesh import clock
@@ -20,6 +20,8 @@ from mesh.errors import (
     NotFoundError,
     UsageError,
 )
+from node.faces.validation import validated
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -34,8 +36,6 @@ from node.gateway.models import (
     JobFilter,
     JobsPage,
     JobSummary,
-    Limited,
-    LimitRequest,
     Metric,
     NodeInfo,
     NodesPage,
@@ -54,6 +54,7 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.server import Gateway, address_of, bind_api
+from node.gateway.work_models import Limited, LimitRequest
 from node.settings.home_files import write_api_files
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class FakeNode:
         ]
         self.caught_up = asyncio.Event()
         self.caught_up.set()
+        self.work: Any = None  # the tests of these faces ask real nodes
         self._runs: set[asyncio.Task[None]] = set()
 
     def _enter(self, call: str) -> None:
@@ -259,6 +261,10 @@ class FakeNode:
                     id=node.id, name=node.name, slots=request.slots, up=rates[0], down=rates[1]
                 )
         raise NotFoundError(f"no node {name!r} is known", "mesh-cli nodes lists them")
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        self._enter("validate")
+        return validated(request, "fake")
 
     async def detect(self) -> Detection:
         self._enter("detect")

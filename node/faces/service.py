@@ -18,7 +18,6 @@ from ledger.scheduler import NodeView, SchedulerView
 from mesh import clock
 from mesh.codec import pack, unpack
 from mesh.errors import (
-    ConflictError,
     NoCoordinatorError,
     NotFoundError,
     UsageError,
@@ -29,8 +28,11 @@ from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
+from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
+from node.faces.work import Work, job_named
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -41,8 +43,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -54,6 +54,7 @@ from node.gateway.models import (
     Submitted,
     TokenResult,
 )
+from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
 from node.work.limiting import METHOD as LIMIT
@@ -84,6 +85,7 @@ class Service:
         self._name = name
         self._ring = ring
         self._detection = detection
+        self.work = Work(name, self._member)
 
     @property
     def admission(self) -> Admission | None:
@@ -178,14 +180,7 @@ class Service:
         view = await parts.coordinator.view(clock.monotonic_ms())
 
         def read(reader: Reader) -> JobDetail:
-            found = reader.job(job)
-            if found is None:
-                like = reader.jobs_like(job)
-                if len(like) > 1:
-                    raise ConflictError(f"several jobs begin with {job}", "give more of the id")
-                if not like:
-                    raise NotFoundError(f"no job {job}", "see `mesh-cli jobs`")
-                found = like[0]
+            found = job_named(reader, job)
             return job_detail(
                 found,
                 reader.tasks(found.id),
@@ -220,7 +215,11 @@ class Service:
         # Only the coordinator hears the heartbeats of workers; hellos say the same to all.
         own = NodeId(node.node)
         alive = parts.neighbours.peers.is_alive(own, now_ms)
-        return replace(node, alive=alive, closed=parts.standing_of(own).closed)
+        return replace(node, alive=alive, closed=node.closed or parts.standing_of(own).closed)
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        """Every fault of a configuration."""
+        return validated(request, self._name)
 
     async def detect(self) -> Detection:
         """What this machine can do."""

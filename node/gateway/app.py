@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from ledger.jobs import JobState
 from mesh.errors import BusyError, DarkStreamError, UsageError
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.guard import Guard
 from node.gateway.models import (
     NAME_CHARS_MAX,
@@ -24,8 +25,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     NodesPage,
     Problem,
     Removed,
@@ -40,6 +39,8 @@ from node.gateway.models import (
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
 from node.gateway.service import NodeService
 from node.gateway.streams import exposition, server_sent
+from node.gateway.work_models import Limited, LimitRequest
+from node.gateway.work_routes import add_work_routes
 
 API = "/api/v1"
 LISTENERS_MAX = 64
@@ -86,6 +87,7 @@ class Faces:
         self._reading(app)
         self._acting(app)
         self._watching(app)
+        add_work_routes(app, API, lambda: service.work, _ERRORS)
         self.api = app
         self.app: ASGIApp = Guard(app, token=token, stopping=self.stopping)
 
@@ -188,6 +190,11 @@ class Faces:
         async def create_token(request: TokenRequest) -> TokenResult:
             """A new invitation."""
             return await service.create_token(request.uses, request.ttl_s)
+
+        @app.post(f"{API}/validate", responses=_ERRORS)
+        async def validate(request: ValidateRequest) -> Validated:
+            """Every fault of a configuration file (`node.toml`), as the node's version reads it."""
+            return await service.validate(request)
 
         @app.post(f"{API}/nodes/{{name}}/approve", responses=_ERRORS)
         async def approve(

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.jobs import JobState
-from mesh.limits import RATE_BYTES_S_MAX
-from node.settings.config import SLOTS_MAX
 
 PATHS_PER_SUBMIT_MAX = 1_000
 """Paths in one request: one command of the ledger carries as many jobs."""
@@ -375,28 +373,6 @@ class Revoked(Answer):
 
     id: str
     name: str
-
-
-class LimitRequest(Question):
-    """What a node may do for others; rates in bytes a second, 0 for no limit, -1 for as configured.
-
-    Absent: as it is.  With `link`, another node's name or id, the rates hold for that link alone.
-    """
-
-    slots: int | None = Field(default=None, ge=-1, le=SLOTS_MAX)
-    up: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
-    down: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
-    link: Name | None = None
-
-
-class Limited(Answer):
-    """What holds now, in bytes a second, 0 for no limit; `slots` is null for as configured."""
-
-    id: str
-    name: str
-    slots: int | None
-    up: int
-    down: int
 
 
 class Removed(Answer):

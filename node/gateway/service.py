@@ -8,6 +8,7 @@ node's own loop and must not block it.
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.models import (
     Approved,
     Detection,
@@ -16,8 +17,6 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
@@ -28,10 +27,17 @@ from node.gateway.models import (
     SubmitResult,
     TokenResult,
 )
+from node.gateway.work_models import Limited, LimitRequest
+from node.gateway.work_service import WorkService
 
 
 class NodeService(Protocol):
     """A node as its faces see it."""
+
+    @property
+    def work(self) -> WorkService:
+        """What is about work."""
+        ...
 
     async def status(self) -> Status:
         """The mesh in one look; answers in every state of the node, also without a mesh."""
@@ -96,6 +102,10 @@ class NodeService(Protocol):
 
         Raises `NotFoundError`, `UnreachableError` (it has to hear it), `UsageError`.
         """
+        ...
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        """Every fault of a configuration, as this version reads it; nothing is changed or started."""
         ...
 
     async def detect(self) -> Detection:

@@ -85,6 +85,12 @@ class ProbeLimitError(SourceError):
     code = "probe_limit"
 
 
+class MixedSoftwareError(MediaError):
+    """DarkStream's files on this machine are of another version than the node that runs: it was updated under it. Its jobs wait; restart the node."""
+
+    code = "mixed_software"
+
+
 class NotSmallerError(SourceError):
     """The result is no smaller than its film, and the job asked to throw such a result away. The film stays as it is."""
 

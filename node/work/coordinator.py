@@ -26,6 +26,7 @@ from node.signals import Signal
 from node.work.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.migration import Migration
 from node.work.standing import Standing
+from node.work.sweeps import Sweeps
 from node.work.worker import HEARTBEAT
 
 ROUND_S: Final = 0.5
@@ -53,12 +54,14 @@ class Coordinator:
         timing: LeaseTiming,
         voters: Voters,
         migration: Migration,
+        sweeps: Sweeps,
         standing: Callable[[NodeId], Standing],
     ) -> None:
         """`standing` is how a node says that it stands to work."""
         self.voters = voters
         self._standing = standing
         self._migration = migration
+        self._sweeps = sweeps
         self._driver = driver
         self._proposer = proposer
         self._replica = replica
@@ -89,6 +92,7 @@ class Coordinator:
             autopilot = group.create_task(self.voters.keep(), name="autopilot")
             schedule = group.create_task(self._schedule(), name="schedule")
             migration = group.create_task(self._migration.keep(), name="migration")
+            sweeps = group.create_task(self._sweeps.keep(), name="sweeps")
             # A lead that was lost and won again meanwhile is another one: its clocks start anew.
             term = self._driver.raft.term
             while self._driver.is_leader and self._driver.raft.term == term:
@@ -96,6 +100,7 @@ class Coordinator:
             autopilot.cancel()
             schedule.cancel()
             migration.cancel()
+            sweeps.cancel()
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class Coordinator:
     def _seen(self, node: NodeView, now_ms: int) -> NodeView:
         own = NodeId(node.node)
         standing = self._standing(own)
-        closed = standing.closed
+        closed = node.closed or standing.closed
         if not closed and not self._clock.takes_work(own, now_ms):
             closed = "takes no new work now"
         return replace(

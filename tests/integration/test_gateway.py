@@ -252,6 +252,7 @@ def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
             "jobs",
             "jobs/{job}",
             "detect",
+            "validate",
             "tokens",
             "nodes/{name}/approve",
             "nodes/{name}/revoke",

@@ -139,6 +139,7 @@ def test_more_leases_than_one_command_holds_expire_and_the_coordinator_lives_on(
             timing=timing,
             voters=mesh,
             migration=mesh,
+            sweeps=mesh,
             standing=lambda _: Standing(),
         )
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:

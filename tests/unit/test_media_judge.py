@@ -8,7 +8,7 @@ import pytest
 
 from node.media.child import Limits, OnProgress, Reason, RunResult
 from node.media.convert import ConversionError, Media, RunReport
-from node.media.errors import FFmpegMissingError, ProbeLimitError
+from node.media.errors import FFmpegMissingError, MixedSoftwareError, ProbeLimitError
 from node.media.ffmpeg_binary import Candidate, FFmpegBinary, Origin, choose
 from node.media.judge import (
     Verdict,
@@ -282,12 +282,16 @@ def test_the_owner_needs_no_encoder_to_judge() -> None:
         run(code=None, reason="stdout"),
         run(code=1, stderr="Traceback\nMemoryError"),
         run(stdout=b"{"),
-        run(stdout=b'{"surprise": 1}'),
     ],
 )
 def test_a_reader_that_dies_is_the_films_fault(ended: RunResult) -> None:
     with pytest.raises(ProbeLimitError):
         asyncio.run(probe_file(Replay(ended), "python", "/a.mkv"))
+
+
+def test_a_reader_that_says_what_this_version_does_not_know_is_not_the_films_fault() -> None:
+    with pytest.raises(MixedSoftwareError):
+        asyncio.run(probe_file(Replay(run(stdout=b'{"surprise": 1}')), "python", "/a.mkv"))
 
 
 def version(text: str) -> RunResult:
