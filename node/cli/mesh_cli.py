@@ -201,7 +201,7 @@ def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool
 @click.pass_context
 def job_restore(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
     """Bring the original back that the result of a job with --replace took the place of."""
-    answer = _api(ctx).post(f"/jobs/{quote(job_id, safe='')}/restore", {})
+    answer = api_of(ctx).post(f"/jobs/{quote(job_id, safe='')}/restore", {})
     if as_json:
         print_json(answer)
     else:
