@@ -28,6 +28,7 @@ from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
+from node.faces.profiles import Profiles, with_definition
 from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
@@ -86,6 +87,7 @@ class Service:
         self._ring = ring
         self._detection = detection
         self.work = Work(name, self._member)
+        self.profiles = Profiles(name, lambda: self.parts, self._member)
 
     @property
     def admission(self) -> Admission | None:
@@ -293,7 +295,8 @@ class Service:
     async def submit(self, request: SubmitRequest) -> SubmitResult:
         """Makes jobs of films and folders on this machine."""
         parts = self._member()
-        made = await parts.prepare(request)
+        known = await parts.replica.read(lambda reader: with_definition(reader, request))
+        made = await parts.prepare(known)
         if not request.dry_run:
             schema = await parts.replica.read(lambda reader: reader.schema())
             for command in commands_of(made.jobs, schema):
