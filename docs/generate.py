@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that say what the code says: errors, configuration, command line, views.
+"""Writes the pages of docs/ that say what the code says: errors, configuration, commands, views, profiles.
 
 `make docs` runs it; with `--check` it writes nothing and ends with 1 when a page is stale.
 """
@@ -212,7 +212,8 @@ def _settings(
             yield from _settings(field.annotation, f"{prefix}{name}.", helps)
             continue
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        shown = "" if default in (None, (), {}) else f"`{str(default).lower()}`"
+        text = str(list(default)) if isinstance(default, tuple) else str(default).lower()
+        shown = "" if default in (None, (), {}, "") else f"`{text}`"
         key = f"{prefix}{name}".replace("_", "-") if not prefix else f"{prefix}{name}"
         kind = _kind(schema["properties"][name], schema.get("$defs", {}))
         meaning = ". ".join(
@@ -330,11 +331,59 @@ def views_page() -> str:
     return "\n".join(texts)
 
 
+def profiles_page() -> str:
+    """The built-in profiles, and every field of one's own."""
+    from node.media.profiles import BUILT_IN, Profile  # noqa: PLC0415 - see errors_page
+
+    built_in = [
+        (
+            f"`{one.name}`",
+            one.title,
+            f"{one.video.codec}, {one.video.bits} bits, crf {one.video.crf}, {one.video.speed}",
+        )
+        for one in BUILT_IN.values()
+    ]
+    head = ("field", "value", "default", "meaning")
+    return "\n".join(
+        [
+            "# Profiles",
+            "",
+            MARK,
+            "",
+            table(("name", "what for", "picture"), built_in),
+            "",
+            "A profile of your own is a TOML file: `mesh-cli convert FILM --profile tiny.toml`. Its text goes",
+            "into the ledger with each job, so a later change of the file changes no job. Options of the",
+            "command line win over it. `mesh-cli profiles add tiny.toml` makes it known to every node, and",
+            "`--profile tiny` is enough from then on; `profiles show NAME` prints one to begin with.",
+            "",
+            "```toml",
+            'name = "tiny"            # else the name of the file',
+            'container = "mp4"',
+            "",
+            "[video]",
+            'codec = "h264"',
+            "crf = 30",
+            'encoders = ["NVENC", "CPU"]',
+            "short_side_max = 480",
+            "",
+            "[audio]",
+            'codec = "aac"',
+            "bitrate_kbps = 96",
+            "```",
+            "",
+            table(head, list(_settings(Profile, "", {}))),
+            "",
+        ]
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors_page,
     "configuration.md": configuration_page,
     "cli.md": cli_page,
     "views.md": views_page,
+    "profiles.md": profiles_page,
 }
 
 

@@ -10,6 +10,7 @@ from ledger.commands import (
     ATTEMPTS_MAX,
     LEASES_PER_COMMAND_MAX,
     TASKS_PER_PLAN_MAX,
+    TEXT_BYTES_MAX,
     AcceptResult,
     AttemptReport,
     ExpireLeases,
@@ -29,12 +30,9 @@ from ledger.commands import (
 )
 from ledger.jobs import (
     AT_OWNER,
-    ATTEMPT_TRANSITIONS,
     COUNTED_ENDS,
-    JOB_TRANSITIONS,
     PARTS,
     SEQ_BITS,
-    TASK_TRANSITIONS,
     Attempt,
     AttemptEvent,
     Job,
@@ -42,10 +40,11 @@ from ledger.jobs import (
     Member,
     Node,
     Task,
-    TaskEvent,
     TaskState,
     can_do,
 )
+from ledger.moves import end_tasks, move_attempt, move_job, move_task
+from ledger.strikes import note_failure, note_success
 
 # --- planning --------------------------------------------------------------------------------------
 
@@ -57,7 +56,7 @@ def start_planning(change: Change, command: StartPlanning) -> None:
         raise RefusedError("conflict", f"job {job.id} is planned already")
     if job.state == "planning":
         return
-    _move_job(change, job, "start_planning", node=job.owner)
+    move_job(change, job, "start_planning", node=job.owner)
 
 
 def plan_job(change: Change, command: PlanJob) -> None:
@@ -78,7 +77,7 @@ def _plan(change: Change, command: PlanJob | PlanPieces) -> None:
     job = _job(change, command.job)
     if any(change.rows.get(Task, spec.id) is not None for spec in command.tasks):
         raise RefusedError("conflict", f"job {job.id} is planned already")
-    _move_job(
+    move_job(
         change,
         job,
         "plan",
@@ -165,8 +164,8 @@ def _grant(change: Change, lease: Lease, token: int) -> None:
             granted_at_ms=change.at_ms,
         )
     )
-    _move_task(change, task, "lease", attempts=number, backoff_ms=0)
-    _move_job(change, job, "lease", node=lease.node)
+    move_task(change, task, "lease", attempts=number, backoff_ms=0)
+    move_job(change, job, "lease", node=lease.node)
 
 
 def expire_leases(change: Change, command: ExpireLeases) -> None:
@@ -202,7 +201,7 @@ def finish_attempt(change: Change, command: FinishAttempt) -> None:
     ):
         return
     _expect(attempt, "leased")
-    _move_attempt(
+    move_attempt(
         change,
         attempt,
         "finish",
@@ -212,9 +211,10 @@ def finish_attempt(change: Change, command: FinishAttempt) -> None:
         **_kept(command.report),
     )
     task = _task(change, attempt.task)
-    _move_task(change, task, "finish")
+    move_task(change, task, "finish")
     event: JobEvent = "part" if task.kind in PARTS else "finish"
-    _move_job(change, _job(change, attempt.job), event, node=attempt.node)
+    move_job(change, _job(change, attempt.job), event, node=attempt.node)
+    note_success(change, attempt.node)
 
 
 def fail_attempt(change: Change, command: FailAttempt) -> None:
@@ -231,6 +231,9 @@ def fail_attempt(change: Change, command: FailAttempt) -> None:
         todo=command.todo,
         backoff_ms=command.backoff_ms if command.failure == "transient" else 0,
     )
+    ended = change.rows.get(Attempt, attempt.id)
+    assert ended is not None, "it was written just now"
+    note_failure(change, ended)
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -247,21 +250,21 @@ def accept_result(change: Change, command: AcceptResult) -> None:
     if task.kind in PARTS:
         _keep(change, attempt, task, job)
         return
-    _move_attempt(change, attempt, "accept")
-    _move_task(change, task, "accept")
-    _move_job(change, job, "accept", node=attempt.node, output=command.output)
+    move_attempt(change, attempt, "accept")
+    move_task(change, task, "accept")
+    move_job(change, job, "accept", node=attempt.node, output=command.output)
 
 
 def _keep(change: Change, attempt: Attempt, task: Task, job: Job) -> None:
     """The owner holds a part; with the last one the film can be assembled."""
-    _move_attempt(change, attempt, "keep")
-    _move_task(change, task, "keep")
-    _move_job(change, job, "part", node=attempt.node)
+    move_attempt(change, attempt, "keep")
+    move_task(change, task, "keep")
+    move_job(change, job, "part", node=attempt.node)
     open_states: tuple[TaskState, ...] = ("ready", "leased", "finished")
     if any(change.rows.where(Task, job=job.id, state=state) for state in open_states):
         return
     for blocked in change.rows.where(Task, job=job.id, state="blocked"):
-        _move_task(change, blocked, "unblock")
+        move_task(change, blocked, "unblock")
 
 
 def refuse_result(change: Change, command: RefuseResult) -> None:
@@ -278,7 +281,7 @@ def finish_job(change: Change, command: FinishJob) -> None:
     accepted = change.rows.where(Attempt, job=job.id, state="accepted")
     if not any(attempt.token == command.token for attempt in accepted):
         raise RefusedError("stale_token", f"job {job.id} was not accepted under this token")
-    _move_job(
+    move_job(
         change,
         job,
         "publish",
@@ -305,7 +308,7 @@ def _end(
     backoff_ms: int = 0,
 ) -> None:
     """Ends an attempt without a result, and decides what becomes of its task and job."""
-    ended = _move_attempt(change, attempt, event, error_code=code, error=what, todo=todo)
+    ended = move_attempt(change, attempt, event, error_code=code, error=what, todo=todo)
     task, job = _task(change, attempt.task), _job(change, attempt.job)
     tries = task.tries + (ended.state in COUNTED_ENDS)
     excluded = task.excluded
@@ -314,15 +317,28 @@ def _end(
     hopeless = ended.failure == "input" or tries >= ATTEMPTS_MAX
     if hopeless or not _somebody_is_left(change, task, excluded):
         change.rows.put(replace(task, tries=tries, excluded=excluded))
+        if change.rows.schema >= 3 and tries >= ATTEMPTS_MAX:
+            what, todo = _story(change, task, what, todo)
         _fail(change, job, attempt.node, code=code, what=what, todo=todo)
         return
-    _move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
+    move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
     waits: JobEvent = "wait" if backoff_ms and job.state == "running" else "again"
     if task.kind != "whole":
         waits = "part"  # the others of the film go on
     if event != "release":
         job = replace(job, error_code=code, error=what, todo=todo, error_node=attempt.node)
-    _move_job(change, job, waits, node=attempt.node, what=what)
+    move_job(change, job, waits, node=attempt.node, what=what)
+
+
+def _story(change: Change, task: Task, what: str, todo: str) -> tuple[str, str]:
+    """Of a job that is set aside after its last try: where it failed and how the last one ended."""
+    ended = [a for a in change.rows.where(Attempt, task=task.id) if a.state in COUNTED_ENDS]
+    members = {member.node: member.name for member in change.rows.where(Member)}
+    counts = Counter(members.get(attempt.node, attempt.node) for attempt in ended)
+    where = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    told = f"set aside after {len(ended)} failures ({where}); the last: {what}"
+    mend = f"`mesh-cli job history {task.job}` tells each; mend the cause, then mesh-cli retry {task.job}"
+    return told[-TEXT_BYTES_MAX:], f"{todo}; {mend}" if todo else mend
 
 
 def _somebody_is_left(change: Change, task: Task, excluded: tuple[str, ...]) -> bool:
@@ -341,7 +357,7 @@ def _somebody_is_left(change: Change, task: Task, excluded: tuple[str, ...]) -> 
 
 
 def _fail(change: Change, job: Job, node: str, *, code: str, what: str, todo: str) -> None:
-    _move_job(
+    move_job(
         change,
         job,
         "fail",
@@ -353,12 +369,7 @@ def _fail(change: Change, job: Job, node: str, *, code: str, what: str, todo: st
         error_node=node,
         finished_at_ms=change.at_ms,
     )
-    for task in change.rows.where(Task, job=job.id):
-        if task.state != "failed":
-            _move_task(change, task, "fail")
-    for attempt in change.rows.where(Attempt, job=job.id):
-        if (attempt.state, "abandon") in ATTEMPT_TRANSITIONS:
-            _move_attempt(change, attempt, "abandon")
+    end_tasks(change, job, "fail")
 
 
 def _job(change: Change, job_id: str) -> Job:
@@ -395,50 +406,6 @@ def _check_batch(batch: Sequence[object]) -> None:
     # Bounds the history that one command writes as well (EVENTS_PER_COMMAND_BITS).
     if len(batch) > LEASES_PER_COMMAND_MAX:
         raise RefusedError("usage", f"at most {LEASES_PER_COMMAND_MAX} leases in one command")
-
-
-def _move_job(
-    change: Change,
-    job: Job,
-    event: JobEvent,
-    *,
-    node: str = "",
-    what: str = "",
-    **values: Any,  # noqa: ANN401 - columns of the row; replace() checks their names
-) -> None:
-    state = JOB_TRANSITIONS.get((job.state, event))
-    if state is None:
-        raise RefusedError("conflict", f"job {job.id} is {job.state}: no {event} from there")
-    change.rows.put(replace(job, state=state, updated_at_ms=change.at_ms, **values))
-    change.tell(f"job.{state}", job=job.id, node=node, what=what)
-
-
-def _move_task(
-    change: Change,
-    task: Task,
-    event: TaskEvent,
-    **values: Any,  # noqa: ANN401 - columns of the row; replace() checks their names
-) -> None:
-    state = TASK_TRANSITIONS.get((task.state, event))
-    if state is None:
-        raise RefusedError("conflict", f"task {task.id} is {task.state}: no {event} from there")
-    change.rows.put(replace(task, state=state, **values))
-
-
-def _move_attempt(
-    change: Change,
-    attempt: Attempt,
-    event: AttemptEvent,
-    **values: Any,  # noqa: ANN401 - columns of the row; replace() checks their names
-) -> Attempt:
-    state = ATTEMPT_TRANSITIONS.get((attempt.state, event))
-    if state is None:
-        raise RefusedError(
-            "stale_token", f"attempt {attempt.id} is {attempt.state}: no {event} from there"
-        )
-    moved = replace(attempt, state=state, ended_at_ms=change.at_ms, **values)
-    change.rows.put(moved)
-    return moved
 
 
 def _kept(report: AttemptReport) -> dict[str, Any]:

@@ -157,6 +157,7 @@ def report_node(change: Change, command: ReportNode) -> None:
     member = change.rows.get(Member, command.node)
     if member is None or member.state != "active":
         raise RefusedError("not_found", f"no member {command.node}")
+    known = change.rows.get(Node, command.node)
     change.rows.put(
         Node(
             node=command.node,
@@ -168,6 +169,8 @@ def report_node(change: Change, command: ReportNode) -> None:
             version=command.version,
             devices=command.devices,
             reported_at_ms=change.at_ms,
+            strikes=known.strikes if known is not None else (),
+            quarantine=known.quarantine if known is not None else "",
         )
     )
 

@@ -71,6 +71,10 @@ class Change:
         )
         self.events += 1
 
+    def first_seq(self) -> int:
+        """The seq of the first job that this command could make: those below it are older."""
+        return self.index << SEQ_BITS
+
     def done(self) -> Outcome:
         """The outcome of a command that was applied."""
         return Outcome(ok=True, index=self.index)

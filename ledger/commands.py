@@ -9,13 +9,13 @@ only: no decision compares two machines' clocks).  Digests are BLAKE3, 64 hexade
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
+from ledger.orders import Order
 from ledger.schema import FIRST_SCHEMA
+from ledger.vocabulary import COMMANDS
 from mesh.codec import Vocabulary, value
 from mesh.errors import WireError
-
-COMMANDS = Vocabulary("command")
 
 MemberRole = Literal["full", "witness"]
 PieceKind = Literal["chunk", "audio", "assemble"]
@@ -55,9 +55,6 @@ class Envelope:
 
 ENVELOPES = Vocabulary("envelope")
 ENVELOPES.kind("envelope")(Envelope)
-
-
-# --- mesh and members -------------------------------------------------------------------------
 
 
 @value
@@ -453,10 +450,13 @@ Command = (
     | AcceptResult
     | RefuseResult
     | FinishJob
+    | Order
 )
 
 
-SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2, PlanPieces: 2}
+SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2, PlanPieces: 2} | dict.fromkeys(
+    get_args(Order), 3
+)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 
 

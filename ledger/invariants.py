@@ -69,6 +69,7 @@ def _states_fit(
         "publishing": {"accepted"},
         "done": {"accepted"},
         "failed": {"failed"},
+        "cancelled": {"cancelled"},
     }
     for job in jobs.values():
         parts = [task for task in of_job.get(job.id, []) if task.kind != "whole"]
@@ -102,6 +103,7 @@ def _pieces_fit(job: Job, tasks: Sequence[Task]) -> list[str]:
         "publishing": parts == whole and ends == ["accepted"],
         "done": parts == whole and ends == ["accepted"],
         "failed": parts == {"failed"} and ends == ["failed"],
+        "cancelled": parts == {"cancelled"} and ends == ["cancelled"],
     }
     if fits.get(job.state, False):
         return []

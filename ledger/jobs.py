@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from ledger.commands import MemberRole
+from ledger.orders import Action
 from ledger.schema import FIRST_SCHEMA, column
 
 JobState = Literal[
@@ -24,7 +25,9 @@ JobState = Literal[
     "waiting",
     "paused",
 ]
-TaskState = Literal["blocked", "ready", "leased", "finished", "kept", "accepted", "failed"]
+TaskState = Literal[
+    "blocked", "ready", "leased", "finished", "kept", "accepted", "failed", "cancelled"
+]
 """blocked: it waits for other tasks of its job; kept: the owner holds this part of the film."""
 AttemptState = Literal[
     "leased",
@@ -50,10 +53,15 @@ JobEvent = Literal[
     "accept",
     "publish",
     "fail",
+    "cancel",
+    "retry",
 ]
 """again: the task is ready once more at once; wait: it is, after a wait; part: something became of
 one task of a film in pieces, which goes on."""
-TaskEvent = Literal["unblock", "lease", "finish", "again", "keep", "accept", "fail"]
+TaskEvent = Literal[
+    "unblock", "lease", "finish", "again", "keep", "accept", "fail", "cancel", "revive", "hold"
+]
+"""revive, hold: a person wants the job once more; its parts are ready, its assembly waits for them."""
 AttemptEvent = Literal["finish", "keep", "accept", "fail", "expire", "release", "refuse", "abandon"]
 
 JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
@@ -77,8 +85,15 @@ JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
     ("verifying", "fail"): "failed",
     ("publishing", "publish"): "done",
     ("publishing", "fail"): "failed",
+    ("queued", "cancel"): "cancelled",
+    ("planning", "cancel"): "cancelled",
+    ("running", "cancel"): "cancelled",
+    ("waiting", "cancel"): "cancelled",
+    ("verifying", "cancel"): "cancelled",
+    ("failed", "retry"): "queued",
+    ("cancelled", "retry"): "queued",
 }
-"""What is not here is refused.  `cancelled` and `paused` have no way in before their commands exist."""
+"""What is not here is refused.  `paused` has no way in: nodes are paused, not jobs."""
 
 TASK_TRANSITIONS: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
     ("blocked", "unblock"): "ready",
@@ -94,6 +109,15 @@ TASK_TRANSITIONS: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
     ("finished", "fail"): "failed",
     ("kept", "fail"): "failed",
     ("accepted", "fail"): "failed",
+    ("blocked", "cancel"): "cancelled",
+    ("ready", "cancel"): "cancelled",
+    ("leased", "cancel"): "cancelled",
+    ("finished", "cancel"): "cancelled",
+    ("kept", "cancel"): "cancelled",
+    ("failed", "revive"): "ready",
+    ("failed", "hold"): "blocked",
+    ("cancelled", "revive"): "ready",
+    ("cancelled", "hold"): "blocked",
 }
 
 ATTEMPT_TRANSITIONS: Final[dict[tuple[AttemptState, AttemptEvent], AttemptState]] = {
@@ -180,7 +204,11 @@ class Invitation(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node(Row):
-    """What a member can do, as it reported last."""
+    """What a member can do, as it reported last, and how its latest work ended.
+
+    `strikes` are jobs that failed here in a row and nowhere else; `quarantine` says why it gets no
+    work until its encoder is proven anew, and is empty while it does.
+    """
 
     node: str
     ffmpeg: str
@@ -191,6 +219,8 @@ class Node(Row):
     version: str
     devices: str
     reported_at_ms: int
+    strikes: tuple[str, ...] = column(since=3, default=())
+    quarantine: str = column(since=3, default="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +341,60 @@ class Event(Row):
     what: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch(Row):
+    """A watched folder of a node's machine; `settings` is JSON of that node."""
+
+    id: str
+    node: str
+    folder: str
+    profile: str
+    settings: str = column(since=3, default="{}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(Row):
+    """A profile of the mesh's own people; `definition` is its JSON, which this package does not read."""
+
+    name: str
+    definition: str
+    updated_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep(Row):
+    """One order about many jobs, on its way from the newest of them to the oldest.
+
+    Jobs of a seq below `cursor` are still to be looked at; 0: it is done.
+    """
+
+    id: str
+    action: Action
+    value: int
+    states: tuple[str, ...]
+    folder: str
+    node: str
+    profile: str
+    tenant: str
+    since_ms: int
+    until_ms: int
+    by: str
+    cursor: int
+    changed: int = 0
+    skipped: int = 0
+    created_at_ms: int
+    finished_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted(Row):
+    """What a job that was forgotten had made: `id` is the source's digest, a slash, and the profile's definition."""
+
+    id: str
+    output: str
+    at_ms: int
+
+
 ROW_CLASSES: Final[tuple[type[Row], ...]] = (
     Mesh,
     Member,
@@ -321,8 +405,18 @@ ROW_CLASSES: Final[tuple[type[Row], ...]] = (
     Attempt,
     Event,
     Definition,
+    Watch,
+    Profile,
+    Sweep,
+    Converted,
 )
-_TABLE_SINCE: Final[dict[type[Row], int]] = {Definition: 2}
+_TABLE_SINCE: Final[dict[type[Row], int]] = {
+    Definition: 2,
+    Watch: 3,
+    Profile: 3,
+    Sweep: 3,
+    Converted: 3,
+}
 
 
 def row_classes(schema: int) -> tuple[type[Row], ...]:

@@ -4,7 +4,6 @@ Readers never write and never wait for the writer (WAL); each thread has a conne
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,19 +30,16 @@ from ledger.jobs import (
     Node,
     Task,
 )
-from ledger.row_reader import BUSY_MS, RowReader
-from ledger.scheduler import NodeView, SchedulerView, TaskView
+from ledger.order_reader import OrderReader
+from ledger.row_reader import BUSY_MS
+from ledger.work_reader import WorkReader
 from mesh.errors import DamagedError, NotAllowedError, StorageError, UsageError
 
 QUERY_MS: Final = 10_000
 """Longest time of a person's query."""
 ROWS_MAX: Final = 100_000
-READY_TASKS_MAX: Final = 512
-"""Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
 CREATED_LOOKED_AT_MAX: Final = 10_000
 """Jobs since a time among which the oldest is looked for: a millisecond; of more, a page fills at once."""
-NEEDS_MAX: Final = 64
-"""Different needs (lists of encoders) that one round looks at: profiles have a handful."""
 QUERY_VALUE_BYTES_MAX: Final = 16 << 20
 """Longest text that a person's query may build: an entry of the log has 1 MiB."""
 VIEWS: Final = (
@@ -68,7 +64,7 @@ class AppliedState:
     checksum: bytes
 
 
-class Reader(RowReader):
+class Reader(WorkReader, OrderReader):
     """Rows of the ledger, as of the moment of each call."""
 
     # --- the mesh -------------------------------------------------------------------------------
@@ -272,75 +268,10 @@ class Reader(RowReader):
         first = () if row is None else (first_event(row),)
         return tuple({event.id: event for event in (*first, *found)}.values())[:limit]
 
-    def schedulable(self) -> SchedulerView:
-        """What the scheduler decides by, as far as the ledger knows."""
-        # Each kind of need by itself: a heap of tasks that no node can do must not hide the others.
-        tasks = [
-            task
-            for needs in self._ready_needs()
-            for task in self._rows(
-                Task,
-                "WHERE state = 'ready' AND needs = ? ORDER BY priority DESC, seq LIMIT ?",
-                (needs, READY_TASKS_MAX),
-            )
-        ]
-        tasks.sort(key=lambda task: (-task.priority, task.seq))
-        busy = Counter(attempt.node for attempt in self.active_attempts())
-        reported = {node.node: node for node in self.nodes()}
-        return SchedulerView(
-            tasks=tuple(_task_view(task) for task in tasks),
-            nodes=tuple(
-                _node_view(member, reported[member.node], busy[member.node])
-                for member in self.members(active_only=True)
-                if member.node in reported
-            ),
-        )
-
-    def _ready_needs(self) -> list[str]:
-        found: list[str] = []
-        while len(found) < NEEDS_MAX:
-            after = self._value(
-                "SELECT min(needs) FROM task WHERE state = 'ready' AND needs > ?",
-                (found[-1] if found else "",),
-            )
-            if after is None:
-                break
-            found.append(str(after))
-        return found
-
     def outcome(self, command_id: str) -> Outcome | None:
         """What a command gave, while it is remembered."""
         found = self._value("SELECT outcome FROM command WHERE id = ?", (command_id,))
         return None if found is None else ENVELOPES.decode(found)
-
-
-def _task_view(task: Task) -> TaskView:
-    return TaskView(
-        task=task.id,
-        job=task.job,
-        kind=task.kind,
-        owner=task.owner,
-        needs=task.needs,
-        cost=task.cost,
-        priority=task.priority,
-        seq=task.seq,
-        attempts=task.attempts,
-        excluded=task.excluded,
-        backoff_ms=task.backoff_ms,
-    )
-
-
-def _node_view(member: Member, node: Node, busy: int) -> NodeView:
-    return NodeView(
-        node=node.node,
-        name=member.name,
-        role=member.role,
-        encoders=node.encoders,
-        ffmpeg=node.ffmpeg,
-        slots=node.slots,
-        busy=busy,
-        cpus=node.cpus,
-    )
 
 
 # --- SQL of people --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 
@@ -75,16 +76,23 @@ def _getter(names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
     return lambda row: tuple(getattr(row, name) for name in names)
 
 
+@lru_cache(maxsize=1_024)
+def _json_of(value: tuple[Any, ...]) -> str:
+    # The same few lists come again and again: an encoder's names, a node's roles.
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
 def _encoder(names: Sequence[str], tuples: Collection[str]) -> Encoder:
     values_of = _getter(names)
-    if not tuples:
+    places = [place for place, name in enumerate(names) if name in tuples]
+    if not places:
         return values_of
 
     def encoded_values(row: Row) -> tuple[SqlValue, ...]:
-        return tuple(
-            json.dumps(value, separators=(",", ":"), ensure_ascii=True) if name in tuples else value
-            for name, value in zip(names, values_of(row), strict=True)
-        )
+        values = list(values_of(row))
+        for place in places:
+            values[place] = _json_of(values[place])
+        return tuple(values)
 
     return encoded_values
 
@@ -150,5 +158,6 @@ def decoded(cls: type[R], values: Sequence[Any], schema: int) -> R:
     """The row of these SQL values."""
     named = dict(zip(_COLUMNS[cls, schema], values, strict=True))
     for name in _TUPLES[cls]:
-        named[name] = tuple(json.loads(named[name]))
+        if name in named:  # not every form has it
+            named[name] = tuple(json.loads(named[name]))
     return cls(**named)

@@ -8,7 +8,7 @@ between two forms asks `Rows.schema`; DESIGN.md says how to add one.
 from dataclasses import MISSING, field
 from typing import Any, Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """The newest form that this version knows; migration N leads from form N - 1 to N."""
 FIRST_SCHEMA: Final = 1
 """The form of a ledger that holds nothing: its first entry says which one the mesh begins with."""

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from ledger import apply_jobs as jobs
 from ledger import apply_members as members
+from ledger import apply_orders as orders
 from ledger import apply_submissions as submissions
 from ledger.change import Change, RefusedError
 from ledger.commands import (
@@ -38,6 +39,18 @@ from ledger.commands import (
     StartPlanning,
     SubmitFilms,
     SubmitJobs,
+)
+from ledger.orders import (
+    AddWatch,
+    ChangeJobs,
+    ForgetJobs,
+    Order,
+    PutProfile,
+    ReleaseNode,
+    RemoveProfile,
+    RemoveWatch,
+    StartSweep,
+    StepSweep,
 )
 from ledger.rows import Rows
 from ledger.schema import FIRST_SCHEMA
@@ -109,5 +122,29 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             jobs.refuse_result(change, command)
         case FinishJob():
             jobs.finish_job(change, command)
+        case _:
+            _dispatch_order(change, command)
+
+
+def _dispatch_order(change: Change, command: Order) -> None:
+    match command:
+        case ChangeJobs():
+            orders.change_jobs(change, command)
+        case StartSweep():
+            orders.start_sweep(change, command)
+        case StepSweep():
+            orders.step_sweep(change, command)
+        case ForgetJobs():
+            orders.forget_jobs(change, command)
+        case ReleaseNode():
+            orders.release_node(change, command)
+        case AddWatch():
+            orders.add_watch(change, command)
+        case RemoveWatch():
+            orders.remove_watch(change, command)
+        case PutProfile():
+            orders.put_profile(change, command)
+        case RemoveProfile():
+            orders.remove_profile(change, command)
         case _:
             assert_never(command)

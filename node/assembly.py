@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import socket
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -45,7 +44,7 @@ from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.machine import Machine
-from node.media.profiles import BUILT_IN, built_in
+from node.media.profiles import BUILT_IN
 from node.member import MemberNode, Membership, grant_of, granted_members
 from node.membership.address_book_files import AddressFile
 from node.membership.admission import Admission
@@ -58,16 +57,20 @@ from node.membership.voters import LEAVE_S
 from node.settings.config import Config
 from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
-from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
+from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
+from node.threads import resolve
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
 from node.work.limits_files import LimitsFile
 from node.work.owner import Owner
+from node.work.restoring import Restoring
+from node.work.standing import told_standing
 from node.work.submission import Submission
 from node.work.submission_files import prepare
 from node.work.traffic import Traffic
+from node.work.wanted import profile_of
 from node.work.worker import Worker
 
 _log = structlog.get_logger("node")
@@ -89,15 +92,14 @@ class Assembly:
     ) -> None:
         home = Path(config.home)
         self._config, self._home = config, home
-        self._identity = identity
-        self._log, self._ledger = log, ledger
+        self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
         self._incarnation = secrets.token_hex(4)
         self._member: MemberNode | None = None
         self._worker: Worker | None = None
         self._duties: Duties | None = None
-        self._machine = Machine(ffmpeg=config.ffmpeg, cache=home / CACHE_FOLDER, slots=config.slots)
+        self._machine = Machine(config, home / CACHE_FOLDER)
         self._replica = Replica(reader)
         control_port, bulk_port, join_port = config.ports
         host = config.listen_host
@@ -107,6 +109,7 @@ class Assembly:
         self._films = Films(
             own=identity.node_id,
             folder=home / CACHE_FOLDER,
+            trash=home / TRASH_FOLDER,
             allowed=self._allowed,
             reader=reader,
             client=self._client,
@@ -137,7 +140,7 @@ class Assembly:
             facts=self._facts,
             mesh=self._mesh,
             call=ZmqJoinCall(identity.keys, JOIN_KEY.public),
-            resolve=_resolve,
+            resolve=resolve,
             promises=PromiseFile(home),
             announce=self._discovery.announce,
             settings=self._admission_settings(),
@@ -288,6 +291,7 @@ class Assembly:
             ),
             leases=leases,
             voter_silent_ms=timings.voter_silent_ms,
+            history=self._config.history,
             status=self._told,
             random=SystemRandom(),
         )
@@ -363,6 +367,10 @@ class Assembly:
                 refusals=self._refusals,
                 backups=duties.states,
                 disk_free_bytes=lambda: free_bytes(self._home),
+                standing_of=member.standing_of,
+                restoring=Restoring(
+                    member.own, self._replica, member.requests, self._films.restore
+                ),
             )
         )
         group.create_task(worker.run(), name="worker")
@@ -451,11 +459,11 @@ class Assembly:
         return await asyncio.to_thread(
             prepare,
             request,
-            built_in(request.profile),
+            profile := profile_of(request),
             owner=self._identity.node_id,
             allowed=self._allowed.folders,
             check_output=self._allowed.split,
-            profile_names=tuple(BUILT_IN),
+            profile_names=tuple({*BUILT_IN, profile.name}),
             new_id=new_job_id,
         )
 
@@ -468,7 +476,9 @@ class Assembly:
 
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
-        return {**self._service.told(), **self._traffic.told()}
+        closed = self._worker.closed if self._worker is not None else "has only just started"
+        standing = told_standing(closed, free_bytes(self._home))
+        return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:
         sockets: tuple[tuple[str, Counters], ...] = (
@@ -486,11 +496,3 @@ class Assembly:
 
 def _fingerprint(kept: object) -> bytes | None:
     return bytes.fromhex(kept) if isinstance(kept, str) else None
-
-
-async def _resolve(host: str) -> tuple[str, ...]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return ()
-    return tuple(dict.fromkeys(str(one[4][0]) for one in found))

@@ -14,16 +14,23 @@ from node.media.ffmpeg_binary import choose
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
+from node.media.surroundings_files import surroundings
 
 
-async def detect_here(ffmpeg: str | None, cache: Path) -> Detection:
+async def detect_here(
+    ffmpeg: str | None, cache: Path, *, software_vulkan: bool = False, speeds: bool = False
+) -> Detection:
     """Takes about a second the first time, and as long as listing devices afterwards.
 
-    Raises `FFmpegMissingError`.
+    With `speeds` each usable encoder is measured too, once: some seconds.  Raises `FFmpegMissingError`.
     """
-    runner = FFmpegRunner()
+    runner, proofs = FFmpegRunner(), ProofFiles(cache)
     binary = await choose(runner, ffmpeg_candidates(ffmpeg))
-    return detection_of(await hardware.detect(runner, binary, ProofFiles(cache), sys.executable))
+    with surroundings(software_vulkan=software_vulkan) as around:
+        found = await hardware.detect(runner, binary, proofs, sys.executable, around)
+    if speeds:
+        found = await hardware.with_speeds(runner, binary, proofs, found)
+    return detection_of(found)
 
 
 def detection_of(found: hardware.Detection) -> Detection:
@@ -48,8 +55,11 @@ def detection_of(found: hardware.Detection) -> Detection:
             EncoderInfo(
                 name=one.name,
                 family=one.family,
-                works=None if one.why == hardware.NOT_PROVEN else one.usable,
+                works=one.usable,
                 reason=one.why,
+                devices=list(filter(None, one.devices)),
+                psnr_db=one.psnr_db or None,
+                fps=one.fps,
             )
             for one in found.encoders
         ],

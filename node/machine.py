@@ -19,9 +19,12 @@ from node.media import hardware
 from node.media.convert import Media
 from node.media.ffmpeg_binary import choose
 from node.media.locate_ffmpeg import ffmpeg_candidates
+from node.media.plan import VULKAN_SCALER
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
+from node.media.surroundings_files import surroundings
 from node.member import MemberNode
+from node.settings.config import Config
 
 CPUS_A_SLOT: Final = 8
 """x264 and x265 use about eight processors well; more are worth a second film."""
@@ -32,11 +35,14 @@ _log = structlog.get_logger("media")
 class Machine:
     """FFmpeg, encoders and devices of this machine; asking waits until they are known."""
 
-    def __init__(self, *, ffmpeg: str | None, cache: Path, slots: int | None) -> None:
-        self._ffmpeg = ffmpeg
+    def __init__(self, config: Config, cache: Path) -> None:
+        """`cache` is the folder in which proofs are remembered."""
+        self._ffmpeg = config.ffmpeg
+        self._software_vulkan = config.software_vulkan
+        self._measuring = asyncio.Lock()
         self._cache = cache
-        self._configured_slots = slots
-        self._slots = slots
+        self._configured_slots = config.slots
+        self._slots = config.slots
         self._slots_changed = asyncio.Event()
         self._runner = FFmpegRunner()
         loop = asyncio.get_running_loop()
@@ -47,15 +53,20 @@ class Machine:
         """Looks for FFmpeg and proves its encoders; a machine without them still owns films."""
         try:
             binary = await choose(self._runner, ffmpeg_candidates(self._ffmpeg))
-            found = await hardware.detect(
-                self._runner, binary, ProofFiles(self._cache), sys.executable
-            )
+            with surroundings(software_vulkan=self._software_vulkan) as around:
+                found = await hardware.detect(
+                    self._runner, binary, ProofFiles(self._cache), sys.executable, around
+                )
         except DarkStreamError as error:
             _log.warning("this node cannot encode", reason=error.what, todo=error.todo)
             self._found.set_exception(error)
             return
         media = Media(
-            runner=self._runner, ffmpeg=binary, encoders=found.usable, python=sys.executable
+            runner=self._runner,
+            ffmpeg=binary,
+            encoders=found.usable,
+            devices=found.places,
+            python=sys.executable,
         )
         self._found.set_result((media, found))
 
@@ -64,8 +75,14 @@ class Machine:
         return (await asyncio.shield(self._found))[0]
 
     async def detection(self) -> Detection:
-        """What `mesh-node detect` shows.  Raises what `detect` met."""
-        return detection_of((await asyncio.shield(self._found))[1])
+        """What `mesh-node detect` shows, speeds too: measured when first asked for.  Raises what `detect` met."""
+        media, found = await asyncio.shield(self._found)
+        async with self._measuring:
+            return detection_of(
+                await hardware.with_speeds(
+                    self._runner, media.ffmpeg, ProofFiles(self._cache), found
+                )
+            )
 
     def use_slots(self, slots: int | None) -> None:
         """So many films at once from now on; None: as configured."""
@@ -87,7 +104,7 @@ class Machine:
                 ReportNode(
                     node=member.own,
                     ffmpeg=media.ffmpeg.group,
-                    encoders=tuple(sorted(found.usable)),
+                    encoders=tuple(sorted(found.usable - {VULKAN_SCALER})),
                     slots=max(1, cpus // CPUS_A_SLOT) if self._slots is None else self._slots,
                     cpus=cpus,
                     platform=f"{platform.system()} {platform.machine()}",

@@ -37,10 +37,13 @@ from node.consensus.snapshot_duty import Shelf
 from node.membership.neighbours import AddressBook, Neighbours, OwnFacts
 from node.membership.voters import LEAVE_S, Voters
 from node.requests import Requests
+from node.settings.sections import HistoryConfig
 from node.work.coordinator import Coordinator
 from node.work.leases import LeaseTiming
 from node.work.migration import Migration
 from node.work.progress import TOPIC, ProgressBoard
+from node.work.standing import Standing, standing_of
+from node.work.sweeps import Sweeps
 
 REPORT_RETRY_S: Final = 5.0
 FAREWELL_MS: Final = 12_000
@@ -128,6 +131,7 @@ class MemberNode:
         timing: Timing,
         leases: LeaseTiming,
         voter_silent_ms: int,
+        history: HistoryConfig,
         status: Callable[[], dict[str, object]],
         random: RandomSource,
     ) -> None:
@@ -160,7 +164,8 @@ class MemberNode:
             name_of=self._name_of,
         )
         self.board = ProgressBoard(self.own, self._tell_all, clock.monotonic_ms)
-        self.coordinator = self._coordinator(leases, voter_silent_ms)
+        self._status = status
+        self.coordinator = self._coordinator(leases, voter_silent_ms, history)
         self.refused: dict[str, int] = {}
         self._control = control
         self._trust_users = tuple(trust_users)
@@ -168,7 +173,9 @@ class MemberNode:
         self._running = False
         self._farewell_until_ms: dict[str, int] = {}
 
-    def _coordinator(self, leases: LeaseTiming, voter_silent_ms: int) -> Coordinator:
+    def _coordinator(
+        self, leases: LeaseTiming, voter_silent_ms: int, history: HistoryConfig
+    ) -> Coordinator:
         return Coordinator(
             driver=self.driver,
             proposer=self.proposer,
@@ -188,7 +195,18 @@ class MemberNode:
                 replica=self.replica,
                 known=self.neighbours.schema_of,
             ),
+            sweeps=Sweeps(
+                driver=self.driver,
+                proposer=self.proposer,
+                replica=self.replica,
+                kept=history,
+            ),
+            standing=self.standing_of,
         )
+
+    def standing_of(self, node: NodeId) -> Standing:
+        """How a member stands to work, as it says itself."""
+        return standing_of(self._status() if node == self.own else self.neighbours.status_of(node))
 
     @property
     def leader(self) -> NodeId | None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -37,3 +38,12 @@ async def run_stoppable(threads: ThreadPoolExecutor, work: Callable[[Callable[[]
         if not future.cancelled():
             future.exception()
         raise
+
+
+async def resolve(host: str) -> tuple[str, ...]:
+    """The addresses of a host; none when it has none now."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(one[4][0]) for one in found))

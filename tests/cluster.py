@@ -24,6 +24,10 @@ MESH_CLI = (sys.executable, "-m", "node.cli.mesh_cli")
 _NEVER = Event()
 
 
+START_S = 60.0
+"""A node is ready within a second or two; on a busy machine nothing else is worth failing for."""
+
+
 def wait_for(what: str, check: Callable[[], T | None], timeout_s: float) -> T:
     """The first truthy answer of `check`; fails with `what` when the time is over."""
     deadline = monotonic_ms() + int(timeout_s * 1000)
@@ -124,7 +128,7 @@ class Node:
     def status(self) -> Any:
         return self.cli("status")
 
-    def ready(self, timeout_s: float = 20) -> "Node":
+    def ready(self, timeout_s: float = START_S) -> "Node":
         """Waits until the node is a member and a coordinator is known."""
         wait_for(
             f"{self.name} is ready (log: {self.log_tail()})",
@@ -133,7 +137,7 @@ class Node:
         )
         return self
 
-    def sees(self, count: int, timeout_s: float = 20) -> "Node":
+    def sees(self, count: int, timeout_s: float = START_S) -> "Node":
         """Waits until this node counts so many living members."""
         wait_for(
             f"{self.name} sees {count} nodes",
@@ -177,7 +181,7 @@ def form(nodes: Sequence[Node], *options: str) -> None:
     """The first forms a mesh, the others join it with a token; waits until all see all."""
     nodes[0].start("--new-mesh", *options).ready()
     if len(nodes) > 1:
-        token = nodes[0].token(len(nodes) - 1)
+        token = wait_for("a token", lambda: nodes[0].token(len(nodes) - 1), START_S)
         for node in nodes[1:]:
             node.start("--join", token, *options)
         for node in nodes:

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ledger.jobs import JobState
 from mesh import clock
@@ -20,6 +20,8 @@ from mesh.errors import (
     NotFoundError,
     UsageError,
 )
+from node.faces.validation import validated
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -34,8 +36,6 @@ from node.gateway.models import (
     JobFilter,
     JobsPage,
     JobSummary,
-    Limited,
-    LimitRequest,
     Metric,
     NodeInfo,
     NodesPage,
@@ -43,6 +43,7 @@ from node.gateway.models import (
     PendingJoin,
     Progress,
     Removed,
+    Restored,
     ResultInfo,
     Revoked,
     Status,
@@ -53,6 +54,7 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.server import Gateway, address_of, bind_api
+from node.gateway.work_models import Limited, LimitRequest
 from node.settings.home_files import write_api_files
 
 T = TypeVar("T")
@@ -84,6 +86,8 @@ class FakeNode:
         ]
         self.caught_up = asyncio.Event()
         self.caught_up.set()
+        self.profiles: Any = None
+        self.work: Any = None  # the tests of these faces ask real nodes
         self._runs: set[asyncio.Task[None]] = set()
 
     def _enter(self, call: str) -> None:
@@ -234,6 +238,11 @@ class FakeNode:
         self.pending.remove(asking[0])
         return Approved(id=asking[0].id, name=asking[0].name, code=asking[0].code)
 
+    async def restore(self, job: str) -> Restored:
+        self._enter(f"restore {job}")
+        found = await self.job(job)
+        return Restored(id=found.id, source=found.source, result=found.output)
+
     async def remove(self, name: str) -> Removed:
         return Removed(id=(await self.revoke(name)).id, name=name)
 
@@ -253,6 +262,10 @@ class FakeNode:
                     id=node.id, name=node.name, slots=request.slots, up=rates[0], down=rates[1]
                 )
         raise NotFoundError(f"no node {name!r} is known", "mesh-cli nodes lists them")
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        self._enter("validate")
+        return validated(request, "fake")
 
     async def detect(self) -> Detection:
         self._enter("detect")

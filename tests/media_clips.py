@@ -10,7 +10,9 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "clips"
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=s=160x120:r=25:d=2"]
-SOUND = ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000:d=2"]
+SWEEP = "aevalsrc=0.4*sin(2*PI*(300+90*t)*t):s=48000"
+"""Its pitch rises, so that what is heard tells when it was played."""
+SOUND = ["-f", "lavfi", "-i", f"{SWEEP}:d=2"]
 X264 = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "12", "-pix_fmt", "yuv420p"]
 AAC = ["-c:a", "aac", "-b:a", "64k"]
 SRT = "1\n00:00:00,200 --> 00:00:00,900\nHello\n\n2\n00:00:01,000 --> 00:00:01,800\nWorld\n"
@@ -264,7 +266,7 @@ RECIPES = {
 
 LONG = ["-f", "lavfi", "-i", "testsrc2=s=160x120:r=25:d=6"]
 LONG_2997 = ["-f", "lavfi", "-i", "testsrc2=s=160x120:r=30000/1001:d=6"]
-LONG_SOUND = ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000:d=6"]
+LONG_SOUND = ["-f", "lavfi", "-i", f"{SWEEP}:d=6"]
 OPEN = "open-gop=1:keyint=24:min-keyint=24:scenecut=0:bframes=3:b-pyramid=2"
 
 

@@ -48,7 +48,7 @@ CREATE TABLE invitation (
     expires_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- What each member can do, as it said last.
+-- What each member can do, as it said last; strikes is a JSON list of jobs, quarantine why it gets no work.
 CREATE TABLE node (
     node TEXT PRIMARY KEY,
     ffmpeg TEXT NOT NULL,
@@ -58,7 +58,9 @@ CREATE TABLE node (
     platform TEXT NOT NULL,
     version TEXT NOT NULL,
     devices TEXT NOT NULL,
-    reported_at_ms INTEGER NOT NULL
+    reported_at_ms INTEGER NOT NULL,
+    strikes TEXT NOT NULL,
+    quarantine TEXT NOT NULL
 ) STRICT;
 
 -- The texts of profiles, as they were when jobs were submitted; id is the seq of the first job.
@@ -105,6 +107,9 @@ CREATE INDEX job_to_plan ON job (owner, priority DESC) WHERE state = 'queued' AN
 CREATE INDEX job_by_creation ON job (created_at_ms) WHERE seq & 1023 = 0;
 -- Two live jobs of an owner must never write one file: looked up at submission.
 CREATE INDEX job_by_output ON job (output);
+-- Films whose content was converted already, and what is old enough to be forgotten.
+CREATE INDEX job_by_digest ON job (source_digest) WHERE source_digest <> '';
+CREATE INDEX job_by_end ON job (finished_at_ms) WHERE finished_at_ms > 0;
 
 -- Units of leasable work.  needs and excluded are JSON lists.
 CREATE TABLE task (
@@ -160,6 +165,8 @@ CREATE INDEX attempt_by_job ON attempt (job, number);
 CREATE INDEX attempt_by_task ON attempt (task, state);
 CREATE INDEX attempt_by_node ON attempt (node, state);
 CREATE INDEX attempt_leased ON attempt (id) WHERE state = 'leased';
+-- Whether a file is one of our own results.
+CREATE INDEX attempt_by_result ON attempt (result_digest) WHERE state = 'accepted';
 
 -- History: every change of state, with the log index that made it; a job's first line is the job itself.
 CREATE TABLE event (
@@ -183,7 +190,36 @@ CREATE TABLE watch (
     id TEXT PRIMARY KEY,
     node TEXT NOT NULL,
     folder TEXT NOT NULL,
-    profile TEXT NOT NULL
+    profile TEXT NOT NULL,
+    settings TEXT NOT NULL
+) STRICT;
+
+-- Orders about many jobs, each on its way from the newest to the oldest; cursor 0: done.
+CREATE TABLE sweep (
+    id TEXT PRIMARY KEY,
+    action TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    states TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    node TEXT NOT NULL,
+    profile TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    since_ms INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    cursor INTEGER NOT NULL,
+    changed INTEGER NOT NULL,
+    skipped INTEGER NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    finished_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX sweep_open ON sweep (created_at_ms) WHERE cursor > 0;
+
+-- What jobs that were forgotten had made, by the content of the source and the profile.
+CREATE TABLE converted (
+    id TEXT PRIMARY KEY,
+    output TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
 ) STRICT;
 
 -- ---- Views: the interface of `ledger query`; columns are only ever added. -----------------------
@@ -224,7 +260,8 @@ FROM attempt;
 CREATE VIEW nodes AS
 SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = node.node), node.node)
        AS name, node.ffmpeg, node.encoders, node.slots, node.cpus, node.platform, node.version,
-       node.devices, node.reported_at_ms AS reported_ms
+       node.devices, node.reported_at_ms AS reported_ms,
+       nullif(node.quarantine, '') AS quarantine
 FROM node;
 
 -- The sources of jobs, as they were when they were planned.
@@ -236,7 +273,7 @@ FROM job WHERE job.planned = 1;
 
 CREATE VIEW profiles AS SELECT name, definition, updated_at_ms AS updated_ms FROM profile;
 
-CREATE VIEW watches AS SELECT id, node, folder, profile FROM watch;
+CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;
 
 -- The first line of a job is the job itself.
 CREATE VIEW events AS

@@ -20,6 +20,7 @@ from node.settings.home_paths import (
 )
 
 if TYPE_CHECKING:
+    import click
     import httpx
 
 CONNECT_S = 3.0
@@ -63,6 +64,13 @@ def connect(common: Common) -> "Api":
         )
     token = os.environ.get(API_KEY_VARIABLE, "") or _read(home / API_TOKEN_FILE)
     return Api(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", token)
+
+
+def api_of(ctx: "click.Context") -> "Api":
+    """The node that a command talks to; closed with the command."""
+    api = connect(ctx.ensure_object(Common))
+    ctx.call_on_close(api.close)
+    return api
 
 
 def _read(path: Path) -> str:

@@ -1,34 +1,31 @@
 """`mesh-cli`: what a person asks of the mesh, over HTTP to a node."""
 
-import os
 import sys
 from typing import Any
 from urllib.parse import quote
 
 import click
 
-from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError, UsageError
+from mesh.errors import EXIT_JOB_FAILED, EXIT_USAGE, ConflictError, NotFoundError, UsageError
 from mesh.limits import rate_text
 from node.cli import views
-from node.cli.client import Api, connect
-from node.cli.faults import Commands, Json, StoppedWatchingError, error_from, main_of, print_json
+from node.cli.client import Api, api_of, home_of
+from node.cli.faults import (
+    Commands,
+    Json,
+    StoppedWatchingError,
+    error_from,
+    main_of,
+    print_error,
+    print_json,
+)
 from node.cli.faults import safe as safe_text
+from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
-from node.cli.options import Common, Duration, Rate, Since, common_options
-
-STATES = [
-    "queued",
-    "planning",
-    "running",
-    "verifying",
-    "publishing",
-    "done",
-    "failed",
-    "cancelled",
-    "waiting",
-    "paused",
-]
-
+from node.cli.options import STATES, Common, Duration, Rate, Since, common_options
+from node.cli.profile_cmds import profiles
+from node.cli.work_cmds import add_work_commands
+from node.settings.config_text import ConfigFault, ConfigFaultsError
 
 _consistent = click.option(
     "--consistent",
@@ -48,21 +45,6 @@ def cli(*, as_json: bool) -> None:
     """Convert videos on a mesh of machines.  Talks to the node on this machine."""
 
 
-def _api(ctx: click.Context) -> Api:
-    api = connect(ctx.ensure_object(Common))
-    ctx.call_on_close(api.close)
-    return api
-
-
-def _submission(paths: tuple[str, ...], profile: str, output: str | None, **more: object) -> Json:
-    return {
-        "paths": [os.path.abspath(path) for path in paths],  # noqa: PTH100 - keeps a link's own name
-        "profile": profile,
-        "output": os.path.abspath(output) if output else None,  # noqa: PTH100 - see above
-        **more,
-    }
-
-
 def _report_faults(faults: list[Json]) -> int:
     """Prints why paths gave no job; the exit code of the first."""
     for fault in faults:
@@ -75,31 +57,23 @@ def _report_faults(faults: list[Json]) -> int:
 
 @cli.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--profile", "-p", required=True, help="How to convert: web, mobile, archive, ...")
-@click.option(
-    "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
-)
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--no-split", is_flag=True, help="Convert each film whole, on one node.")
+@film_options
 @common_options
 @click.pass_context
 def convert(
     ctx: click.Context,
+    /,
     *,
     files: tuple[str, ...],
-    profile: str,
-    output: str | None,
-    overwrite: bool,
-    no_split: bool,
     as_json: bool,
+    **wanted: Any,  # noqa: ANN401 - the options of `film_options`
 ) -> int:
     """Convert films and wait for the results, with live progress."""
     from node.cli.displays import display_for, print_results  # noqa: PLC0415 - start-up time
     from node.cli.follow import Follower  # noqa: PLC0415 - start-up time
 
-    api = _api(ctx)
-    body = _submission(files, profile, output, overwrite=overwrite, split=not no_split)
-    answer = api.post("/jobs", body)
+    api = api_of(ctx)
+    answer = api.post("/jobs", submission(files, **wanted))
     ids = [job["id"] for job in answer["jobs"]]
     display = display_for(as_json=as_json)
     try:
@@ -125,14 +99,9 @@ def convert(
 
 @cli.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@click.option("--profile", "-p", required=True, help="How to convert: web, mobile, archive, ...")
-@click.option(
-    "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
-)
+@film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--no-split", is_flag=True, help="Convert each film whole, on one node.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be submitted.")
 @common_options
 @click.pass_context
@@ -141,15 +110,11 @@ def submit(
     /,
     *,
     paths: tuple[str, ...],
-    profile: str,
-    output: str | None,
-    no_split: bool,
     as_json: bool,
-    **more: Any,  # noqa: ANN401 - priority, tenant, overwrite, dry_run go on as they are
+    **wanted: Any,  # noqa: ANN401 - the options of `film_options`; priority, tenant, dry_run go on as they are
 ) -> int:
     """Submit films and folders; prints the ids of the jobs."""
-    body = _submission(paths, profile, output, split=not no_split, **more)
-    answer = _api(ctx).post("/jobs", body)
+    answer = api_of(ctx).post("/jobs", submission(paths, **wanted))
     if as_json:
         print_json(answer)
     else:
@@ -165,7 +130,7 @@ def submit(
 @click.pass_context
 def status(ctx: click.Context, *, consistent: bool, as_json: bool) -> int:
     """The mesh in one look."""
-    answer = _api(ctx).get("/status", consistent=_asked(consistent=consistent))
+    answer = api_of(ctx).get("/status", consistent=_asked(consistent=consistent))
     print_json(answer) if as_json else views.print_status(answer)
     return 0
 
@@ -191,7 +156,7 @@ def jobs(
     as_json: bool,
 ) -> int:
     """Jobs, newest first."""
-    api = _api(ctx)
+    api = api_of(ctx)
     found: list[Json] = []
     cursor: str | None = None
     while True:
@@ -226,8 +191,23 @@ def job() -> None:
 def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool) -> int:
     """A job's state, tasks and attempts, and why it waits."""
     path = f"/jobs/{quote(job_id, safe='')}"
-    answer = _api(ctx).get(path, consistent=_asked(consistent=consistent))
+    answer = api_of(ctx).get(path, consistent=_asked(consistent=consistent))
     print_json(answer) if as_json else views.print_job(answer)
+    return 0
+
+
+@job.command("restore")
+@click.argument("job_id", metavar="ID")
+@common_options
+@click.pass_context
+def job_restore(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
+    """Bring the original back that the result of a job with --replace took the place of."""
+    answer = api_of(ctx).post(f"/jobs/{quote(job_id, safe='')}/restore", {})
+    if as_json:
+        print_json(answer)
+    else:
+        print(safe_text(f"{answer['source']} is the original again"))
+        print(safe_text(f"the result lies at {answer['result']}"))
     return 0
 
 
@@ -238,7 +218,7 @@ def nodes(ctx: click.Context, *, as_json: bool) -> int:
     """The nodes of the mesh, and those that ask to join."""
     if ctx.invoked_subcommand is not None:
         return 0
-    answer = _all_nodes(_api(ctx))
+    answer = _all_nodes(api_of(ctx))
     print_json(answer) if as_json else views.print_nodes(answer)
     return 0
 
@@ -262,7 +242,7 @@ def _all_nodes(api: Api) -> Json:
 @click.pass_context
 def approve(ctx: click.Context, *, name: str, yes: bool, code: str | None, as_json: bool) -> int:
     """Admit a node that asks to join; compare its six-digit code with what the new node shows."""
-    api = _api(ctx)
+    api = api_of(ctx)
     asking = [one for one in api.get("/nodes")["pending"] if name in (one["name"], one["id"])]
     if not asking:
         raise NotFoundError(f"no node {name!r} asks to join", "mesh-cli nodes lists those that do")
@@ -291,7 +271,7 @@ def approve(ctx: click.Context, *, name: str, yes: bool, code: str | None, as_js
 @click.pass_context
 def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Distrust a node for good: its key is refused from now on."""
-    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/revoke")
+    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/revoke")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is revoked"))
     return 0
 
@@ -302,7 +282,7 @@ def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
 @click.pass_context
 def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Let a node go for good: it hands over its vote and its work, and stops; it may join anew."""
-    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/remove")
+    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/remove")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is removed"))
     return 0
 
@@ -329,7 +309,7 @@ def limit(
     body = {"slots": slots, "up": up, "down": down, "link": link}
     if slots is None and up is None and down is None:
         raise UsageError("nothing to change", "give --slots, --up or --down")
-    answer = _api(ctx).post(f"/nodes/{quote(name, safe='')}/limit", body)
+    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/limit", body)
     if as_json:
         print_json(answer)
         return 0
@@ -352,7 +332,7 @@ def token() -> None:
 @click.pass_context
 def token_create(ctx: click.Context, *, uses: int, ttl: int, as_json: bool) -> int:
     """Make an invitation; prints the token alone, for `mesh-node start --join TOKEN`."""
-    answer = _api(ctx).post("/tokens", {"uses": uses, "ttl_s": ttl})
+    answer = api_of(ctx).post("/tokens", {"uses": uses, "ttl_s": ttl})
     print_json(answer) if as_json else print(answer["token"])
     return 0
 
@@ -362,12 +342,42 @@ def token_create(ctx: click.Context, *, uses: int, ttl: int, as_json: bool) -> i
 @click.pass_context
 def detect(ctx: click.Context, *, as_json: bool) -> int:
     """What the node's machine can encode with."""
-    answer = _api(ctx).get("/detect")
+    answer = api_of(ctx).get("/detect")
     print_json(answer) if as_json else views.print_detection(answer)
     return 0
 
 
+@cli.command()
+@click.argument("file")
+@common_options
+@click.pass_context
+def validate(ctx: click.Context, *, file: str, as_json: bool) -> int:
+    """Check a configuration file as the node's version reads it: every fault at once, with its line."""
+    from node.settings.config_files import read_config_file  # noqa: PLC0415 - start-up time
+
+    path, text = read_config_file({}, {}, file, default_home=home_of(ctx.ensure_object(Common)))
+    answer = api_of(ctx).post("/validate", {"text": text, "file": str(path)})
+    if as_json:
+        print_json(answer)
+    elif answer["ok"]:
+        print(safe_text(f"{path}: no faults"))
+    if not answer["ok"]:
+        print_error(_faults_told(answer["faults"]))
+    return 0 if answer["ok"] else EXIT_USAGE
+
+
+def _faults_told(faults: list[Json]) -> ConfigFaultsError:
+    return ConfigFaultsError(
+        [
+            ConfigFault(one["file"], *(one[k] for k in ("line", "key", "what", "todo")))
+            for one in faults
+        ]
+    )
+
+
 cli.add_command(ledger)
+cli.add_command(profiles)
+add_work_commands(cli, nodes)
 
 
 main = main_of(cli)

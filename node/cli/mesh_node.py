@@ -3,7 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from node.cli.faults import Commands, Json, error_json, main_of, print_error, pr
 from node.cli.options import Common, home_option
 from node.settings.config_text import ConfigFaultsError
 from node.settings.home_paths import CACHE_FOLDER
+
+if TYPE_CHECKING:
+    from node.settings.config import Config
 
 _FLAG_KEYS = {"log_level": "log.level", "log_format": "log.format"}
 
@@ -27,8 +30,12 @@ def cli() -> None:
 def _flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     """What was typed, by the keys of the configuration."""
     typed = {_FLAG_KEYS.get(name, name): value for name, value in given.items()}
-    flags = {key: list(v) if isinstance(v, tuple) else v for key, v in typed.items() if v or v == 0}
-    flags = {key: value for key, value in flags.items() if value is not False}
+    # An empty text was typed as well, mostly by a script whose variable holds nothing: it is judged.
+    flags = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in typed.items()
+        if value is not None and value is not False and value != ()
+    }
     home = ctx.ensure_object(Common).home
     return {**flags, "home": home} if home else flags
 
@@ -49,6 +56,9 @@ def _flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--allow", multiple=True, metavar="DIR", help="A folder of films; repeatable.")
 @click.option("--slots", type=int, metavar="N", help="Conversions at a time; else by the machine.")
 @click.option("--ffmpeg", metavar="FILE", help="The FFmpeg to use.")
+@click.option(
+    "--software-vulkan", is_flag=True, help="Let Vulkan on the processor work; it is no GPU."
+)
 @click.option("--config", metavar="FILE", help="Configuration; else node.toml in the home.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
 @click.option("--log-format", metavar="text|json", help="Text for people, JSON for machines.")
@@ -103,28 +113,36 @@ def check_config(ctx: click.Context, *, file: str | None, as_json: bool) -> int:
 
 @cli.command()
 @click.option("--ffmpeg", metavar="FILE", help="The FFmpeg to ask; else the configured one.")
+@click.option(
+    "--software-vulkan", is_flag=True, help="Try Vulkan on the processor too; it is no GPU."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @home_option
 @click.pass_context
-def detect(ctx: click.Context, *, ffmpeg: str | None, as_json: bool) -> int:
-    """Devices, encoders that really encoded a frame here, and why others did not."""
+def detect(ctx: click.Context, *, ffmpeg: str | None, software_vulkan: bool, as_json: bool) -> int:
+    """Devices, encoders that really encoded a frame here, how fast, and why others did not."""
     from node.cli.views import print_detection  # noqa: PLC0415 - start-up time
     from node.detection import detect_here  # noqa: PLC0415 - see above
 
-    program, home = _program(ctx, ffmpeg)
-    found = asyncio.run(detect_here(program, home / CACHE_FOLDER)).model_dump(mode="json")
+    settings = _settings(ctx, {"ffmpeg": ffmpeg, "software_vulkan": software_vulkan})
+    looked = detect_here(
+        settings.ffmpeg,
+        Path(settings.home) / CACHE_FOLDER,
+        software_vulkan=settings.software_vulkan,
+        speeds=True,
+    )
+    found = asyncio.run(looked).model_dump(mode="json")
     print_json(found) if as_json else print_detection(found)
     return 0
 
 
-def _program(ctx: click.Context, ffmpeg: str | None) -> tuple[str | None, Path]:
-    """The FFmpeg that a node would be told to use here, and its home."""
+def _settings(ctx: click.Context, flags: dict[str, Any]) -> "Config":
+    """What a node would be told here."""
     from node.settings.config_files import load_config  # noqa: PLC0415 - start-up time
     from node.settings.home_files import default_home  # noqa: PLC0415 - see above
 
-    flags = _flags(ctx, {"ffmpeg": ffmpeg})
-    settings = load_config(flags, os.environ, default_home=default_home(os.environ))
-    return settings.ffmpeg, Path(settings.home)
+    home = default_home(os.environ)
+    return load_config(_flags(ctx, flags), os.environ, default_home=home)
 
 
 @cli.command()

@@ -11,6 +11,18 @@ from mesh import clock
 from mesh.limits import parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
+STATES = [
+    "queued",
+    "planning",
+    "running",
+    "verifying",
+    "publishing",
+    "done",
+    "failed",
+    "cancelled",
+    "waiting",
+    "paused",
+]
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DAY = re.compile(r"^\d{4}-\d{2}-\d{2}")
 

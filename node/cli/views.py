@@ -149,7 +149,6 @@ def print_job(job: Json) -> None:
             ("job", job["id"]),
             ("state", job["state"]),
             ("progress", progress_text(job["progress"])),
-            ("waits because", job["why_waiting"]),
             ("source", f"{job['source']} ({size(job['source_bytes'])}) on {job['owner']}"),
             ("output", job["output"]),
             ("profile", job["profile"]),
@@ -160,6 +159,8 @@ def print_job(job: Json) -> None:
             ("source digest", job["source_digest"]),
         ]
     )
+    if waiting := job.get("waiting") or [job["why_waiting"]] * bool(job["why_waiting"]):
+        print_block("waits because", waiting)
     if job["probe"]:
         print_block("holds", probe_lines(job["probe"]))
     if job["plan"]:
@@ -211,10 +212,16 @@ def print_detection(found: Json) -> None:
         print_table(("KIND", "DEVICE", "DETAIL"), devices)
     works = {True: "works", False: "does not work", None: "candidate"}
     encoders = [
-        [one["name"], one["family"], works[one["works"]], one["reason"]]
+        [
+            one["name"],
+            one["family"],
+            works[one["works"]],
+            f"{one['fps']:.0f} fps" if one.get("fps") else "",
+            one["reason"] or ", ".join(one.get("devices", [])),
+        ]
         for one in found["encoders"]
     ]
-    print_table(("ENCODER", "FAMILY", "HERE", "REASON"), encoders)
+    print_table(("ENCODER", "FAMILY", "HERE", "AT 720p", "DEVICES, OR WHY NOT"), encoders)
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:

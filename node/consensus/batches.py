@@ -60,6 +60,8 @@ class Batches:
     async def _run(self, leader: NodeId) -> None:
         try:
             while batch := self._take(leader):
+                if self._waiting.get(leader):
+                    self._start(leader)
                 try:
                     answers = await self._call(leader, [data for data, _ in batch])
                 except DarkStreamError as error:

@@ -14,11 +14,10 @@ import structlog
 from ledger.commands import RemoveMember, RevokeMember
 from ledger.jobs import Job, Member
 from ledger.queries import Reader
-from ledger.scheduler import explain, find
+from ledger.scheduler import NodeView, SchedulerView
 from mesh import clock
 from mesh.codec import pack, unpack
 from mesh.errors import (
-    ConflictError,
     NoCoordinatorError,
     NotFoundError,
     UsageError,
@@ -29,7 +28,12 @@ from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
+from node.faces.profiles import Profiles, with_definition
+from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
+from node.faces.waiting import Seen, reasons
+from node.faces.work import Work, job_named
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
@@ -40,11 +44,10 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -52,7 +55,7 @@ from node.gateway.models import (
     Submitted,
     TokenResult,
 )
-from node.media.profiles import BUILT_IN
+from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
 from node.work.limiting import METHOD as LIMIT
@@ -83,6 +86,8 @@ class Service:
         self._name = name
         self._ring = ring
         self._detection = detection
+        self.work = Work(name, self._member)
+        self.profiles = Profiles(name, lambda: self.parts, self._member)
 
     @property
     def admission(self) -> Admission | None:
@@ -108,8 +113,9 @@ class Service:
 
     def _member(self) -> Parts:
         if self.parts is None:
+            waits = self.admission.waiting_for if self.admission is not None else ""
             raise NoCoordinatorError(
-                "this node belongs to no mesh yet",
+                "this node belongs to no mesh yet" + (f": {waits}" if waits else ""),
                 "wait, approve it on a member (`mesh-cli nodes`), or start it with --join TOKEN",
             )
         return self.parts
@@ -177,42 +183,46 @@ class Service:
         view = await parts.coordinator.view(clock.monotonic_ms())
 
         def read(reader: Reader) -> JobDetail:
-            found = reader.job(job)
-            if found is None:
-                like = reader.jobs_like(job)
-                if len(like) > 1:
-                    raise ConflictError(f"several jobs begin with {job}", "give more of the id")
-                if not like:
-                    raise NotFoundError(f"no job {job}", "see `mesh-cli jobs`")
-                found = like[0]
+            found = job_named(reader, job)
             return job_detail(
                 found,
                 reader.tasks(found.id),
                 reader.attempts(found.id),
                 live=live_of(reader, parts.board, found.id),
                 names=names_of(reader),
-                why_waiting=why_waiting(found),
+                waiting=reasons(found, self._seen(parts, reader, found, view)),
             )
-
-        def why_waiting(found: Job) -> str:
-            if found.state not in ("queued", "waiting", "planning"):
-                return ""
-            if parts.driver.leader is None:
-                return "no coordinator: too few voters can be reached"
-            task = find(view.tasks, found.id)
-            if task is None:
-                return "its owner has not planned it yet"
-            alive = tuple(
-                replace(
-                    node,
-                    alive=parts.neighbours.peers.is_alive(NodeId(node.node), clock.monotonic_ms()),
-                )
-                for node in view.nodes
-            )
-            sentences = explain(replace(view, nodes=alive), task, clock.monotonic_ms())
-            return "; ".join(sentences)
 
         return await parts.replica.read(read)
+
+    def _seen(self, parts: Parts, reader: Reader, job: Job, view: SchedulerView) -> Seen:
+        """What this node knows of a job's surroundings; who is heard it knows by itself."""
+        now_ms = clock.monotonic_ms()
+
+        def heard(node: str) -> bool:
+            return parts.neighbours.peers.is_alive(NodeId(node), now_ms)
+
+        if not parts.driver.is_leader:
+            view = replace(view, nodes=tuple(self._told_of(parts, n, now_ms) for n in view.nodes))
+        return Seen(
+            view=view,
+            now_ms=now_ms,
+            has_coordinator=parts.driver.leader is not None,
+            owner=names_of(reader).get(job.owner, job.owner),
+            owner_heard=heard(job.owner),
+            first=0 if job.planned else reader.planned_before(job),
+            leased=bool(reader.attempts(job.id, "leased")),
+        )
+
+    def _told_of(self, parts: Parts, node: NodeView, now_ms: int) -> NodeView:
+        # Only the coordinator hears the heartbeats of workers; hellos say the same to all.
+        own = NodeId(node.node)
+        alive = parts.neighbours.peers.is_alive(own, now_ms)
+        return replace(node, alive=alive, closed=node.closed or parts.standing_of(own).closed)
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        """Every fault of a configuration."""
+        return validated(request, self._name)
 
     async def detect(self) -> Detection:
         """What this machine can do."""
@@ -285,11 +295,8 @@ class Service:
     async def submit(self, request: SubmitRequest) -> SubmitResult:
         """Makes jobs of films and folders on this machine."""
         parts = self._member()
-        if request.profile not in BUILT_IN:
-            raise UsageError(
-                f"no profile {request.profile}", f"there are {', '.join(sorted(BUILT_IN))}"
-            )
-        made = await parts.prepare(request)
+        known = await parts.replica.read(lambda reader: with_definition(reader, request))
+        made = await parts.prepare(known)
         if not request.dry_run:
             schema = await parts.replica.read(lambda reader: reader.schema())
             for command in commands_of(made.jobs, schema):
@@ -304,6 +311,10 @@ class Service:
             faults=list(made.faults),
             dry_run=request.dry_run,
         )
+
+    async def restore(self, job: str) -> Restored:
+        """Brings the original that a job's result replaced back to its name, wherever it lies."""
+        return await self._member().restoring.restore((await self.job(job)).id)
 
     async def create_token(self, uses: int, ttl_s: int) -> TokenResult:
         """A new invitation."""

@@ -68,7 +68,7 @@ def job_detail(
     *,
     live: Live | None,
     names: Names,
-    why_waiting: str,
+    waiting: Sequence[str],
 ) -> JobDetail:
     """Everything about a job."""
     return JobDetail(
@@ -87,7 +87,8 @@ def job_detail(
             )
             for task in tasks
         ],
-        why_waiting=why_waiting,
+        waiting=list(waiting),
+        why_waiting="; ".join(waiting),
     )
 
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from ledger.jobs import JobState
 from mesh.errors import BusyError, DarkStreamError, UsageError
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.guard import Guard
 from node.gateway.models import (
     NAME_CHARS_MAX,
@@ -24,11 +25,10 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     NodesPage,
     Problem,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -37,8 +37,11 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
+from node.gateway.profile_routes import add_profile_routes
 from node.gateway.service import NodeService
 from node.gateway.streams import exposition, server_sent
+from node.gateway.work_models import Limited, LimitRequest
+from node.gateway.work_routes import add_work_routes
 
 API = "/api/v1"
 LISTENERS_MAX = 64
@@ -85,6 +88,8 @@ class Faces:
         self._reading(app)
         self._acting(app)
         self._watching(app)
+        add_work_routes(app, API, lambda: service.work, _ERRORS)
+        add_profile_routes(app, API, lambda: service.profiles, _ERRORS)
         self.api = app
         self.app: ASGIApp = Guard(app, token=token, stopping=self.stopping)
 
@@ -178,10 +183,20 @@ class Faces:
             """Makes jobs of films and folders on the node's machine."""
             return await service.submit(request)
 
+        @app.post(f"{API}/jobs/{{job}}/restore", responses=_ERRORS)
+        async def restore(job: Annotated[str, Path(min_length=1, max_length=64)]) -> Restored:
+            """Brings the original back that the job's result replaced."""
+            return await service.restore(job)
+
         @app.post(f"{API}/tokens", responses=_ERRORS)
         async def create_token(request: TokenRequest) -> TokenResult:
             """A new invitation."""
             return await service.create_token(request.uses, request.ttl_s)
+
+        @app.post(f"{API}/validate", responses=_ERRORS)
+        async def validate(request: ValidateRequest) -> Validated:
+            """Every fault of a configuration file (`node.toml`), as the node's version reads it."""
+            return await service.validate(request)
 
         @app.post(f"{API}/nodes/{{name}}/approve", responses=_ERRORS)
         async def approve(

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.jobs import JobState
-from mesh.limits import RATE_BYTES_S_MAX
-from node.settings.config import SLOTS_MAX
 
 PATHS_PER_SUBMIT_MAX = 1_000
 """Paths in one request: one command of the ledger carries as many jobs."""
 PATH_CHARS_MAX = 4_096
 """PATH_MAX of Linux; longer paths cannot be opened anywhere."""
 NAME_CHARS_MAX = 64
+DEFINITION_CHARS_MAX = 16 << 10
+"""A profile has some hundred characters; the ledger keeps its text."""
 PAGE_MAX = 1_000
 PAGE_DEFAULT = 100
 TOKEN_USES_MAX = 1_000
@@ -153,12 +153,13 @@ class TaskInfo(Answer):
 
 
 class JobDetail(JobSummary):
-    """Everything about a job; `why_waiting` answers why nothing runs, in one sentence."""
+    """Everything about a job; `waiting` says why nothing runs, a true reason each, `why_waiting` in one line."""
 
     source_digest: str = ""
     probe: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     tasks: list[TaskInfo] = Field(default_factory=list[TaskInfo])
+    waiting: list[str] = Field(default_factory=list[str])
     why_waiting: str = ""
 
 
@@ -286,12 +287,34 @@ class SubmitRequest(Question):
 
     paths: list[PathText] = Field(min_length=1, max_length=PATHS_PER_SUBMIT_MAX)
     profile: Name
+    definition: str = Field(default="", max_length=DEFINITION_CHARS_MAX)
+    """A profile of the person's own, as JSON; `profile` is its name then."""
+    encoders: list[str] = Field(default_factory=list[str], max_length=8)
+    """Families that may make the picture, best first (`NVENC`, ..., `CPU`); empty: as the profile says."""
+    replace: bool = False
+    """The result takes the film's place; the original goes to a trash (`/jobs/{id}/restore`)."""
+    trash_days: int | None = Field(default=None, ge=1, le=3_650)
+    times: Literal["new", "source"] | None = None
+    permissions: Literal["new", "source"] | None = None
+    vmaf_min: float | None = Field(default=None, ge=0, le=100)
+    """A result that looks less like its film is refused."""
+    larger: Literal["keep", "discard"] | None = None
+    """Whether a result that is no smaller than its film is published."""
+    metadata: Literal["keep", "no-location", "none"] | None = None
     output: PathText | None = None
     overwrite: bool = False
     priority: int = Field(default=0, ge=-PRIORITY_MAX, le=PRIORITY_MAX)
     tenant: str = Field(default="", max_length=NAME_CHARS_MAX)
     split: bool = True
     dry_run: bool = False
+
+
+class Restored(Answer):
+    """A replaced original that is back at its name, and where the result lies now."""
+
+    id: str
+    source: str
+    result: str
 
 
 class Submitted(Answer):
@@ -352,28 +375,6 @@ class Revoked(Answer):
     name: str
 
 
-class LimitRequest(Question):
-    """What a node may do for others; rates in bytes a second, 0 for no limit, -1 for as configured.
-
-    Absent: as it is.  With `link`, another node's name or id, the rates hold for that link alone.
-    """
-
-    slots: int | None = Field(default=None, ge=-1, le=SLOTS_MAX)
-    up: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
-    down: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
-    link: Name | None = None
-
-
-class Limited(Answer):
-    """What holds now, in bytes a second, 0 for no limit; `slots` is null for as configured."""
-
-    id: str
-    name: str
-    slots: int | None
-    up: int
-    down: int
-
-
 class Removed(Answer):
     """The node that left for good; it may join anew."""
 
@@ -390,12 +391,20 @@ class DeviceInfo(Answer):
 
 
 class EncoderInfo(Answer):
-    """An encoder of this FFmpeg: whether it really encoded here (None: not tried), and why not."""
+    """An encoder of this FFmpeg: whether it really encoded here (None: not tried), and why not.
+
+    Hardware is proven by its picture: `psnr_db` is the worst one's distance from the source.
+    """
 
     name: str
     family: str
     works: bool | None
     reason: str = ""
+    devices: list[str] = Field(default_factory=list[str])
+    """Where it works: indexes of Vulkan or NVENC, or a render node."""
+    psnr_db: float | None = None
+    fps: float | None = None
+    """Frames a second at 1280x720 of a test picture; null while it was not measured."""
 
 
 class Detection(Answer):

@@ -8,6 +8,7 @@ node's own loop and must not block it.
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from node.gateway.config_models import Validated, ValidateRequest
 from node.gateway.models import (
     Approved,
     Detection,
@@ -16,21 +17,33 @@ from node.gateway.models import (
     JobDetail,
     JobFilter,
     JobsPage,
-    Limited,
-    LimitRequest,
     Metric,
     NodesPage,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
     SubmitResult,
     TokenResult,
 )
+from node.gateway.profile_models import ProfileService
+from node.gateway.work_models import Limited, LimitRequest
+from node.gateway.work_service import WorkService
 
 
 class NodeService(Protocol):
     """A node as its faces see it."""
+
+    @property
+    def profiles(self) -> ProfileService:
+        """What is about profiles."""
+        ...
+
+    @property
+    def work(self) -> WorkService:
+        """What is about work."""
+        ...
 
     async def status(self) -> Status:
         """The mesh in one look; answers in every state of the node, also without a mesh."""
@@ -63,6 +76,13 @@ class NodeService(Protocol):
         """
         ...
 
+    async def restore(self, job: str) -> Restored:
+        """Brings the original back that the job's result replaced, on the node that has it.
+
+        Raises `NotFoundError`, `ConflictError` (another file has its name), `UnreachableError`.
+        """
+        ...
+
     async def create_token(self, uses: int, ttl_s: int) -> TokenResult:
         """A new invitation.  Raises `NoCoordinatorError`."""
         ...
@@ -88,6 +108,10 @@ class NodeService(Protocol):
 
         Raises `NotFoundError`, `UnreachableError` (it has to hear it), `UsageError`.
         """
+        ...
+
+    async def validate(self, request: ValidateRequest) -> Validated:
+        """Every fault of a configuration, as this version reads it; nothing is changed or started."""
         ...
 
     async def detect(self) -> Detection:

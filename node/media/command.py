@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from node.media.child import AnyPath, text_of
-from node.media.formats import FORMATS, PROTOCOLS
+from node.media.encoders import FORMS, device_options, device_words
+from node.media.formats import FORMATS, PLACE_TAGS, PROTOCOLS
 from node.media.plan import EncodePlan, PlannedStream
 from node.media.split import SplitPlan
 
@@ -42,8 +43,9 @@ def command_line(
     *,
     threads: int = 0,
     exact: bool = False,
+    device: str = "",
 ) -> tuple[str, ...]:
-    """The whole command; `threads` 0 lets FFmpeg take every core.
+    """The whole command; `threads` 0 lets FFmpeg take every core, `device` is the encoder's.
 
     `exact` keeps the source's clock and turns nothing by itself: filters of the plan count in ticks.
     """
@@ -58,8 +60,12 @@ def command_line(
         picture = picture.filter(step.name, *step.arguments, **dict(step.options))
     others = [film[str(stream.source)] for stream in plan.streams[1:]]
     options = _output_options(plan, threads)
+    options |= {f"{key}:0": value for key, value in device_options(plan.encoder, device)}
     made = graph.output(picture, *others, "file:" + text_of(output), **options)
-    return (ffmpeg, *GLOBAL, *(str(word) for word in graph.get_args(made)))
+    *words, last = (str(word) for word in graph.get_args(made))
+    return (
+        ffmpeg, *GLOBAL, *device_words(plan.encoder, device), *words, *_metadata(plan, 0), last,
+    )  # fmt: skip
 
 
 def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str, ...]:
@@ -132,7 +138,7 @@ def assembly_command(
         words += [f"-map_metadata:s:{position}", f"{last}:s:{stream.source}"]
     tag = dict(plan.streams[0].options).get("tag")
     words += ["-tag:0", tag] if tag else []
-    words += ["-map_metadata:g", f"{last}:g", "-map_chapters", str(last)]
+    words += [*_metadata(plan, last), "-map_chapters", str(last)]
     words += ["-max_muxing_queue_size", str(MUXING_QUEUE_PACKETS)]
     if plan.container == "mp4" and plan.faststart:
         words += ["-movflags", "+faststart"]
@@ -160,7 +166,6 @@ def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
             *plan.time_base
         ),  # independent of each version's default; 9.0 refuses -1
         "max_muxing_queue_size": MUXING_QUEUE_PACKETS,
-        "map_metadata:g": "0:g",
         "map_chapters": "0",
     }
     if plan.container == "mp4" and plan.faststart:
@@ -177,6 +182,15 @@ def _output_options(plan: EncodePlan, threads: int) -> dict[str, Any]:
     return options
 
 
+def _metadata(plan: EncodePlan, source: int) -> tuple[str, ...]:
+    """What is kept of what the film says of itself as a whole."""
+    if plan.metadata == "none":
+        return ("-map_metadata:g", "-1")
+    left_out = PLACE_TAGS if plan.metadata == "no-location" else ()
+    emptied = (word for tag in left_out for word in ("-metadata:g", f"{tag}="))
+    return ("-map_metadata:g", f"{source}:g", *emptied)
+
+
 def _threads(video: PlannedStream, threads: int) -> dict[str, Any]:
     match video.encoder:
         case "libx265":
@@ -185,5 +199,7 @@ def _threads(video: PlannedStream, threads: int) -> dict[str, Any]:
         case "libsvtav1":
             given = dict(video.options).get("svtav1-params", "")
             return {"svtav1-params:0": f"{given}:lp={threads}".lstrip(":")}
+        case name if name in FORMS and FORMS[name].family != "CPU":
+            return {}
         case _:
             return {"threads:0": threads}

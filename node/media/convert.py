@@ -3,8 +3,9 @@
 Composed of pure decisions and one port, the runner of child processes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Final
 
 from node.media.child import GIB, MINUTE_MS, AnyPath, ChildRunner, Limits, OnProgress, RunResult
@@ -22,6 +23,7 @@ from node.media.judge import (
 from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe, probe_file
 from node.media.profiles import Profile
+from node.media.quality import require_quality
 from node.media.stderr_log import StderrSummary
 
 STALL_MS: Final = 5 * MINUTE_MS
@@ -70,12 +72,25 @@ class Media:
     """One machine's means: a runner of children, an FFmpeg, the encoders that work, a Python with PyAV."""
 
     def __init__(
-        self, *, runner: ChildRunner, ffmpeg: FFmpegBinary, encoders: frozenset[str], python: str
+        self,
+        *,
+        runner: ChildRunner,
+        ffmpeg: FFmpegBinary,
+        encoders: frozenset[str],
+        python: str,
+        devices: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
+        """`devices` are those of each encoder that needs one named; they take turns."""
         self.runner = runner
         self.ffmpeg = ffmpeg
         self.encoders = encoders
         self.python = python
+        self._turns = {name: cycle(places) for name, places in (devices or {}).items()}
+
+    def device_for(self, encoder: str) -> str:
+        """The device whose turn it is; "" where the encoder has only one."""
+        turns = self._turns.get(encoder)
+        return next(turns) if turns is not None else ""
 
     async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
         """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
@@ -91,17 +106,44 @@ class Media:
         on_progress: OnProgress,
         on_verify: OnProgress | None = None,
         threads: int = 0,
+        without: Collection[str] = (),
     ) -> Converted:
-        """Makes `output` (which must not exist) of `source` and proves it.
+        """Makes `output` (which must not exist) of `source` and proves it; `without` these encoders.
 
         `probe` is the owner's, from the ledger: a source that changed or was cut since is noticed.
         Raises `ConversionError`, or `MediaError` before anything was started; the caller removes what
         lies at `output` then.  Cancelling kills FFmpeg and everything it started before it returns.
         """
-        plan = plan_whole(probe, profile, self.encoders)
-        command = command_line(plan, self.ffmpeg.path, source, output, threads=threads)
-        return await self.make(
+        plan = plan_whole(probe, profile, self.encoders.difference(without))
+        device = self.device_for(plan.encoder)
+        command = command_line(
+            plan, self.ffmpeg.path, source, output, threads=threads, device=device
+        )
+        made = await self.make(
             command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
+        )
+        return await self.looked_at(made, source, output, plan, profile)
+
+    async def looked_at(
+        self,
+        made: Converted,
+        source: AnyPath,
+        output: AnyPath,
+        plan: EncodePlan,
+        profile: Profile,
+    ) -> Converted:
+        """The result, if it looks like its film as the profile asks.  Raises `ConversionError`."""
+        if profile.quality is None:
+            return made
+        try:
+            vmaf = await require_quality(
+                self.runner, self.ffmpeg.path, source, output, plan=plan, policy=profile.quality
+            )
+        except MediaError as error:
+            raise ConversionError(error, made.report) from None
+        told = f"VMAF of the samples: {vmaf:.1f} and more\n"
+        return replace(
+            made, report=replace(made.report, stderr_tail=told + made.report.stderr_tail)
         )
 
     async def make(
@@ -118,7 +160,10 @@ class Media:
 
         Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
         """
-        run = await self.runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        limits = encode_limits(plan)
+        if plan.smaller:  # what follows would be thrown away
+            limits = replace(limits, output_bytes=plan.source_bytes)
+        run = await self.runner.run(command, limits=limits, on_progress=on_progress)
         report = self.report(plan, run)
         verdict = judge_run(run, plan)
         if not verdict.ok:

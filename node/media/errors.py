@@ -85,6 +85,24 @@ class ProbeLimitError(SourceError):
     code = "probe_limit"
 
 
+class MixedSoftwareError(MediaError):
+    """DarkStream's files on this machine are of another version than the node that runs: it was updated under it. Its jobs wait; restart the node."""
+
+    code = "mixed_software"
+
+
+class NotSmallerError(SourceError):
+    """The result is no smaller than its film, and the job asked to throw such a result away. The film stays as it is."""
+
+    code = "not_smaller"
+
+
+class PlaceLeftError(SourceError):
+    """The job asked for no location, and the film tells it under a name that cannot be taken out alone. Leave out all metadata."""
+
+    code = "place_left"
+
+
 class EncoderUnavailableError(MediaError):
     """No encoder that the profile allows works on this node. Another node may have one."""
 
@@ -181,6 +199,15 @@ class WrongPictureError(BadResultError):
     """Codec, size, shape, pixel format, colour or rotation of the result differ from the plan."""
 
     code = "wrong_picture"
+
+
+class PoorPictureError(BadResultError):
+    """The result looks less like its film than the job asked for. It is thrown away; another try would make the same."""
+
+    code = "poor_picture"
+    failure = "input"
+    retry = "never"
+    blame = "user"
 
 
 def _all_of(base: type[MediaError]) -> dict[str, type[MediaError]]:

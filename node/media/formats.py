@@ -14,3 +14,28 @@ FORMATS: Final = (
 network descriptions (hls, dash, concat, sdp, image2, lavfi, ...) are not among them. Pure audio is, so that
 a person reads "no moving picture" instead of "not a video"."""
 PROTOCOLS: Final = ("file", "pipe")
+
+PLACE_TAGS: Final = (
+    "location",
+    *(
+        f"location-{language}"
+        for language in ("eng", "und", "deu", "fra", "spa", "ita", "por", "jpn", "zho", "kor")
+    ),
+    "com.apple.quicktime.location.ISO6709",
+    "com.apple.quicktime.location.name",
+    "com.apple.quicktime.location.body",
+    "com.apple.quicktime.location.note",
+    "com.apple.quicktime.location.role",
+    "com.apple.quicktime.location.date",
+    "com.apple.quicktime.location.accuracy.horizontal",
+    "xyz",
+)
+"""Names under which cameras and phones write where they were; `is_place` finds more than can be taken out."""
+
+
+def is_place(tag: str) -> bool:
+    """Whether a tag's name says that it tells of a place."""
+    name = tag.lower()
+    return any(
+        word in name for word in ("location", "iso6709", "gps", "latitude", "longitude")
+    ) or name in ("xyz", "©xyz")

@@ -23,8 +23,10 @@ from node.media.errors import (
     KilledError,
     MediaError,
     MissingStreamError,
+    NotSmallerError,
     OutOfMemoryError,
     OutputLimitError,
+    PlaceLeftError,
     StalledError,
     TimeLimitError,
     WorkDiskFullError,
@@ -110,6 +112,10 @@ def judge_end(run: RunResult, plan: EncodePlan) -> Verdict:
     """How FFmpeg ended and what it said, whatever it counted."""
     said = run.stderr
     if not run.ok:
+        grew = run.reason == "output" or said.said("file_limit") is not None
+        if plan.smaller and grew:
+            what = f"the result grew beyond the film's {plan.source_bytes} bytes and was given up"
+            return _no(NotSmallerError, what, _KEEPS)
         return _why_not(run)
     cut, damaged = said.said("cut"), said.said("damaged")
     if cut is not None:
@@ -177,7 +183,7 @@ def judge_decode(run: RunResult, plan: EncodePlan) -> Verdict:
 def judge_result(result: Probe, plan: EncodePlan) -> Verdict:
     """Whether what lies in the file is what was planned: frames, times, streams, picture."""
     facts = facts_of(result)
-    for check in (_check_frames, _check_times, _check_streams, _check_picture):
+    for check in (_check_frames, _check_times, _check_streams, _check_picture, _check_policy):
         fault = check(result, plan)
         if fault is not None:
             return Verdict(ok=False, code=fault.code, what=fault.what, todo=fault.todo, facts=facts)
@@ -271,6 +277,21 @@ def _check_picture(result: Probe, plan: EncodePlan) -> MediaError | None:
     return None
 
 
+def _check_policy(result: Probe, plan: EncodePlan) -> MediaError | None:
+    """What the person asked for beside the film itself."""
+    if plan.metadata != "keep" and result.places:
+        return PlaceLeftError(
+            f"the result still tells where the film was taken ({result.places[0]})",
+            "use --metadata none",
+        )
+    if plan.smaller and result.bytes >= plan.source_bytes:
+        return NotSmallerError(
+            f"the result has {result.bytes} bytes, the film {plan.source_bytes}",
+            _KEEPS,
+        )
+    return None
+
+
 def _pairs(result: Probe, plan: EncodePlan) -> list[tuple[PlannedStream, StreamInfo | None]]:
     """Each planned stream with its place in the result: the n-th of a kind is the n-th of that kind."""
     left = {
@@ -291,6 +312,7 @@ def _frames(found: int, plan: EncodePlan, where: str) -> Verdict:
     )
 
 
+_KEEPS: Final = "the film stays as it is; `--larger keep` publishes all the same"
 _SEE_LOG: Final = "see the end of FFmpeg's log in `mesh-cli job show`"
 _MEND: Final = "copy the film again from where it came, or repair it"
 _SURROUNDINGS: Final[tuple[tuple[Complaint, type[MediaError], str], ...]] = (

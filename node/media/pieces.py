@@ -18,6 +18,7 @@ from node.media.command import (
     sound_command,
 )
 from node.media.convert import ConversionError, Converted, Media, RunReport, encode_limits
+from node.media.encoders import needs
 from node.media.errors import (
     ERRORS,
     BadResultError,
@@ -30,7 +31,7 @@ from node.media.errors import (
 )
 from node.media.index import CutTable
 from node.media.judge import ResultFacts, Verdict, judge_end
-from node.media.plan import EncodePlan, needs, plan_whole
+from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe, probe_limits
 from node.media.profiles import Profile
 from node.media.split import SplitPlan, chunk_ms, chunk_plan, plan_split, why_whole
@@ -193,7 +194,7 @@ class Pieces:
         fault = await self._time_fault(parts.index, output, plan)
         if fault is not None:
             raise ConversionError(fault, made.report)
-        return made
+        return await media.looked_at(made, parts.source, output, plan, film.profile)
 
     async def _time_fault(
         self, index_file: AnyPath, output: AnyPath, plan: EncodePlan

@@ -9,17 +9,19 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from node.media.encoders import (
+    FORMS,
+    UPLOADED,
+    chosen,
+    encoder_options,
+    holds,
+    input_format,
+    needs,
+)
 from node.media.errors import EncoderUnavailableError, UnsupportedSourceError
 from node.media.probe import Probe, Ratio, StreamInfo, StreamKind
-from node.media.profiles import Profile, VideoCodec
+from node.media.profiles import MetadataPolicy, Profile
 
-SOFTWARE: Final[dict[VideoCodec, tuple[str, ...]]] = {
-    "h264": ("libx264",),
-    "hevc": ("libx265",),
-    "av1": ("libsvtav1",),
-    "ffv1": ("ffv1",),
-}
-"""Encoders on the processor, best first. Hardware ones join when a picture has proven them."""
 AUDIO_CODEC: Final = {"aac": "aac", "flac": "flac"}
 TEXT_SUBTITLES: Final = frozenset(
     {"subrip", "ass", "ssa", "webvtt", "mov_text", "text", "subviewer"}
@@ -41,9 +43,6 @@ MATROSKA_AUDIO: Final = frozenset(
         "pcm_s16le", "pcm_s24le", "pcm_f32le", "wavpack", "tta",
     }
 )  # fmt: skip
-SVTAV1_PRESET: Final = {
-    "ultrafast": 12, "veryfast": 10, "fast": 8, "medium": 6, "slow": 4, "veryslow": 3,
-}  # fmt: skip
 LEVEL_MACROBLOCKS: Final = (
     ("3.0", 1620, 40_500), ("3.1", 3600, 108_000), ("3.2", 5120, 216_000), ("4.0", 8192, 245_760),
     ("4.2", 8704, 522_240), ("5.0", 22_080, 589_824), ("5.1", 36_864, 983_040), ("5.2", 36_864, 2_073_600),
@@ -51,6 +50,11 @@ LEVEL_MACROBLOCKS: Final = (
 )  # fmt: skip
 """H.264 level, macroblocks a frame, macroblocks a second (ITU-T H.264, table A-1)."""
 MACROBLOCK: Final = 16
+VULKAN_SCALER: Final = "scale_vulkan"
+"""Named among a node's encoders where a picture has proven it."""
+RGB_FORMATS: Final = ("gbr", "rgb", "bgr", "argb", "abgr", "0rgb", "0bgr", "pal8")
+PRIMING_PACKETS_MAX: Final = 3
+"""What an edit list leaves out for an encoder's delay; copies keep it as the film does."""
 
 
 class _Strict(BaseModel):
@@ -111,6 +115,9 @@ class EncodePlan(_Strict):
     source_ms: int
     source_undecodable: bool
     notes: tuple[str, ...] = ()
+    metadata: MetadataPolicy = Field(default="keep", exclude_if=lambda value: value == "keep")
+    smaller: bool = Field(default=False, exclude_if=lambda value: not value)
+    """A result that is no smaller than its source is thrown away."""
 
     @property
     def encoder(self) -> str:
@@ -127,28 +134,23 @@ class EncodePlan(_Strict):
         return self.model_dump_json()
 
 
-def needs(profile: Profile) -> tuple[str, ...]:
-    """FFmpeg encoder names, any one of which lets a node do this work, best first."""
-    return SOFTWARE[profile.video.codec]
-
-
 def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> EncodePlan:
     """Plans the whole film in one piece, with the best of the given (usable) encoders.
 
     Raises `EncoderUnavailableError` when none of `needs(profile)` is there, `UnsupportedSourceError`
     when the profile cannot show this film.
     """
-    encoder = next((name for name in needs(profile) if name in encoders), None)
+    video = probe.video
+    pixel_format = _pixel_format(video, profile)
+    encoder = chosen(profile, pixel_format, encoders)
     if encoder is None:
         raise EncoderUnavailableError(
             f"none of {', '.join(needs(profile))} works on this node",
             "see `mesh-node detect`; install an FFmpeg with it, or leave the work to other nodes",
         )
     notes: list[str] = []
-    video = probe.video
     tonemap = _tonemap(video, profile)
     width, height, aspect = _size(video, profile)
-    pixel_format = _pixel_format(video, profile)
     if video.dynamic_hdr:
         notes.append("dynamic HDR metadata (HDR10+ or Dolby Vision) is not kept")
     if probe.undecodable:
@@ -159,7 +161,7 @@ def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> Enc
             kind="video",
             encoder=encoder,
             codec=profile.video.codec,
-            options=_video_options(
+            options=encoder_options(
                 encoder, profile, _level(profile, (width, height), video, notes)
             ),
             duration_us=video.duration_us,
@@ -172,7 +174,13 @@ def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> Enc
         container=profile.container,
         faststart=profile.faststart,
         streams=tuple(streams),
-        filters=_filters(video, profile, (width, height), aspect, pixel_format, tonemap=tonemap),
+        filters=_for_encoder(
+            encoder,
+            pixel_format,
+            _filters(video, profile, (width, height), aspect, tonemap=tonemap),
+            rgb=_is_rgb(video),
+            scales=_scales_well(video, (width, height), encoders),
+        ),
         width=width,
         height=height,
         pixel_format=pixel_format,
@@ -188,6 +196,8 @@ def plan_whole(probe: Probe, profile: Profile, encoders: Collection[str]) -> Enc
         source_ms=probe.duration_ms,
         source_undecodable=probe.undecodable > 0,
         notes=tuple(notes),
+        metadata=profile.metadata,
+        smaller=profile.publish.larger == "discard",
     )
 
 
@@ -228,13 +238,31 @@ def _even(size: float) -> int:
     return max(2, int(size + 0.5) // 2 * 2)
 
 
+def able(probe: Probe, profile: Profile) -> tuple[str, ...]:
+    """Those of `needs(profile)` that can make this film's picture."""
+    pixel_format = _pixel_format(probe.video, profile)
+    return tuple(name for name in needs(profile) if holds(name, pixel_format))
+
+
+def chosen_for(probe: Probe, profile: Profile, encoders: Collection[str]) -> str | None:
+    """The encoder that `plan_whole` would take, if any."""
+    return chosen(profile, _pixel_format(probe.video, profile), encoders)
+
+
 def _pixel_format(video: StreamInfo, profile: Profile) -> str:
+    if profile.video.codec == "prores":
+        return "yuv422p10le"
     if profile.video.bits == 8:
         return "yuv420p"
     name = video.pixel_format
-    if "444" in name or name.startswith(("gbr", "rgb", "bgr", "argb", "abgr", "0rgb", "0bgr")):
+    if "444" in name or _is_rgb(video):
         return "yuv444p10le"
     return "yuv422p10le" if "422" in name else "yuv420p10le"
+
+
+def _is_rgb(video: StreamInfo) -> bool:
+    named = video.pixel_format.startswith(RGB_FORMATS)
+    return named or video.colour_space == "gbr"
 
 
 def _rate(video: StreamInfo) -> float:
@@ -247,7 +275,6 @@ def _filters(
     profile: Profile,
     size: tuple[int, int],
     aspect: Ratio,
-    pixel_format: str,
     *,
     tonemap: bool,
 ) -> tuple[PlannedFilter, ...]:
@@ -271,44 +298,58 @@ def _filters(
             ),
         ]
     upright = (video.width, video.height)[:: -1 if video.rotation % 180 else 1]
-    if size != upright:
+    rgb = _is_rgb(video)
+    if size != upright or rgb:
+        matrix = (("out_color_matrix", "bt709"), ("out_range", "tv")) if rgb else ()
         filters.append(
             PlannedFilter(
                 name="scale",
                 arguments=(str(size[0]), str(size[1])),
-                options=(("flags", "bicubic"),),
+                options=(("flags", "bicubic"), *matrix),
             )
         )
         # scale would bend the pixels by the fraction lost in rounding to even sizes.
         filters.append(PlannedFilter(name="setsar", arguments=(f"{aspect[0]}/{aspect[1]}",)))
-    filters.append(PlannedFilter(name="format", arguments=(pixel_format,)))
     return tuple(filters)
 
 
-def _video_options(
-    encoder: str, profile: Profile, level: str | None
-) -> tuple[tuple[str, str], ...]:
-    video = profile.video
-    match encoder:
-        case "libx264":
-            options = {"crf": str(video.crf), "preset": video.speed}
-            if level is not None:
-                options["level"] = level
-        case "libx265":
-            options = {
-                "crf": str(video.crf),
-                "preset": video.speed,
-                "x265-params": "log-level=warning",
-            }
-            if profile.container == "mp4":
-                options["tag"] = "hvc1"
-        case "libsvtav1":
-            options = {"crf": str(video.crf), "preset": str(SVTAV1_PRESET[video.speed])}
-        case "ffv1":
-            options = {"level": "3", "slicecrc": "1", "g": "1"}
-        case _:
-            raise ValueError(f"no options are known for {encoder}")
-    return tuple(options.items())
+def _scales_well(video: StreamInfo, size: tuple[int, int], encoders: Collection[str]) -> bool:
+    """Whether this node's Vulkan device may make the picture smaller: proven, and its two taps suffice."""
+    long, short = max(size), min(size)
+    little = 2 * long >= max(video.width, video.height) and 2 * short >= min(
+        video.width, video.height
+    )
+    return little and VULKAN_SCALER in encoders and not _is_rgb(video)
+
+
+def _for_encoder(
+    encoder: str,
+    pixel_format: str,
+    filters: tuple[PlannedFilter, ...],
+    *,
+    rgb: bool,
+    scales: bool,
+) -> tuple[PlannedFilter, ...]:
+    """The filters with what the encoder is given at their end: a pixel format, in its device's memory."""
+    given = [PlannedFilter(name="format", arguments=(input_format(encoder, pixel_format),))]
+    if rgb:
+        # The source's "these are red, green and blue" would stay as a label on what is luma now.
+        told = (("colorspace", "bt709"), ("range", "tv"))
+        given.append(PlannedFilter(name="setparams", options=told))
+    family = FORMS[encoder].family
+    if family not in UPLOADED:
+        return (*filters, *given)
+    moved = ("scale", "setsar") if scales and family == "Vulkan" else ()
+    before = (step for step in filters if step.name not in moved)
+    after = (_on_device(step) for step in filters if step.name in moved)
+    return (*before, *given, PlannedFilter(name="hwupload"), *after)
+
+
+def _on_device(step: PlannedFilter) -> PlannedFilter:
+    if step.name != "scale":
+        return step
+    width, height = step.arguments
+    return PlannedFilter(name=VULKAN_SCALER, options=(("h", height), ("w", width)))
 
 
 def _level(
@@ -378,9 +419,13 @@ def _audio(stream: StreamInfo, profile: Profile, notes: list[str]) -> _Made | No
         return None
     wanted = audio.codec
     if wanted == "copy":
-        if profile.container == "matroska" and stream.codec in MATROSKA_AUDIO:
+        holds = profile.container == "matroska" and stream.codec in MATROSKA_AUDIO
+        # A copy would bring back what an edit list hides, before the film and in its middle.
+        hides = stream.discarded > PRIMING_PACKETS_MAX
+        if holds and not hides:
             return "copy", stream.codec, ()
-        notes.append(f"{_named(stream)} becomes FLAC: the container does not hold {stream.codec}")
+        why = "its edit list hides a part of it" if holds else f"no {stream.codec} in the container"
+        notes.append(f"{_named(stream)} becomes FLAC: {why}")
         wanted = "flac"
     options: list[tuple[str, str]] = []
     if wanted == "aac" and audio.bitrate_kbps is not None:

@@ -12,6 +12,7 @@ from node.media.child import AnyPath, ChildRunner, Limits, RunResult, text_of
 from node.media.errors import (
     ERRORS,
     DamagedSourceError,
+    MixedSoftwareError,
     NotAVideoError,
     NoVideoStreamError,
     ProbeLimitError,
@@ -121,6 +122,8 @@ class Probe(_Strict):
     """How they were counted: by packets only where a decoded sample showed that packets are frames."""
     undecodable: int = 0
     """Packets at the very start that no decoder can show (a recording that begins between two keyframes)."""
+    places: tuple[str, ...] = Field(default=(), exclude=True)
+    """Tags that tell where it was taken: looked for in results, and not kept of sources."""
 
     @property
     def video(self) -> StreamInfo:
@@ -158,6 +161,7 @@ class RawProbe(_Strict):
     packets_read: int = 0
     """Of the main stream, discarded ones included: what `declared_frames` counts."""
     read_error: str = ""
+    places: tuple[str, ...] = ()
 
 
 _RAW = TypeAdapter(RawProbe)
@@ -202,6 +206,7 @@ def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = 
         frames=raw.frames,
         frames_by=raw.frames_by,
         undecodable=raw.undecodable,
+        places=raw.places,
     )
 
 
@@ -238,6 +243,7 @@ _TODO: Final = {
     "unreadable_source": "check the path and its permissions for the user who runs the node",
     "unsupported_source": "choose another profile",
     "probe_limit": "check the file; it may be made to harm its reader",
+    "mixed_software": "restart the node; its jobs go on then",
 }
 
 
@@ -279,8 +285,13 @@ def _raw_of(result: RunResult) -> RawProbe:
         raise ProbeLimitError(how, _TODO["probe_limit"])
     try:
         return _RAW.validate_json(result.stdout)
-    except ValidationError:
-        raise ProbeLimitError("its reader gave no description", _TODO["probe_limit"]) from None
+    except ValidationError as error:
+        if error.errors(include_url=False)[0]["type"] == "json_invalid":
+            raise ProbeLimitError("its reader gave no description", _TODO["probe_limit"]) from None
+        # A whole description in another form comes from other software, never from a film.
+        raise MixedSoftwareError(
+            "the files of DarkStream were replaced while this node runs", _TODO["mixed_software"]
+        ) from None
 
 
 def _ending(result: RunResult) -> str:

@@ -25,7 +25,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from node.media.formats import FORMATS, PROTOCOLS, STREAMS_MAX
+from node.media.formats import FORMATS, PROTOCOLS, STREAMS_MAX, is_place
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
@@ -69,10 +69,14 @@ class Tally:
     first: int | None = None
     newest: int = 0
     last: int | None = None
+    places: int = 0
+    """One more than the latest decode time."""
 
     def add(self, packet: "Packet[Any]") -> None:
         """Counts a packet, and its times unless it is discarded."""
         self.read += 1
+        if packet.dts is not None:
+            self.places = max(self.places, packet.dts + 1)
         if packet.is_discard:
             return
         self.packets += 1
@@ -154,6 +158,12 @@ def check_file(path: str) -> int:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(PLAYLIST_HEADS) or (start.startswith(b"<?xml") and b"<MPD" in head):
         raise FaultError("refused_format", "it is a playlist, which only points to other files")
+    if head[:4] == b"RIFF" and 8 + int.from_bytes(head[4:8], "little") > status.st_size:
+        # Its index lies at the end, and FFmpeg reads on without it and says nothing.
+        raise FaultError(
+            "damaged_source",
+            f"it says it is {8 + int.from_bytes(head[4:8], 'little')} bytes long, and is {status.st_size}",
+        )
     return status.st_size
 
 
@@ -179,6 +189,7 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
             read_error = _reason(error)
         facts: dict[str, Any] = {
             "container": film.format.name,
+            "places": [_text(tag) for tag in _tags(film) if is_place(tag)],
             "bytes": size,
             **measured(film, tallies),
             "declared_ms": declared,
@@ -188,7 +199,10 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
     if index < 0:
         return facts
     if facts["container"].startswith(DECLARING):
-        facts |= {"declared_frames": declared_frames, "packets_read": tallies[index].read}
+        # AVI counts places of which some hold no picture (dropped while recording): its clock counts them.
+        avi = facts["container"] == "avi"
+        there = tallies[index].places if avi else tallies[index].read
+        facts |= {"declared_frames": declared_frames, "packets_read": there}
     return facts | main_facts(path, facts, index, tallies[index].packets, decode_all=decode_all)
 
 
@@ -236,9 +250,12 @@ def decode(path: str, index: int, packets_max: int | None) -> Decoded:
         for packet in packets_of(film, stream):
             if packets_max is not None and seen.packets >= packets_max:
                 break
-            if packet.pts is not None and len(seen.early) < EARLY_PACKETS_MAX:
-                seen.early.append(packet.pts)
-            seen.packets += not packet.is_discard
+            if (
+                not packet.is_discard
+            ):  # what an edit list leaves out is not shown, and is not missing
+                seen.packets += 1
+                if packet.pts is not None and len(seen.early) < EARLY_PACKETS_MAX:
+                    seen.early.append(packet.pts)
             take_all(seen, stream, packet)
         take_all(seen, stream, None)
     return seen
@@ -395,6 +412,10 @@ TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte24
              18: "arib-std-b67"}  # fmt: skip
 PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
              9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip
+
+
+def _tags(film: InputContainer) -> list[str]:
+    return [*film.metadata, *(tag for stream in film.streams for tag in stream.metadata)]
 
 
 def _flags(disposition: Disposition) -> str:

@@ -11,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mesh.errors import UsageError
 
 Container = Literal["mp4", "matroska"]
-VideoCodec = Literal["h264", "hevc", "av1", "ffv1"]
+VideoCodec = Literal["h264", "hevc", "av1", "ffv1", "prores"]
+Family = Literal["CPU", "NVENC", "QSV", "VAAPI", "AMF", "VideoToolbox", "Vulkan", "V4L2"]
+"""Kinds of encoders: the processor's, and those of chips by the interface that reaches them."""
+MetadataPolicy = Literal["keep", "no-location", "none"]
+"""Of the film as a whole: all that the container takes, all but where it was taken, or nothing."""
 AudioCodec = Literal["aac", "flac", "copy"]
 PROFILE_JSON_BYTES_MAX = 16 << 10
 EXTENSIONS: dict[Container, str] = {"mp4": "mp4", "matroska": "mkv"}
@@ -38,6 +42,11 @@ class VideoPolicy(_Strict):
     level: Annotated[str, Field(pattern=r"^[1-6](\.[0-3])?$")] | None = None
     deinterlace: bool = False
     hdr: Literal["keep", "tonemap", "refuse"] = "keep"
+    encoders: Annotated[tuple[Family, ...], Field(min_length=1, max_length=8)] = Field(
+        default=("CPU",), exclude_if=lambda value: value == ("CPU",)
+    )
+    """Which may make the picture, best first: without CPU there is no fallback to software.  Chips are
+    faster and their films larger, so they are asked for."""
 
 
 class AudioPolicy(_Strict):
@@ -46,6 +55,30 @@ class AudioPolicy(_Strict):
     codec: AudioCodec
     bitrate_kbps: Annotated[int, Field(ge=16, le=1536)] | None = None
     channels_max: Annotated[int, Field(ge=1, le=16)] | None = None
+
+
+class PublishPolicy(_Strict):
+    """How a result comes to its place."""
+
+    replace: bool = False
+    """It takes the film's place, and the original goes to a trash from which it can be restored."""
+    trash_days: Annotated[int, Field(ge=1, le=3_650)] = 30
+    """How long originals are kept there."""
+    times: Literal["new", "source"] = "new"
+    """Whose times the result has."""
+    permissions: Literal["new", "source"] = "new"
+    """Whose permissions, and where it may whose owner."""
+    larger: Literal["keep", "discard"] = "keep"
+    """Whether a result that is no smaller than its source is published at all."""
+
+
+class QualityPolicy(_Strict):
+    """A floor for how much a result looks like its source, measured on samples of it."""
+
+    vmaf_min: Annotated[float, Field(ge=0, le=100)]
+    """Of Netflix's VMAF, 0 to 100 (95: hardly to be told apart); below it a result is refused."""
+    samples: Annotated[int, Field(ge=1, le=20)] = 3
+    """How many parts of some seconds are looked at."""
 
 
 class Profile(_Strict):
@@ -58,6 +91,12 @@ class Profile(_Strict):
     audio: AudioPolicy
     streams: Literal["main", "all"] = "main"
     faststart: bool = True
+    # Left out of the JSON while they say what always was: older members refuse what they do not know.
+    metadata: MetadataPolicy = Field(default="keep", exclude_if=lambda value: value == "keep")
+    publish: PublishPolicy = Field(
+        default=PublishPolicy(), exclude_if=lambda value: value == PublishPolicy()
+    )
+    quality: QualityPolicy | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def extension(self) -> str:
@@ -66,7 +105,7 @@ class Profile(_Strict):
 
     def to_json(self) -> str:
         """What the ledger keeps."""
-        return self.model_dump_json(exclude_defaults=False)
+        return self.model_dump_json()
 
 
 def profile_from_json(text: str) -> Profile:
@@ -81,6 +120,11 @@ def profile_from_json(text: str) -> Profile:
         raise UsageError(
             f"bad profile: {where}: {fault['msg']}", "compare it with `mesh-cli profiles show web`"
         ) from None
+
+
+def replacing_name(stem: str, profile: Profile) -> str:
+    """The name of a result that takes a film's place: the film's, with the container's ending."""
+    return f"{stem}.{profile.extension}"
 
 
 def output_name(stem: str, profile: Profile) -> str:
@@ -130,6 +174,21 @@ BUILT_IN: dict[str, Profile] = {
             audio=AudioPolicy(codec="copy"),
             streams="all",
             faststart=False,
+        ),
+        Profile(
+            name="small",
+            title="as small as it may be and still good: H.265 and AAC in MP4, at most 1080p",
+            container="mp4",
+            video=VideoPolicy(
+                codec="hevc",
+                crf=26,
+                speed="medium",
+                long_side_max=1920,
+                short_side_max=1080,
+                deinterlace=True,
+                hdr="tonemap",
+            ),
+            audio=AudioPolicy(codec="aac", bitrate_kbps=96, channels_max=2),
         ),
     )
 }

@@ -26,8 +26,6 @@ SPLIT_JSON_BYTES_MAX: Final = 256 << 10
 SPLIT_CODECS: Final = frozenset({"h264", "hevc", "av1", "vp9", "mpeg2video", "ffv1", "mjpeg"})
 """Their packets are pictures in the containers of FRAMES_ARE_PACKETS, and NUT holds them. VP8 hides
 pictures, MPEG-4 packs some, ProRes and DNxHD have no place in NUT."""
-PRIMING_PACKETS_MAX: Final = 3
-"""What an edit list leaves out for an encoder's delay; copies keep it as the film does."""
 
 
 class _Strict(BaseModel):
@@ -108,7 +106,6 @@ def why_whole(probe: Probe, plan: EncodePlan) -> str:
             sum(s.kind == "video" and s.encoder != "copy" for s in plan.streams) > 1,
             "several of its pictures are encoded",
         ),
-        (_copies_cut_sound(probe, plan), "its edit list leaves out sound that is copied"),
         (
             video.duration_us < 2 * CHUNK_MS_MIN * 1000,
             f"it is shorter than two chunks of {CHUNK_MS_MIN // 1000} seconds",
@@ -119,12 +116,6 @@ def why_whole(probe: Probe, plan: EncodePlan) -> str:
 
 def _temporal(plan: EncodePlan) -> bool:
     return any(step.name == "bwdif" for step in plan.filters)
-
-
-def _copies_cut_sound(probe: Probe, plan: EncodePlan) -> bool:
-    # Put on a clock by hand, FFmpeg copies what it leaves out of a film that it converts whole.
-    copied = {s.source for s in plan.streams if s.kind == "audio" and s.encoder == "copy"}
-    return any(s.index in copied and s.discarded > PRIMING_PACKETS_MAX for s in probe.streams)
 
 
 def chunk_ms(film_ms: int, speeds: Sequence[float]) -> int:
@@ -224,6 +215,7 @@ def chunk_plan(whole: EncodePlan, split: SplitPlan, chunk: Chunk, probe: Probe) 
             "source_bytes": chunk.bytes,
             "source_ms": round(chunk.span * ticks_us) // 1000,
             "notes": (),
+            "smaller": False,  # of the film as a whole
         }
     )
 

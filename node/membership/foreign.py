@@ -32,6 +32,7 @@ from ledger.commands import (
     SubmitFilms,
     SubmitJobs,
 )
+from ledger.orders import AddWatch, ForgetJobs, StepSweep
 from ledger.queries import Reader
 from mesh.errors import BusyError, NotAllowedError
 from mesh.ids import NodeId, RaftId, node_id_of, node_of
@@ -80,7 +81,9 @@ def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> 
 
 _OF_A_JOB = StartPlanning | PlanJob | PlanPieces | FailJob | AcceptResult | RefuseResult | FinishJob
 _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
-_OF_THE_COORDINATOR = GrantLeases | ExpireLeases | FormMesh | MigrateLedger | RecoverMesh
+_OF_THE_COORDINATOR = (
+    GrantLeases | ExpireLeases | FormMesh | MigrateLedger | RecoverMesh | StepSweep | ForgetJobs
+)
 
 
 def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
@@ -92,7 +95,7 @@ def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
     match command:
         case SubmitJobs() | SubmitFilms():
             return all(node == caller and is_plain_id(job) for job, node in _new_jobs(command))
-        case ReportNode(node=node) | ReleaseLeases(node=node):
+        case ReportNode(node=node) | ReleaseLeases(node=node) | AddWatch(node=node):
             return node == caller
         case AddMember(member=member):
             return _is_itself(member)

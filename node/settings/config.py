@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -25,6 +23,7 @@ from node.backup.destination import Destination, parse_destination
 from node.consensus.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
 from node.settings.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
 from node.settings.config_text import ConfigFault, ConfigFaultsError, Place, nearest, parse_toml
+from node.settings.sections import HistoryConfig, Section
 
 ENVIRONMENT = {
     "DARKSTREAM_HOME": "home",
@@ -116,11 +115,7 @@ Texts = BeforeValidator(_as_tuple)
 """TOML has arrays only; the configuration is frozen."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class LogConfig(_Section):
+class LogConfig(Section):
     """What is told on stderr: a level, other levels for components, and the form."""
 
     level: LogLevel = "info"
@@ -130,7 +125,7 @@ class LogConfig(_Section):
     )
 
 
-class Timings(_Section):
+class Timings(Section):
     """Durations in milliseconds; the relations between them are checked, change them together."""
 
     heartbeat_ms: int = Field(default=100, ge=10, le=60_000)
@@ -171,7 +166,7 @@ class Timings(_Section):
         return self
 
 
-class LedgerConfig(_Section):
+class LedgerConfig(Section):
     """How much of the replicated log is kept behind the ledger.
 
     A node that was away for longer gets the whole ledger as a snapshot, so more costs disk and less
@@ -194,7 +189,7 @@ def _rate(text: str) -> str:
     return text
 
 
-class TransferConfig(_Section):
+class TransferConfig(Section):
     """How fast films come and go: `20MB/s`, `100Mbit/s`, `off`; `mesh-cli nodes limit` changes it while it runs."""
 
     up: Annotated[str, AfterValidator(_rate)] = "off"
@@ -220,7 +215,7 @@ class TransferConfig(_Section):
         return Rates(up=parse_rate(self.up), down=parse_rate(self.down))
 
 
-class BackupConfig(_Section):
+class BackupConfig(Section):
     """Backups that the node makes by itself while it works; see docs/backup.md."""
 
     archive: AbsolutePath | None = None
@@ -251,7 +246,7 @@ class BackupConfig(_Section):
         return None if self.litestream is None else parse_destination(self.litestream)
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a node can be told.  Paths are absolute texts; `None` means: decide by yourself."""
 
     home: AbsolutePath
@@ -276,11 +271,14 @@ class Config(_Section):
     slots: int | None = Field(default=None, ge=0, le=SLOTS_MAX)
     ffmpeg: Annotated[str, Field(min_length=1), AfterValidator(_program)] | None = None
     """A path, or a name that is looked up in PATH."""
+    software_vulkan: bool = False
+    """Lets a Vulkan device that is the processor itself encode: slow, and no GPU."""
     log: LogConfig = Field(default_factory=LogConfig)
     timings: Timings = Field(default_factory=Timings)
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     backup: BackupConfig = Field(default_factory=BackupConfig)
     transfer: TransferConfig = Field(default_factory=TransferConfig)
+    history: HistoryConfig = Field(default_factory=HistoryConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -367,12 +365,13 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_SECTIONS: dict[str, type[_Section]] = {
+_SECTIONS: dict[str, type[Section]] = {
     "log": LogConfig,
     "timings": Timings,
     "ledger": LedgerConfig,
     "backup": BackupConfig,
     "transfer": TransferConfig,
+    "history": HistoryConfig,
 }
 _HINTS = {
     "string_type": "write it as a text in quotes",
@@ -398,6 +397,8 @@ def _faults_of(
             model = _SECTIONS.get(section[0], Config) if section else Config
             names = [known.replace("_", "-") for known in model.model_fields]
             what = f"unknown key{nearest(name.replace('_', '-'), names)}"
+        elif fault["type"] == "string_too_short":
+            what, todo = "it is empty", "give it a value, or leave it out"
         elif fault["type"] == "string_pattern_mismatch" and path == ("name",):
             what = f"{str(fault['input'])[:80]!r} is no name of a node"
             todo = "use up to 63 letters, digits, dots, hyphens; begin with a letter or digit"

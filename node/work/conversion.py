@@ -1,9 +1,12 @@
 """Between the work loops and the media package: ledger rows in, films and judgements out."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import structlog
 
 from ledger.jobs import Attempt, Job
 from mesh.errors import TransferError
@@ -11,16 +14,26 @@ from node.consensus.proposer import bounded_text
 from node.media.child import OnProgress
 from node.media.command import Parts
 from node.media.convert import ConversionError, Converted, Media, RunReport
-from node.media.errors import MediaError
+from node.media.encoders import FORMS, needs
+from node.media.errors import (
+    BadResultError,
+    EncodeFailedError,
+    EncoderUnavailableError,
+    MediaError,
+    StalledError,
+    WorkDiskFullError,
+)
 from node.media.judge import ResultFacts
 from node.media.pieces import Film, Pieces
-from node.media.plan import EncodePlan, needs, plan_whole
+from node.media.plan import EncodePlan, able, chosen_for, plan_whole
 from node.media.probe import Probe, probe_from_json
 from node.media.profiles import profile_from_json
 from node.media.progress import FFmpegProgress
 from node.work.owner import Plan
 from node.work.splitting import job_plan_from_json, number_of
 from node.work.worker import AttemptError, Conversion, Order, ReportFrames
+
+_log = structlog.get_logger("media")
 
 
 class MediaConverter:
@@ -86,15 +99,39 @@ class MediaConverter:
                     on_verify=watch.verifying,
                 )
             case _:
-                return await media.convert(
+                return await self._whole(media, order, source, result, watch)
+
+    async def _whole(
+        self, media: Media, order: Order, source: Path, result: Path, watch: "Watch"
+    ) -> Converted:
+        """The film in one piece; where a chip fails, by the next encoder that its profile allows."""
+        probe = probe_from_json(order.job.probe_json)
+        profile = profile_from_json(order.job.profile_json)
+        failed: dict[str, str] = {}
+        while True:
+            try:
+                made = await media.convert(
                     source,
                     result,
-                    probe_from_json(order.job.probe_json),
-                    profile_from_json(order.job.profile_json),
+                    probe,
+                    profile,
                     on_progress=watch.encoding,
                     on_verify=watch.verifying,
                     threads=self._threads,
+                    without=failed,
                 )
+            except ConversionError as error:
+                encoder = error.report.encoder
+                left = media.encoders.difference(failed, (encoder,))
+                if not may_fall_back(error.error, encoder) or not chosen_for(probe, profile, left):
+                    raise
+                _log.warning(
+                    "falls back", job=order.job.id, encoder=encoder, reason=error.error.what
+                )
+                failed[encoder] = error.error.what
+                await asyncio.to_thread(result.unlink, True)
+            else:
+                return replace(made, report=_with_fallbacks(made.report, failed))
 
     async def _sound(self, order: Order, source: Path, result: Path, watch: "Watch") -> Conversion:
         pieces = Pieces(await self._media())
@@ -103,6 +140,25 @@ class MediaConverter:
         if report is None:
             raise TransferError("the film has no sound to encode", "retry the job")
         return _conversion(report, "{}")
+
+
+_CHIPS_FAULTS = (EncoderUnavailableError, EncodeFailedError, StalledError, BadResultError)
+
+
+def may_fall_back(error: MediaError, encoder: str) -> bool:
+    """Whether another encoder may do better: a chip failed, and not the film or the disk."""
+    form = FORMS.get(encoder)
+    if form is None or form.family == "CPU" or isinstance(error, WorkDiskFullError):
+        return False
+    return isinstance(error, _CHIPS_FAULTS)
+
+
+def _with_fallbacks(report: RunReport, failed: Mapping[str, str]) -> RunReport:
+    """What was tried before stands first in what is kept of the attempt."""
+    if not failed:
+        return report
+    told = "".join(f"fell back from {name}: {what}\n" for name, what in failed.items())
+    return replace(report, stderr_tail=told + report.stderr_tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +212,13 @@ def film_of(job: Job) -> Film:
 
 def plan_of(job: Job, probe: Probe, digest: str) -> Plan:
     """The plan for a probed source.  Raises `MediaError` when the profile cannot be met at all."""
-    encoders = needs(profile_from_json(job.profile_json))
     plan = whole_plan(job, probe)
     return Plan(
         source_digest=digest,
         source_bytes=job.source_bytes,
         probe_json=probe.to_json(),
         plan_json=plan.to_json(),
-        needs=encoders,
+        needs=able(probe, profile_from_json(job.profile_json)),
         cost=plan.cost,
     )
 

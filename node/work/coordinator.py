@@ -6,13 +6,14 @@ with every coordinator, which waits one lease time before it expires anything.
 
 import asyncio
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, ExpireLeases, FailJob
-from ledger.scheduler import SchedulerView, plan
+from ledger.scheduler import NodeView, SchedulerView, Turns, decide, with_estimates
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
@@ -24,12 +25,16 @@ from node.requests import Requests
 from node.signals import Signal
 from node.work.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.migration import Migration
+from node.work.standing import Standing
+from node.work.sweeps import Sweeps
 from node.work.worker import HEARTBEAT
 
 ROUND_S: Final = 0.5
 """Looks at least this often, also when nothing was applied: leases expire by time."""
 IDLE_ROUND_S: Final = 2.0
 """While nothing is leased and nothing waits: no clock runs out, and what is new wakes the round."""
+SPEEDS_MS: Final = 15_000
+"""Speeds of nodes are measured anew so often: they are means over many films."""
 ORPHANS_A_ROUND: Final = 16
 """Jobs of revoked or removed owners that one round ends: leases come in between."""
 
@@ -49,9 +54,14 @@ class Coordinator:
         timing: LeaseTiming,
         voters: Voters,
         migration: Migration,
+        sweeps: Sweeps,
+        standing: Callable[[NodeId], Standing],
     ) -> None:
+        """`standing` is how a node says that it stands to work."""
         self.voters = voters
+        self._standing = standing
         self._migration = migration
+        self._sweeps = sweeps
         self._driver = driver
         self._proposer = proposer
         self._replica = replica
@@ -59,6 +69,8 @@ class Coordinator:
         self._clock = LeaseClock(timing, clock.monotonic_ms())
         self._seen_ms: dict[str, int] = {}
         self._eligible_ms: dict[str, int] = {}
+        self._turns = Turns()
+        self._speeds: tuple[int, Mapping[str, Mapping[str, int]]] | None = None
         self._heard = Signal()
         requests.register(HEARTBEAT, self._heartbeat)
 
@@ -74,11 +86,13 @@ class Coordinator:
         self._clock = LeaseClock(self._timing, clock.monotonic_ms())
         self._seen_ms.clear()
         self._eligible_ms.clear()
+        self._turns = Turns()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         async with asyncio.TaskGroup() as group:
             autopilot = group.create_task(self.voters.keep(), name="autopilot")
             schedule = group.create_task(self._schedule(), name="schedule")
             migration = group.create_task(self._migration.keep(), name="migration")
+            sweeps = group.create_task(self._sweeps.keep(), name="sweeps")
             # A lead that was lost and won again meanwhile is another one: its clocks start anew.
             term = self._driver.raft.term
             while self._driver.is_leader and self._driver.raft.term == term:
@@ -86,6 +100,7 @@ class Coordinator:
             autopilot.cancel()
             schedule.cancel()
             migration.cancel()
+            sweeps.cancel()
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -138,7 +153,9 @@ class Coordinator:
                 )
         await self._fail_jobs_without_owner()
         view = await self.view(now_ms)
-        for command in plan(view, now_ms):
+        decision = decide(view, now_ms)
+        self._turns = decision.turns
+        for command in decision.commands:
             await self._proposer.commit(command, cause="coordinator")
         return bool(active or view.tasks)
 
@@ -161,6 +178,7 @@ class Coordinator:
     async def view(self, now_ms: int) -> SchedulerView:
         """The scheduler's view with what only a coordinator knows: who is heard, who still waits."""
         view = await self._replica.read(lambda reader: reader.schedulable())
+        speeds = await self._measured(now_ms)
         waiting: dict[str, int] = {}
         for task in view.tasks:
             if task.backoff_ms:
@@ -168,18 +186,39 @@ class Coordinator:
                 key = f"{task.task}/{task.attempts}"
                 waiting[key] = self._eligible_ms.get(key, now_ms + task.backoff_ms)
         self._eligible_ms = waiting
-        return replace(
+        known = replace(
             view,
             tasks=tuple(
                 replace(task, eligible_at_ms=waiting.get(f"{task.task}/{task.attempts}", 0))
                 for task in view.tasks
             ),
             nodes=tuple(
-                replace(node, alive=self._clock.takes_work(NodeId(node.node), now_ms))
+                replace(self._seen(node, now_ms), speeds=speeds.get(node.node, {}))
                 for node in view.nodes
             ),
             new_attempt_id=_attempt_id,
+            turns=self._turns,
         )
+        return with_estimates(known, self._seen_ms, now_ms)
+
+    def _seen(self, node: NodeView, now_ms: int) -> NodeView:
+        own = NodeId(node.node)
+        standing = self._standing(own)
+        closed = node.closed or standing.closed
+        if not closed and not self._clock.takes_work(own, now_ms):
+            closed = "takes no new work now"
+        return replace(
+            node,
+            alive=self._clock.is_heard(own, now_ms),
+            closed=closed,
+            free_bytes=standing.free_bytes,
+            links={str(sender): speed for sender, speed in standing.links.items()},
+        )
+
+    async def _measured(self, now_ms: int) -> Mapping[str, Mapping[str, int]]:
+        if self._speeds is None or now_ms - self._speeds[0] > SPEEDS_MS:
+            self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
+        return self._speeds[1]
 
 
 def _attempt_id() -> str:

@@ -26,14 +26,21 @@ from node.media.convert import Media
 from node.media.errors import FilmChangedError
 from node.media.judge import ResultFacts
 from node.media.pieces import Film, Pieces
-from node.media.plan import EncodePlan
+from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe
 from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
 from node.work.conversion import film_of
 from node.work.owner import Plan
-from node.work.splitting import JobPlan, choose_group, number_of, tasks_of
+from node.work.splitting import (
+    JobPlan,
+    chips_of,
+    choose_group,
+    joinable,
+    number_of,
+    tasks_of,
+)
 from node.work.worker import Order, ReportBytes
 
 CUT: Final = "film.cut"
@@ -126,6 +133,7 @@ class FilmPieces:
         if isinstance(made, str):
             return _told(plan, JobPlan(**dict(whole), why_whole=made))
         group, split = made
+        whole = plan_whole(probe, profile_from_json(job.profile_json), (group.encoder,))
         return replace(
             _told(plan, JobPlan(**dict(whole), split=split, ffmpeg=group.ffmpeg)),
             tasks=tasks_of(job.id, whole, split, group),
@@ -141,7 +149,10 @@ class FilmPieces:
         role = next((member.role for member in members if member.node == self._own), "witness")
         if own is None or own.slots < 1 or role == "witness":
             return "the node that has the film does no work, and it has to put the pieces together"
-        group = choose_group(nodes, members, plan.needs)
+        chip = chips_of(nodes, members, plan.needs)
+        if chip:
+            return f"{chip} makes it, and chunks of chips were not proven to fit together"
+        group = choose_group(nodes, members, joinable(plan.needs))
         if group is None or len(group.speeds) < 2:
             return "no two workers have the same FFmpeg and encoder"
         index = self._index_file(job)

@@ -67,10 +67,14 @@ class LeaseClock:
         for attempt in heartbeat.attempts:
             self._renewed[attempt] = now_ms
 
+    def is_heard(self, node: NodeId, now_ms: int) -> bool:
+        """Whether the worker was heard lately."""
+        heard_ms, _ = self._heard.get(node, (None, False))
+        return heard_ms is not None and now_ms - heard_ms <= self._timing.suspect_ms
+
     def takes_work(self, node: NodeId, now_ms: int) -> bool:
         """Whether the worker was heard lately and is not draining."""
-        heard_ms, accepting = self._heard.get(node, (None, False))
-        return accepting and heard_ms is not None and now_ms - heard_ms <= self._timing.suspect_ms
+        return self.is_heard(node, now_ms) and self._heard[node][1]
 
     def expired(self, active: Iterable[tuple[str, int]], now_ms: int) -> tuple[str, ...]:
         """Of the active attempts (id, monotonic ms when first seen here), those unrenewed for too long."""

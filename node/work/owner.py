@@ -41,6 +41,7 @@ from mesh.ids import NodeId
 from node.consensus.driver import Driver
 from node.consensus.proposer import Proposer, bounded_text
 from node.consensus.replica import Replica
+from node.media.errors import MixedSoftwareError
 from node.membership.foreign import FOREIGN_FAULTS, is_plain_id
 from node.work.progress import Pace, Progress, ProgressBoard
 
@@ -50,6 +51,8 @@ PLANS_AT_ONCE: Final = 1
 TAKES_AT_ONCE: Final = 2
 PLANNED_AHEAD_MAX: Final = 16
 """Planned jobs that wait for a worker: enough for every slot, without reading a library ahead."""
+RESTART_S: Final = 60.0
+"""A job that needs a restart of its node is tried and told so again after a minute."""
 WORKER_GONE_MS: Final = 60_000
 """A finished result whose holder stays silent this long is encoded again elsewhere."""
 
@@ -125,7 +128,8 @@ class Owner:
         self._board = board
         self._planner = planner
         self._intake = intake
-        self._busy: set[str] = set()
+        self._busy: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._unwanted: set[str] = set()
         self._silent_since_ms: dict[str, int] = {}
         self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
         self._takes = asyncio.Semaphore(TAKES_AT_ONCE)
@@ -135,11 +139,24 @@ class Owner:
         async with asyncio.TaskGroup() as group:
             while True:
                 seen = self._driver.ledger_changed.count
-                for key, job, step in await self._replica.read(self._steps):
+                steps, gone = await self._replica.read(self._looked)
+                for key in gone:
+                    self._unwanted.add(key)
+                    self._busy[key][1].cancel()
+                for key, job, step in steps:
                     if key not in self._busy:
-                        self._busy.add(key)
-                        group.create_task(self._guarded(key, job, step), name=f"job {key}")
+                        work = self._guarded(key, job, step)
+                        self._busy[key] = job, group.create_task(work, name=f"job {key}")
                 await self._driver.ledger_changed.wait(seen, RECONCILE_S)
+
+    def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
+        """What is to be done, and which of what is being done nobody wants any more."""
+        gone: list[str] = []
+        for key, (job, _) in tuple(self._busy.items()):
+            now = reader.job(job.id)
+            if (now is None or now.state == "cancelled") and key not in self._unwanted:
+                gone.append(key)
+        return self._steps(reader), gone
 
     def _steps(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
         steps: list[tuple[Job, Step]] = [
@@ -167,11 +184,21 @@ class Owner:
     async def _guarded(self, key: str, job: Job, step: "Step") -> None:
         try:
             await step(job)
+        except asyncio.CancelledError:
+            if key not in self._unwanted:
+                raise  # this node stops
+            self._unwanted.discard(key)
+            _log.info("cancelled", job=job.id)
+            await self._discard(job)
+            self._board.over(job.id)
         except NoCoordinatorError:
             _log.info("waits for a coordinator", job=job.id)
         except UnreachableError as error:
             _log.info("waits for a node", job=job.id, reason=error.what)
             await self._driver.ledger_changed.wait(self._driver.ledger_changed.count, RECONCILE_S)
+        except MixedSoftwareError as error:
+            _log.warning("waits for a restart of this node", job=job.id, reason=error.what)
+            await asyncio.sleep(RESTART_S)
         except DarkStreamError as error:
             await self._give_up(job, error)
         except OSError as error:
@@ -182,7 +209,7 @@ class Owner:
             _log.exception("job failed", job=job.id)
             await self._give_up(job, DarkStreamError(f"internal fault: {error!r}"))
         finally:
-            self._busy.discard(key)
+            self._busy.pop(key, None)
 
     async def _reject(self, job: Job) -> None:
         # Such an id would name a file elsewhere; no node of ours draws one.

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from ledger.commands import PieceSpec
 from ledger.jobs import Member, Node, can_do
 from node.media.command import encoded_sound
+from node.media.encoders import FORMS
 from node.media.plan import EncodePlan
 from node.media.split import SPLIT_JSON_BYTES_MAX, SplitPlan
 
@@ -65,6 +66,26 @@ def choose_group(
             ffmpeg = max(sorted(groups), key=lambda name: sum(groups[name]))
             return Group(encoder=encoder, ffmpeg=ffmpeg, speeds=tuple(groups[ffmpeg]))
     return None
+
+
+def chips_of(nodes: Iterable[Node], members: Iterable[Member], needs: Sequence[str]) -> str:
+    """The chip that comes before the processor in what the profile wants, where a node has one; else "".
+
+    Only what software encoders make was proven to fit together, so a chip makes its film whole.
+    """
+    working = {m.node for m in members if m.state == "active" and m.role != "witness"}
+    there = {e for node in nodes if node.node in working and node.slots > 0 for e in node.encoders}
+    for name in needs:
+        if FORMS[name].family == "CPU":
+            return ""
+        if name in there:
+            return name
+    return ""
+
+
+def joinable(needs: Sequence[str]) -> tuple[str, ...]:
+    """Encoders whose chunks fit together, whichever node made them."""
+    return tuple(name for name in needs if FORMS[name].family == "CPU")
 
 
 def tasks_of(job: str, plan: EncodePlan, split: SplitPlan, group: Group) -> tuple[PieceSpec, ...]:

@@ -47,16 +47,7 @@ class Traffic:
         """Bytes a second that films came to a node with lately, by the node that sent them."""
         if node == self.own:
             return dict(self.speeds())
-        told = self.status_of(node).get(_SPEEDS)
-        pairs = told if isinstance(told, tuple) else ()
-        found: dict[NodeId, int] = {}
-        for pair in pairs[:SPEEDS_TOLD_MAX]:
-            match pair:
-                case (str() as sender, int() as speed) if speed > 0:
-                    found[NodeId(sender)] = speed
-                case _:
-                    pass
-        return found
+        return speeds_in(self.status_of(node))
 
     def told(self) -> dict[str, object]:
         """What this node's hellos say."""
@@ -92,6 +83,20 @@ class Traffic:
             first if isinstance(first, int) and first >= 0 else 0,
             second if isinstance(second, int) and second >= 0 else 0,
         )
+
+
+def speeds_in(status: Mapping[str, object]) -> dict[NodeId, int]:
+    """What a hello says of speeds; what cannot be read is left out."""
+    told = status.get(_SPEEDS)
+    pairs = told if isinstance(told, tuple) else ()
+    found: dict[NodeId, int] = {}
+    for pair in pairs[:SPEEDS_TOLD_MAX]:
+        match pair:
+            case (str() as sender, int() as speed) if speed > 0:
+                found[NodeId(sender)] = speed
+            case _:
+                pass
+    return found
 
 
 def _bytes(peer: str, direction: str, count: int) -> Metric:

@@ -168,7 +168,14 @@ class Worker:
     @property
     def accepting(self) -> bool:
         """Whether it takes new work."""
-        return not self._draining and self._fit()
+        return not self.closed
+
+    @property
+    def closed(self) -> str:
+        """Why it takes no new work; empty while it does."""
+        if self._draining:
+            return "stops and takes nothing new"
+        return "" if self._fit() else "has a damaged replica that is being rebuilt"
 
     @property
     def running(self) -> tuple[str, ...]:

@@ -87,6 +87,27 @@ def test_status_nodes_and_detect(one: Served, capsys: pytest.CaptureFixture[str]
     assert Typed(capsys, "detect", "--json").json["cpus"] == 2
 
 
+def test_a_configuration_is_checked_by_the_node(
+    one: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, faulty = tmp_path / "sound.toml", tmp_path / "faulty.toml"
+    sound.write_text('name = "den"\n[transfer]\ncache_gib = 3\n')
+    faulty.write_text('nmae = "den"\nslots = "two"\n[timings\n')
+    good = Typed(capsys, "validate", str(sound))
+    assert (good.code, good.out) == (0, f"{sound}: no faults\n")
+    bad = Typed(capsys, "validate", str(faulty))
+    assert bad.code == 2
+    lines = bad.err.splitlines()
+    assert all(line.startswith(f"error[config]: {faulty}:") for line in lines)
+    assert any(":3: " in line and "mend this line" in line for line in lines)
+    assert any(":1: nmae: unknown key" in line for line in lines)
+    answer = Typed(capsys, "validate", str(faulty), "--json")
+    assert (answer.code, answer.json["ok"]) == (2, False)
+    assert {fault["line"] for fault in answer.json["faults"]} == {1, 2, 3}
+    missing = Typed(capsys, "validate", str(tmp_path / "none.toml"))
+    assert (missing.code, "cannot be read" in missing.err) == (2, True)
+
+
 def test_convert_waits_and_says_what_became_of_it(
     one: Served, film: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

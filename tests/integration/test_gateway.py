@@ -254,11 +254,18 @@ def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
             "jobs",
             "jobs/{job}",
             "detect",
+            "validate",
             "tokens",
             "nodes/{name}/approve",
             "nodes/{name}/revoke",
             "nodes/{name}/remove",
             "nodes/{name}/limit",
+            "nodes/{name}/release",
+            "jobs/change",
+            "profiles",
+            "profiles/{name}",
+            "profiles/{name}/remove",
+            "orders/{order}",
             "events",
         ]
     }

@@ -13,16 +13,18 @@ import pytest
 from node.media.convert import ConversionError, Converted, Media
 from node.media.errors import MediaError
 from node.media.ffmpeg_binary import FFmpegBinary, choose
-from node.media.hardware import detect
+from node.media.formats import is_place
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.probe import Probe
-from node.media.profiles import BUILT_IN, Profile
+from node.media.profiles import BUILT_IN, Profile, PublishPolicy, QualityPolicy, profile_from_json
 from node.media.progress import FFmpegProgress
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
-from tests.media_clips import Clips, ffmpeg, packaged_clip, shared_clip
+from tests.matrix_clips import RECIPES
+from tests.media_clips import Clips, ffmpeg, make, packaged_clip, shared_clip
 
 T = TypeVar("T")
+assert "asp.avi" in RECIPES  # the films of the matrix are known to `Clips` as well
 ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1"})
 
 
@@ -186,6 +188,40 @@ def test_the_archive_keeps_every_stream_and_the_web_says_what_it_drops(
     assert "attachment" in web.made.report.notes[0]
 
 
+def test_what_an_edit_list_hides_is_no_damage_and_stays_hidden(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    outcome = Outcome(media, clips.get("split_edited.mp4"), tmp_path / "1", quick("archive"))
+    assert (outcome.probe.frames_by, outcome.probe.undecodable) == ("packets", 0)
+    assert [stream.codec for stream in outcome.result.streams] == ["hevc", "flac"]
+    assert outcome.made.report.notes == (
+        "audio stream 1 becomes FLAC: its edit list hides a part of it",
+    )
+
+
+@pytest.mark.parametrize("profile", ["web", "archive"])
+def test_red_stays_red(media: Media, tmp_path: Path, profile: str) -> None:
+    picture = ["-f", "lavfi", "-i", "color=red:s=160x120:r=25:d=0.4,format=gbrp"]
+    source = make(tmp_path / "red.mkv", *picture, "-c:v", "ffv1")
+    outcome = Outcome(media, source, tmp_path / "out", quick(profile))
+    assert outcome.result.video.colour_space == "bt709"
+    with av.open(str(outcome.output)) as opened:
+        frame = next(opened.decode(video=0)).reformat(format="yuv444p")
+    luma, _, red = (bytes(plane)[0] for plane in frame.planes)
+    # ITU-R BT.709, limited range: 16 + 219 * 0.2126, and as red as can be.
+    assert (abs(luma - 63) <= 2, abs(red - 240) <= 2) == (True, True)
+
+
+def test_places_without_a_picture_in_avi_are_not_missing(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    whole = clips.get("asp.avi")
+    outcome = Outcome(media, whole, tmp_path / "out", quick("web"))
+    assert outcome.made.facts.frames == outcome.probe.frames
+    short = write(tmp_path / "short.avi", whole.read_bytes()[:-5_000])
+    assert refused(media, short) == "damaged_source"
+
+
 def test_covers_are_no_films(media: Media, clips: Clips, tmp_path: Path) -> None:
     outcome = Outcome(media, clips.get("film_with_cover.mp4"), tmp_path / "1", quick("archive"))
     assert outcome.made.facts.frames == 50
@@ -206,6 +242,51 @@ def test_real_clips(media: Media, tmp_path: Path, name: str, frames: int, profil
 def test_the_demos_clip(media: Media, tmp_path: Path) -> None:
     outcome = Outcome(media, packaged_clip("bikes.mp4"), tmp_path / "out", quick("web"))
     assert outcome.made.facts.frames == outcome.probe.frames > 100
+
+
+def asked(name: str, **changes: object) -> Profile:
+    return profile_from_json(quick(name).model_copy(update=changes).to_json())
+
+
+@pytest.mark.parametrize("policy", ["keep", "no-location", "none"])
+def test_a_phones_film_tells_where_it_was_taken_only_where_that_is_wanted(
+    media: Media, tmp_path: Path, policy: str
+) -> None:
+    source = shared_clip("VID_20191220_170832.mp4")
+    Outcome(media, source, tmp_path / "out.mp4", asked("web", metadata=policy))
+    with av.open(str(tmp_path / "out.mp4")) as opened:
+        told = opened.metadata
+    assert any(is_place(tag) for tag in told) == (policy == "keep")
+    assert ("creation_time" in told) == (policy != "none")
+    assert now(media.probe(source)).places == ("location", "location-eng")
+
+
+def test_a_result_that_is_no_smaller_is_thrown_away_if_asked(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    discard = asked("web", publish=PublishPolicy(larger="discard"))
+    small = make(tmp_path / "small.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "45")
+    with pytest.raises(ConversionError) as refused:
+        Outcome(media, small, tmp_path / "out.mp4", discard)
+    assert (refused.value.error.code, refused.value.error.failure) == ("not_smaller", "input")
+    large = make(tmp_path / "large.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "1")
+    Outcome(media, large, tmp_path / "large.mp4", discard)
+    assert (tmp_path / "large.mp4").stat().st_size < large.stat().st_size
+
+
+@pytest.mark.parametrize("floor", [70.0, 99.9])
+def test_a_result_that_looks_too_little_like_its_film_is_refused(
+    media: Media, clips: Clips, tmp_path: Path, floor: float
+) -> None:
+    asked_for = asked("web", quality=QualityPolicy(vmaf_min=floor))
+    source = clips.get("vfr.mkv")
+    if floor < 90:
+        told = Outcome(media, source, tmp_path / "out.mp4", asked_for).made.report.stderr_tail
+        assert float(told.split()[4]) > floor
+        return
+    with pytest.raises(ConversionError) as refused:
+        Outcome(media, source, tmp_path / "out.mp4", asked_for)
+    assert (refused.value.error.code, refused.value.error.failure) == ("poor_picture", "input")
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -322,18 +403,6 @@ def test_names_that_look_like_options_or_protocols(
         output = tmp_path / f"{name}.out"
         Outcome(media, source, output, quick("web"))
         assert output.is_file()
-
-
-def test_detection_is_quick_honest_and_remembered(binary: FFmpegBinary, tmp_path: Path) -> None:
-    cache = ProofFiles(tmp_path / "proofs")
-    first = now(detect(FFmpegRunner(), binary, cache, sys.executable))
-    assert {"libx264", "libx265", "libsvtav1", "ffv1", "aac", "flac"} <= first.usable
-    hardware = [encoder for encoder in first.encoders if encoder.family != "CPU"]
-    assert hardware
-    assert not any(encoder.usable for encoder in hardware)
-    assert all("not yet run" in encoder.why for encoder in hardware)
-    assert len(list((tmp_path / "proofs").iterdir())) == 1
-    assert now(detect(FFmpegRunner(), binary, cache, sys.executable)) == first
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) -> None:

@@ -5,40 +5,25 @@ chunks is marked `media` (`make test-media`), and runs on every FFmpeg named in 
 (several, separated by colons) beside the embedded one.
 """
 
-import asyncio
 import os
 import sys
-from collections.abc import Coroutine
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
 
 import av
 import pytest
 
-from node.media.command import Parts
-from node.media.convert import ConversionError, Converted, Media
+from node.media.convert import ConversionError, Media
 from node.media.errors import MediaError
-from node.media.ffmpeg_binary import FFmpegBinary, choose
-from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.pieces import Film, Pieces
-from node.media.plan import plan_whole
-from node.media.probe import Probe
-from node.media.profiles import BUILT_IN, Profile
 from node.media.run_ffmpeg import FFmpegRunner
-from node.media.split import SplitPlan, plan_split
+from tests.film_apart import Apart, media_of, now, quick, whole
 from tests.fingerprint import farthest, frames_of, numbers_of
 from tests.media_clips import Clips, ffmpeg, packaged_clip
 
-T = TypeVar("T")
-ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1"})
 OTHERS = [name for name in os.environ.get("DARKSTREAM_TEST_FFMPEG", "").split(":") if name]
 SYNC_US = 5_000
 TICK_MS = Fraction(1, 1000)
-
-
-def now(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
 
 
 @pytest.fixture(scope="module")
@@ -46,77 +31,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
     return Clips(tmp_path_factory.mktemp("clips"))
 
 
-def media_of(program: str) -> Media:
-    binary: FFmpegBinary = now(choose(FFmpegRunner(), ffmpeg_candidates(program)))
-    return Media(runner=FFmpegRunner(), ffmpeg=binary, encoders=ENCODERS, python=sys.executable)
-
-
 @pytest.fixture(scope="module")
 def media() -> Media:
     return media_of(ffmpeg())
-
-
-def quick(name: str) -> Profile:
-    profile = BUILT_IN[name]
-    return profile.model_copy(
-        update={"video": profile.video.model_copy(update={"speed": "ultrafast"})}
-    )
-
-
-def nothing(_: object) -> None:
-    return
-
-
-class Apart:
-    """One film, cut and encoded in a folder; each slice lies alone, as on a worker."""
-
-    def __init__(self, media: Media, source: Path, profile: Profile, folder: Path, ms: int) -> None:
-        self.media, self.source, self.folder = media, source, folder
-        self.pieces = Pieces(media)
-        self.probe: Probe = now(media.probe(source))
-        table = now(self.pieces.index(source, folder / "index", size=self.probe.bytes))
-        split = plan_split(table, length_ms=ms)
-        assert isinstance(split, SplitPlan), split
-        encoder = plan_whole(self.probe, profile, ENCODERS).encoder
-        self.film = Film(probe=self.probe, profile=profile, split=split, encoder=encoder)
-        self.chunks: dict[int, Path] = {}
-
-    async def cut(self, number: int) -> Path:
-        target = self.folder / f"slice{number}"
-        index = self.folder / "index"
-        await self.pieces.cut(self.source, index, target, self.film.split, number)
-        return target
-
-    async def encode(self, number: int) -> Converted:
-        piece, chunk = await self.cut(number), self.folder / f"chunk{number}.mkv"
-        self.chunks[number] = chunk
-        return await self.pieces.encode_chunk(piece, chunk, self.film, number, on_progress=nothing)
-
-    def encode_all(self) -> "Apart":
-        async def work() -> None:
-            await asyncio.gather(*(self.encode(c.number) for c in self.film.split.chunks))
-
-        now(work())
-        return self
-
-    def assemble(self) -> Path:
-        sound = self.folder / "sound.mp4"
-        made = self.pieces.encode_sound(self.source, sound, self.film, on_progress=nothing)
-        parts = Parts(
-            source=self.source,
-            index=self.folder / "index",
-            chunks=tuple(self.chunks[number] for number in sorted(self.chunks)),
-            sound=sound if now(made) else None,
-            picture=self.folder / "picture",
-        )
-        output = self.folder / "out"
-        now(self.pieces.assemble(self.film, parts, output, on_progress=nothing))
-        return output
-
-
-def whole(media: Media, probe: Probe, source: Path, profile: Profile, folder: Path) -> Path:
-    now(media.convert(source, folder / "whole", probe, profile, on_progress=nothing))
-    return folder / "whole"
 
 
 def shows_each_frame_once(result: Path, source: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.repository.tree import ROOT, parsed, product_files
 
-GENERATED = ("errors.md", "configuration.md", "cli.md", "views.md")
+GENERATED = ("errors.md", "configuration.md", "cli.md", "views.md", "profiles.md")
 
 
 def _page(name: str) -> str:

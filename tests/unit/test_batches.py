@@ -109,6 +109,22 @@ def test_those_of_one_turn_share_a_call_up_to_its_bounds(monkeypatch: pytest.Mon
     assert [len(call) for call in coordinator.calls] == [4, 2, 1, 1]
 
 
+def test_what_fills_more_than_a_call_leaves_in_several_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "COMMANDS_PER_CALL_MAX", 10)
+
+    async def body(coordinator: Coordinator) -> None:
+        asked = [asyncio.ensure_future(propose(coordinator, n)) for n in range(100)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [len(call) for call in coordinator.calls] == [10] * CALLS_MAX
+        coordinator.open.set()
+        assert await asyncio.gather(*asked) == [*range(100)]
+
+    run(body)
+
+
 def test_each_has_its_own_answer() -> None:
     async def body(coordinator: Coordinator) -> None:
         coordinator.open.set()

@@ -17,6 +17,7 @@ from node.membership.foreign import check_authority, is_plain_id
 from node.work.coordinator import Coordinator
 from node.work.leases import LeaseTiming
 from node.work.progress import PROGRESS, TOPIC, Progress, ProgressBoard
+from node.work.standing import Standing
 from tests.ledger_helper import Ledger, films_of, grant, job_spec, node_report, plan_of, spec
 from tests.work_bench import Mesh, eventually
 
@@ -138,6 +139,8 @@ def test_more_leases_than_one_command_holds_expire_and_the_coordinator_lives_on(
             timing=timing,
             voters=mesh,
             migration=mesh,
+            sweeps=mesh,
+            standing=lambda _: Standing(),
         )
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             task = group.create_task(coordinator._schedule())

@@ -276,8 +276,9 @@ def test_a_drill_over_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     kept.archived()
     kept.work(3)
     kept.now_ms += 1_000
-    index = kept.home.log.last_index() + 1
-    kept.put(entry(index, MigrateLedger(schema=SCHEMA_VERSION), at_ms=kept.now_ms))
+    for schema in range(FIRST_SCHEMA + 1, SCHEMA_VERSION + 1):
+        index = kept.home.log.last_index() + 1
+        kept.put(entry(index, MigrateLedger(schema=schema), at_ms=kept.now_ms))
     kept.work(3)
     made = kept.archived()
     assert (made.snapshot, made.drilled) == (True, True)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ledger import apply_jobs as steps
 from ledger import commands as c
+from ledger import moves
 from ledger.change import Change, RefusedError
 from ledger.jobs import (
     ATTEMPT_TRANSITIONS,
@@ -19,15 +19,15 @@ from ledger.store_sqlite import SqliteRows
 from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of, spec, task_spec
 
 JOBS = """
-queued      start_planning>planning lease>running fail>failed
-planning    start_planning>planning plan>queued fail>failed
-running     lease>running part>running finish>verifying again>queued wait>waiting fail>failed
-waiting     lease>running fail>failed
-verifying   accept>publishing again>queued part>running fail>failed
+queued      start_planning>planning lease>running fail>failed cancel>cancelled
+planning    start_planning>planning plan>queued fail>failed cancel>cancelled
+running     lease>running part>running finish>verifying again>queued wait>waiting fail>failed cancel>cancelled
+waiting     lease>running fail>failed cancel>cancelled
+verifying   accept>publishing again>queued part>running fail>failed cancel>cancelled
 publishing  publish>done fail>failed
 done
-failed
-cancelled
+failed      retry>queued
+cancelled   retry>queued
 paused
 """
 JOB_EVENTS = [
@@ -41,17 +41,31 @@ JOB_EVENTS = [
     "accept",
     "publish",
     "fail",
+    "cancel",
+    "retry",
 ]
 TASKS = """
-blocked   unblock>ready fail>failed
-ready     lease>leased fail>failed
-leased    finish>finished again>ready fail>failed
-finished  keep>kept accept>accepted again>ready fail>failed
-kept      fail>failed
+blocked   unblock>ready fail>failed cancel>cancelled
+ready     lease>leased fail>failed cancel>cancelled
+leased    finish>finished again>ready fail>failed cancel>cancelled
+finished  keep>kept accept>accepted again>ready fail>failed cancel>cancelled
+kept      fail>failed cancel>cancelled
 accepted  fail>failed
-failed
+failed    revive>ready hold>blocked
+cancelled revive>ready hold>blocked
 """
-TASK_EVENTS = ["unblock", "lease", "finish", "again", "keep", "accept", "fail"]
+TASK_EVENTS = [
+    "unblock",
+    "lease",
+    "finish",
+    "again",
+    "keep",
+    "accept",
+    "fail",
+    "cancel",
+    "revive",
+    "hold",
+]
 ATTEMPTS = """
 leased     finish>finished fail>failed expire>expired release>released abandon>abandoned
 finished   keep>kept accept>accepted refuse>refused abandon>abandoned
@@ -104,10 +118,10 @@ def test_job_table(
     row = replace(job, state=state)
     if not to:
         with pytest.raises(RefusedError) as refused:
-            steps._move_job(change, row, event)
+            moves.move_job(change, row, event)
         assert refused.value.code == "conflict"
     else:
-        steps._move_job(change, row, event)
+        moves.move_job(change, row, event)
         assert ledger.job_state("j") == to
         assert ledger.reader.events("j")[-1].kind == f"job.{to}"
 
@@ -120,9 +134,9 @@ def test_task_table(
     row = replace(task, state=state)
     if not to:
         with pytest.raises(RefusedError):
-            steps._move_task(change_of(ledger), row, event)
+            moves.move_task(change_of(ledger), row, event)
     else:
-        steps._move_task(change_of(ledger), row, event)
+        moves.move_task(change_of(ledger), row, event)
         moved = ledger.reader.task("j-t")
         assert moved is not None
         assert moved.state == to
@@ -136,10 +150,10 @@ def test_attempt_table(
     row = replace(attempt, state=state)
     if not to:
         with pytest.raises(RefusedError) as refused:
-            steps._move_attempt(change_of(ledger), row, event)
+            moves.move_attempt(change_of(ledger), row, event)
         assert refused.value.code == "stale_token"
     else:
-        assert steps._move_attempt(change_of(ledger), row, event).state == to
+        assert moves.move_attempt(change_of(ledger), row, event).state == to
 
 
 def test_tables_have_nothing_else() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
+from ledger import orders as o
 from ledger.jobs import OPEN_JOB_STATES, Member
 from ledger.queries import VIEWS, Reader
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
@@ -25,6 +26,10 @@ from tests.work_bench import Mesh
 FIRST = c.FormMesh(mesh="m", founder=spec("anna"))
 CHECKSUM_OF_FIRST = "781f13d8851190c8a206e1c613daf69379fa18ac7f4531c5022b65291a3d7b1c"
 """What the last version that knew schema 1 alone (f482e56) made of `known_history` with this beginning."""
+
+
+CHECKSUM_OF_SECOND = "ca9466932b082a6b939cfaf3aedee429e314de95161e3427a94618312186a8a9"
+"""What the last version that knew schema 2 alone (1428cb6) made of `history`."""
 
 
 def work(n: int) -> list[c.Command]:
@@ -64,6 +69,36 @@ def test_in_the_first_form_this_version_does_what_older_ones_did() -> None:
     store = applied([entry(1, FIRST), *known_history()[1:]], 7)
     assert store.schema == FIRST_SCHEMA
     assert store.checksum.hex() == CHECKSUM_OF_FIRST
+
+
+def test_in_the_second_form_as_well() -> None:
+    store = applied(history(), 5)
+    assert store.schema == 2
+    assert store.checksum.hex() == CHECKSUM_OF_SECOND
+
+
+def test_the_third_form_takes_orders_and_keeps_everything() -> None:
+    store = applied(history(), 4)
+    old = seen(store)
+    begun, index = len(old["nodes"]), store.applied_index
+    late = o.ChangeJobs(jobs=("j0",), action="cancel", priority=0, by="me")
+    ((_, _, outcome),) = store.apply([entry(index + 1, late)])
+    assert outcome is not None
+    assert outcome.code == "conflict", "members of before cannot read it"
+    store.apply([entry(index + 2, c.MigrateLedger(schema=3))])
+    new = seen(store)
+    for view in ("nodes", "watches"):  # columns are added, none goes
+        new[view] = [row[: len(old[view][0])] for row in new[view]]
+    assert len(new["nodes"]) == begun
+    new["events"] = [line for line in new["events"] if line[3] != "ledger.migrated"]
+    old["events"] = [line for line in old["events"] if line[3] != "ledger.migrated"]
+    assert new == old
+    ((_, _, outcome),) = store.apply([entry(index + 3, late)])
+    assert outcome is not None
+    assert outcome.ok
+    found = Reader(store.connection).job("j0")
+    assert found is not None
+    assert found.state == "cancelled"
 
 
 def test_replicas_migrate_alike_whatever_their_batches() -> None:

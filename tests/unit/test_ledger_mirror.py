@@ -125,7 +125,8 @@ def test_it_follows_a_migration(tmp_path: Path) -> None:
     mirroring.jobs("a")
     mirroring.round()
     mirroring.jobs("b")
-    mirroring.home.do(MigrateLedger(schema=SCHEMA_VERSION))
+    for schema in range(FIRST_SCHEMA + 1, SCHEMA_VERSION + 1):
+        mirroring.home.do(MigrateLedger(schema=schema))
     mirroring.jobs("c")
     assert mirroring.round().copied is False
     assert mirroring.equal()

@@ -10,9 +10,10 @@ from ledger import commands as c
 from ledger import queries
 from ledger.invariants import violations
 from ledger.jobs import Attempt, Job, Task
-from ledger.queries import READY_TASKS_MAX, Reader
+from ledger.queries import Reader
 from ledger.scheduler import NodeView, SchedulerView, TaskView, explain, find, plan
 from ledger.store_sqlite import LedgerStore, SqliteRows
+from ledger.work_reader import READY_TASKS_MAX
 from mesh.errors import StorageError
 from tests.ledger_helper import Ledger, entry, grant, job_spec, node_report, plan_of, spec
 
@@ -216,7 +217,9 @@ def test_the_emptiest_node_then_the_owner_then_the_stronger() -> None:
         ({"role": "witness"}, "witness"),
         ({"alive": False}, "not heard"),
         ({"busy": 2}, "no free slot (2 of 2 taken)"),
-        ({"slots": 0}, "no free slot"),
+        ({"slots": 0}, "has no slots"),
+        ({"closed": "is paused"}, "is paused"),
+        ({"free_bytes": 10 << 20}, "too little disk (10 MiB free, 256 MiB needed)"),
         ({"encoders": ("x264",)}, "none of the encoders av1, av1_hw"),
         ({"node": "excluded"}, "failed this task before"),
     ],
@@ -233,11 +236,14 @@ def test_every_obstacle_is_named(changed: dict[str, object], reason: str) -> Non
 def test_explain_without_obstacle() -> None:
     view = SchedulerView(tasks=(task("t"),), nodes=())
     assert explain(view, task("t"), 0) == ["no node works in this mesh"]
+    again = "it failed and is tried again in 2 s"
     assert explain(view, task("t", eligible_at_ms=1_500), 0) == [
-        "it failed and is tried again in 2 s"
+        again,
+        "no node works in this mesh",
     ]
     able = SchedulerView(tasks=(), nodes=(node("n"),))
-    assert explain(able, task("t"), 0) == ["N: could take it; other jobs come first"]
+    assert explain(able, task("t"), 0) == ["N: could take it"]
+    assert explain(able, task("t", eligible_at_ms=1_500), 0) == [again, "N: could take it"]
 
 
 def test_waits_are_waited() -> None:

@@ -8,15 +8,8 @@ import pytest
 
 from node.media.child import Limits, OnProgress, Reason, RunResult
 from node.media.convert import ConversionError, Media, RunReport
-from node.media.errors import FFmpegMissingError, ProbeLimitError
+from node.media.errors import FFmpegMissingError, MixedSoftwareError, ProbeLimitError
 from node.media.ffmpeg_binary import Candidate, FFmpegBinary, Origin, choose
-from node.media.hardware import (
-    CPU_ENCODERS,
-    NOT_PROVEN,
-    detect,
-    detect_devices,
-    detect_encoders,
-)
 from node.media.judge import (
     Verdict,
     facts_of,
@@ -289,12 +282,16 @@ def test_the_owner_needs_no_encoder_to_judge() -> None:
         run(code=None, reason="stdout"),
         run(code=1, stderr="Traceback\nMemoryError"),
         run(stdout=b"{"),
-        run(stdout=b'{"surprise": 1}'),
     ],
 )
 def test_a_reader_that_dies_is_the_films_fault(ended: RunResult) -> None:
     with pytest.raises(ProbeLimitError):
         asyncio.run(probe_file(Replay(ended), "python", "/a.mkv"))
+
+
+def test_a_reader_that_says_what_this_version_does_not_know_is_not_the_films_fault() -> None:
+    with pytest.raises(MixedSoftwareError):
+        asyncio.run(probe_file(Replay(run(stdout=b'{"surprise": 1}')), "python", "/a.mkv"))
 
 
 def version(text: str) -> RunResult:
@@ -319,85 +316,3 @@ def test_a_configured_ffmpeg_is_never_quietly_replaced() -> None:
         asyncio.run(choose(Replay(version("4.4.2")), [candidate("configured"), candidate()]))
     with pytest.raises(FFmpegMissingError, match="no FFmpeg"):
         asyncio.run(choose(Replay(), []))
-
-
-class Memory:
-    def __init__(self) -> None:
-        self.kept: dict[str, str] = {}
-
-    async def load(self, key: str) -> str | None:
-        return self.kept.get(key)
-
-    async def store(self, key: str, text: str) -> None:
-        self.kept[key] = text
-
-
-LISTED = run(
-    stdout=b" V....D libx264   x\n V....D libx265   x\n V....D h264_nvenc  x\n A....D aac   x\n"
-)
-
-
-def test_encoders_are_proven_once_for_each_ffmpeg() -> None:
-    cache = Memory()
-    found = asyncio.run(detect_encoders(Replay(LISTED, run()), FFMPEG, cache))
-    by_name = {encoder.name: encoder for encoder in found}
-    assert {name for name, encoder in by_name.items() if encoder.usable} == {
-        "libx264",
-        "libx265",
-        "aac",
-    }
-    assert by_name["h264_nvenc"].why == NOT_PROVEN
-    assert "not compiled" in by_name["libsvtav1"].why
-    assert asyncio.run(detect_encoders(Replay(LISTED), FFMPEG, cache)) == found
-    newer = replace(FFMPEG, build="def")
-    replay = Replay(LISTED, run())
-    asyncio.run(detect_encoders(replay, newer, cache))
-    assert len(replay.commands) == 2
-
-
-def test_one_encoder_that_fails_does_not_hide_the_others_and_is_not_remembered() -> None:
-    cache = Memory()
-    replay = Replay(LISTED, run(code=1), run(), run(code=1, stderr="[error] no"), run())
-    found = {e.name: e for e in asyncio.run(detect_encoders(replay, FFMPEG, cache))}
-    assert (found["libx264"].usable, found["libx265"].usable, found["aac"].usable) == (
-        True,
-        False,
-        True,
-    )
-    assert found["libx265"].why == "[error] no"
-    assert cache.kept == {}
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"libx264": 1}', '{"libx264": ""}', "\x00"])
-def test_a_spoiled_memory_is_ignored(text: str) -> None:
-    cache = Memory()
-    asyncio.run(detect_encoders(Replay(LISTED, run()), FFMPEG, cache))
-    (key,) = cache.kept
-    cache.kept[key] = text
-    replay = Replay(LISTED, run())
-    asyncio.run(detect_encoders(replay, FFMPEG, cache))
-    assert len(replay.commands) == 2
-    assert set(CPU_ENCODERS) <= set(cache.kept[key].replace('"', " ").split())
-
-
-def test_broken_drivers_harm_nobody() -> None:
-    device = (
-        b'[{"name": "GPU", "type": "discrete GPU", "vendor_id": 4318, "device_id": 1,'
-        b' "api_version": "1.3.0", "driver_version": 1}]'
-    )
-    for ended, count, note in (
-        (run(stdout=device), 1, ""),
-        (run(stdout=b"[]"), 0, "knows no device"),
-        (run(stdout=b"no Vulkan loader"), 0, "no Vulkan loader"),
-        (run(code=None, signal=11, reason="signal"), 0, "crashed"),
-        (run(code=None, reason="time"), 0, "hung"),
-    ):
-        devices, said = asyncio.run(detect_devices(Replay(ended), "python"))
-        assert len(devices) == count
-        assert note in said
-    detection = asyncio.run(
-        detect(Replay(run(stdout=device), LISTED, run()), FFMPEG, Memory(), "python")
-    )
-    assert detection.usable == {"libx264", "libx265", "aac"}
-    assert detection.devices[0].is_gpu
-    assert "libx264" in detection.to_json()

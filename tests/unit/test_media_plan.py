@@ -3,6 +3,7 @@
 import pytest
 
 from node.media.command import command_line, decode_command
+from node.media.encoders import needs
 from node.media.errors import (
     DamagedSourceError,
     EncoderUnavailableError,
@@ -10,7 +11,7 @@ from node.media.errors import (
     SourceError,
     UnsupportedSourceError,
 )
-from node.media.plan import EncodePlan, needs, plan_whole
+from node.media.plan import EncodePlan, able, plan_whole
 from node.media.probe import Probe, RawProbe, StreamInfo, judge_probe, probe_from_json
 from node.media.profiles import BUILT_IN, Profile, VideoPolicy
 
@@ -184,6 +185,47 @@ def test_without_the_encoder_the_work_goes_elsewhere() -> None:
     assert needs(BUILT_IN["archive"]) == ("libx265",)
 
 
+def by(profile: str, *families: str, **video: object) -> Profile:
+    changed = BUILT_IN[profile].video.model_copy(update={"encoders": families, **video})
+    return BUILT_IN[profile].model_copy(update={"video": changed})
+
+
+def test_chips_get_their_picture_in_their_memory_and_software_is_the_fallback() -> None:
+    large = film(main=video(width=3840, height=2160))
+    usable = {"h264_vulkan", "h264_nvenc", "libx264"}
+    vulkan = plan_whole(large, by("web", "Vulkan", "CPU"), usable)
+    assert (vulkan.encoder, vulkan.pixel_format) == ("h264_vulkan", "yuv420p")
+    assert names(vulkan)[-3:] == ["setsar", "format", "hwupload"]
+    assert vulkan.filters[-2].arguments == ("nv12",)
+    words = command_line(vulkan, "ffmpeg", "/a.mkv", "/b.mp4", device="1")
+    assert words.index("vulkan=dev:1") < words.index("-i")
+    nvenc = plan_whole(large, by("web", "NVENC", "CPU"), usable)
+    assert (nvenc.encoder, names(nvenc)[-1]) == ("h264_nvenc", "format")
+    assert "-init_hw_device" not in command_line(nvenc, "ffmpeg", "/a.mkv", "/b.mp4", device="1")
+    assert plan_whole(large, by("web", "QSV", "CPU"), usable).encoder == "libx264"
+    with pytest.raises(EncoderUnavailableError, match="h264_qsv"):
+        plan_whole(large, by("web", "QSV"), usable)
+
+
+def test_vulkan_scales_only_where_a_picture_has_proven_it_and_two_taps_suffice() -> None:
+    usable = {"h264_vulkan", "scale_vulkan"}
+    half = film(main=video(width=3840, height=2160))
+    made = plan_whole(half, by("web", "Vulkan"), usable)
+    assert names(made)[-3:] == ["hwupload", "scale_vulkan", "setsar"]
+    assert dict(made.filters[-2].options) == {"w": "1920", "h": "1080"}
+    third = film(main=video(width=7680, height=4320))
+    assert "scale" in names(plan_whole(third, by("web", "Vulkan"), usable))
+    assert "scale" in names(plan_whole(half, by("web", "Vulkan"), {"h264_vulkan"}))
+
+
+def test_chips_know_no_fine_chroma_so_the_processor_keeps_it() -> None:
+    fine = film(main=video(pixel_format="yuv422p10le"))
+    profile = by("archive", "NVENC", "CPU")
+    assert plan_whole(fine, profile, {"hevc_nvenc", "libx265"}).encoder == "libx265"
+    assert able(fine, profile) == ("libx265",)
+    assert able(film(), profile) == ("hevc_nvenc", "libx265")
+
+
 def test_plans_and_probes_survive_the_ledger() -> None:
     probe = film(sound(1), other(2, "subtitle", "subrip", title="é\u0000x"))
     assert probe_from_json(probe.to_json()) == probe
@@ -322,3 +364,21 @@ def test_faults_of_the_file_keep_their_code_and_say_what_to_do(code: str) -> Non
         judge_probe(RawProbe(fault=code, what="so it is"))
     assert caught.value.code == code
     assert caught.value.todo
+
+
+def test_sound_that_an_edit_list_hides_is_not_copied_back() -> None:
+    made = plan(film(sound(1, discarded=24), sound(2, discarded=1)), "archive")
+    assert [stream.encoder for stream in made.streams] == ["libx265", "flac", "copy"]
+    assert any("edit list hides" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"pixel_format": "bgr0"}, {"pixel_format": "gbrp"}, {"colour_space": "gbr"}]
+)
+def test_red_green_and_blue_become_luma_that_says_so(facts: dict[str, str]) -> None:
+    web = [step.name for step in plan(film(main=video(**facts))).filters]
+    assert web == ["scale", "setsar", "format", "setparams"]
+    archive = plan(film(main=video(**facts)), "archive")
+    assert archive.pixel_format == "yuv444p10le"
+    assert dict(archive.filters[0].options)["out_color_matrix"] == "bt709"
+    assert dict(archive.filters[-1].options)["colorspace"] == "bt709"

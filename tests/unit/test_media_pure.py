@@ -1,15 +1,17 @@
 """Profiles, progress, stderr, versions: values in, values out."""
 
 import json
+from typing import get_args
 
 import pytest
 
 from ledger.commands import TEXT_BYTES_MAX
 from mesh.errors import UsageError
+from node.media.encoders import FORMS, device_words, encoder_options, needs
 from node.media.errors import ERRORS, MediaError
 from node.media.ffmpeg_binary import parse_encoders, parse_version
-from node.media.hardware import Device, family_of
-from node.media.profiles import BUILT_IN, built_in, output_name, profile_from_json
+from node.media.hardware import Device
+from node.media.profiles import BUILT_IN, VideoPolicy, built_in, output_name, profile_from_json
 from node.media.progress import LINE_BYTES_MAX, FFmpegProgress, ProgressParser
 from node.media.stderr_log import Complaint, StderrLog
 
@@ -113,8 +115,8 @@ def test_profiles_survive_the_ledger(name: str) -> None:
     assert profile_from_json(BUILT_IN[name].to_json()) == BUILT_IN[name]
 
 
-def test_the_three_profiles_and_what_their_outputs_are_called() -> None:
-    assert list(BUILT_IN) == ["web", "mobile", "archive"]
+def test_the_profiles_and_what_their_outputs_are_called() -> None:
+    assert list(BUILT_IN) == ["web", "mobile", "archive", "small"]
     assert output_name("film", built_in("web")) == "film.web.mp4"
     assert output_name("a.b", built_in("archive")) == "a.b.archive.mkv"
 
@@ -177,12 +179,58 @@ def test_the_list_of_encoders() -> None:
 
 
 def test_encoders_belong_to_families() -> None:
-    assert family_of("h264_nvenc") == "NVENC"
-    assert family_of("hevc_videotoolbox") == "VideoToolbox"
-    assert family_of("ffv1_vulkan") == "Vulkan"
-    assert family_of("libx265") == "CPU"
-    assert family_of("mjpeg_vaapi") is None
-    assert family_of("gif") is None
+    assert FORMS["h264_nvenc"].family == "NVENC"
+    assert FORMS["ffv1_vulkan"].family == "Vulkan"
+    assert FORMS["prores_videotoolbox"].codec == "prores"
+    assert FORMS["libx265"].family == "CPU"
+    assert "h263_v4l2m2m" not in FORMS
+
+
+@pytest.mark.parametrize("encoder", FORMS)
+def test_every_encoder_has_a_form_of_every_speed(encoder: str) -> None:
+    web = BUILT_IN["web"]
+    for speed in get_args(VideoPolicy.model_fields["speed"].annotation):
+        video = VideoPolicy(codec=FORMS[encoder].codec, crf=22, speed=speed)
+        assert encoder_options(encoder, web.model_copy(update={"video": video}), None)
+
+
+def test_the_same_quality_in_the_words_of_each_chip() -> None:
+    web = BUILT_IN["web"]
+    found = {name: dict(encoder_options(name, web, "4.0")) for name in FORMS}
+    assert (
+        found["libx264"]["crf"] == found["h264_nvenc"]["cq"] == found["h264_vulkan"]["qp"] == "22"
+    )
+    assert found["h264_nvenc"]["b"] == "0"  # else FFmpeg's 2 Mbit/s are the limit
+    assert found["h264_qsv"]["global_quality"] == "22"
+    assert found["av1_amf"]["qp_i"] == "88"
+    assert "preset" not in found["h264_vulkan"]
+    assert found["hevc_nvenc"]["tag"] == "hvc1"
+
+
+def test_what_a_profile_needs_in_its_order() -> None:
+    web = BUILT_IN["web"]
+    assert needs(web) == ("libx264",)
+    chips = web.video.model_copy(update={"encoders": ("V4L2", "NVENC", "Vulkan", "CPU")})
+    assert needs(web.model_copy(update={"video": chips})) == (
+        "h264_nvenc",
+        "h264_vulkan",
+        "libx264",
+    )
+
+
+def test_devices_are_opened_where_an_encoder_takes_only_their_memory() -> None:
+    assert device_words("h264_nvenc", "1") == ()
+    assert device_words("h264_vulkan", "1")[:2] == ("-init_hw_device", "vulkan=dev:1")
+    assert device_words("hevc_vaapi", "/dev/dri/renderD128")[1] == "vaapi=dev:/dev/dri/renderD128"
+
+
+def test_older_members_read_profiles_that_ask_for_nothing_new() -> None:
+    told = json.loads(BUILT_IN["web"].to_json())
+    assert not {"publish", "metadata", "quality"} & told.keys()
+    assert "encoders" not in told["video"]
+    asked = BUILT_IN["web"].model_copy(update={"metadata": "none"})
+    assert json.loads(asked.to_json())["metadata"] == "none"
+    assert profile_from_json(asked.to_json()) == asked
 
 
 def test_a_software_renderer_is_no_gpu() -> None:

@@ -208,11 +208,6 @@ def test_an_ordinary_film_may_be_split() -> None:
         (film(main=video(duration_us=LONG_US), frames_by="decoding"), "web", "not frames"),
         (long_film(codec="vp8"), "web", "films in vp8"),
         (long_film(codec="prores"), "web", "films in prores"),
-        (
-            film(sound(1, discarded=9), main=video(duration_us=LONG_US)),
-            "archive",
-            "leaves out sound",
-        ),
         (film(main=video(duration_us=LONG_US), undecodable=3), "web", "between two keyframes"),
         (long_film(interlaced=True), "web", "deinterlaced"),
         (long_film(dynamic_hdr=True), "web", "HDR"),

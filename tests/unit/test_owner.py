@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
+from ledger.jobs import Job
+from ledger.orders import ChangeJobs
 from mesh.errors import (
     ConflictError,
     DiskFullError,
@@ -17,6 +19,7 @@ from mesh.errors import (
     UnreachableError,
 )
 from mesh.ids import NodeId
+from node.media.errors import MixedSoftwareError
 from node.work import owner as owner_module
 from node.work.owner import Owner
 from tests.ledger_helper import grant, job_spec
@@ -136,6 +139,22 @@ def test_a_film_that_cannot_be_planned_fails_its_job_alone(fault: Exception, cod
         await eventually(lambda: stand.ledger.reader.tasks("j2"))
 
     assert run(Stand(), body).error()[0] == code
+
+
+def test_a_node_whose_software_was_replaced_keeps_its_jobs_until_it_is_restarted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner_module, "RESTART_S", 0.01)
+
+    async def body(stand: Stand) -> None:
+        stand.shelf.plan_fault = MixedSoftwareError("replaced", "restart the node")
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.state() == "planning")
+        stand.shelf.plan_fault = None
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    run(Stand(), body)
 
 
 def test_planning_begun_before_a_restart_is_done_anew() -> None:
@@ -263,6 +282,34 @@ def test_an_id_that_is_a_path_ends_its_job_untouched() -> None:
     assert stand.mesh.taken(c.StartPlanning) == []
 
 
+def test_a_cancelled_job_is_left_at_once() -> None:
+    stand = Stand()
+    planning, left = asyncio.Event(), asyncio.Event()
+
+    async def plan(job: Job) -> None:
+        planning.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def body(stand: Stand) -> None:
+        shelf: Any = stand.shelf
+        planned, shelf.plan = shelf.plan, plan
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await planning.wait()
+        shelf.plan = planned
+        stand.mesh.do(ChangeJobs(jobs=("j1",), action="cancel", priority=0, by="me"))
+        await left.wait()
+        await eventually(lambda: not stand.owner._busy)
+        assert stand.state() == "cancelled"
+        # The next film is not held up, and the same one may come back.
+        stand.mesh.do(ChangeJobs(jobs=("j1",), action="retry", priority=0, by="me"))
+        await eventually(lambda: stand.state() == "queued" and stand.ledger.reader.tasks("j1"))
+
+    run(stand, body)
+
+
 def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
     """A job is published; the loop still holds the answer in which it was to be published."""
     stand = Stand().publishing()
@@ -282,7 +329,7 @@ def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
         async def stale(_: object) -> object:
             replica.read = fresh
             asked.set()
-            return [("j1", publishing, owner._publish)]
+            return [("j1", publishing, owner._publish)], []
 
         replica.read = stale
         stand.mesh.ledger_changed.set()

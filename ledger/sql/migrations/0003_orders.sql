@@ -1,0 +1,69 @@
+-- Migration 3: orders about many jobs, nodes that fail too often, watched folders, forgotten jobs.
+-- See ../schema.sql for the prose.
+DROP VIEW nodes;
+DROP VIEW watches;
+
+ALTER TABLE node RENAME TO node_2;
+CREATE TABLE node (
+    node TEXT PRIMARY KEY,
+    ffmpeg TEXT NOT NULL,
+    encoders TEXT NOT NULL,
+    slots INTEGER NOT NULL,
+    cpus INTEGER NOT NULL,
+    platform TEXT NOT NULL,
+    version TEXT NOT NULL,
+    devices TEXT NOT NULL,
+    reported_at_ms INTEGER NOT NULL,
+    strikes TEXT NOT NULL,
+    quarantine TEXT NOT NULL
+) STRICT;
+INSERT INTO node SELECT *, '[]', '' FROM node_2;
+DROP TABLE node_2;
+
+DROP TABLE watch;
+CREATE TABLE watch (
+    id TEXT PRIMARY KEY,
+    node TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    profile TEXT NOT NULL,
+    settings TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE sweep (
+    id TEXT PRIMARY KEY,
+    action TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    states TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    node TEXT NOT NULL,
+    profile TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    since_ms INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL,
+    by TEXT NOT NULL,
+    cursor INTEGER NOT NULL,
+    changed INTEGER NOT NULL,
+    skipped INTEGER NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    finished_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX sweep_open ON sweep (created_at_ms) WHERE cursor > 0;
+
+CREATE TABLE converted (
+    id TEXT PRIMARY KEY,
+    output TEXT NOT NULL,
+    at_ms INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX job_by_digest ON job (source_digest) WHERE source_digest <> '';
+CREATE INDEX job_by_end ON job (finished_at_ms) WHERE finished_at_ms > 0;
+CREATE INDEX attempt_by_result ON attempt (result_digest) WHERE state = 'accepted';
+
+CREATE VIEW nodes AS
+SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = node.node), node.node)
+       AS name, node.ffmpeg, node.encoders, node.slots, node.cpus, node.platform, node.version,
+       node.devices, node.reported_at_ms AS reported_ms,
+       nullif(node.quarantine, '') AS quarantine
+FROM node;
+
+CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;

@@ -1,0 +1,162 @@
+"""What the scheduler decides by, as far as the ledger knows: ready tasks, nodes, leases, speeds."""
+
+from collections import Counter
+from typing import Final
+
+from ledger.jobs import Attempt, Job, Member, Node, Task
+from ledger.row_reader import RowReader
+from ledger.scheduler import NodeView, RunningView, SchedulerView, TaskView
+
+READY_TASKS_MAX: Final = 512
+"""Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
+NEEDS_MAX: Final = 64
+"""Different needs (lists of encoders) that one round looks at: profiles have a handful."""
+OLDEST_LOOKED_AT: Final = 16
+"""The oldest ready tasks, which a round looks at however low their priority is."""
+LATER_COUNTED_MAX: Final = 10_000
+"""Jobs to be planned that a round counts: more makes no difference to what is decided now."""
+MEASURED_ATTEMPTS: Final = 32
+"""Latest attempts of a node that its speed is measured by: a machine's load and films change."""
+
+
+class WorkReader(RowReader):
+    """Rows as the scheduler needs them, as of the moment of each call."""
+
+    def schedulable(self) -> SchedulerView:
+        """What the scheduler decides by, as far as the ledger knows; speeds are asked for apart."""
+        # Each kind of need by itself: a heap of tasks that no node can do must not hide the others.
+        found = [
+            task
+            for needs in self._ready_needs()
+            for task in self._rows(
+                Task,
+                "WHERE state = 'ready' AND needs = ? ORDER BY priority DESC, seq LIMIT ?",
+                (needs, READY_TASKS_MAX),
+            )
+        ]
+        oldest = self._rows(Task, "WHERE state = 'ready' ORDER BY seq LIMIT ?", (OLDEST_LOOKED_AT,))
+        tasks = {task.id: task for task in (*found, *oldest)}
+        active = self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
+        busy = Counter(attempt.node for attempt in active)
+        reported = {node.node: node for node in self._rows(Node, "ORDER BY node")}
+        members = self._rows(Member, "WHERE state = 'active' ORDER BY name")
+        jobs = self._jobs_of([task.job for task in tasks.values()])
+        ordered = sorted(tasks.values(), key=lambda task: (-task.priority, task.seq))
+        return SchedulerView(
+            tasks=tuple(_task_view(task, *jobs[task.job]) for task in ordered),
+            nodes=tuple(
+                _node_view(member, reported[member.node], busy[member.node])
+                for member in members
+                if member.node in reported
+            ),
+            running=self._running(active),
+            later=self._later(),
+        )
+
+    def speeds(self) -> dict[str, dict[str, int]]:
+        """Cost units a second of each node by profile, as its latest attempts went."""
+        found: dict[str, dict[str, int]] = {}
+        for node in self._rows(Node, "ORDER BY node"):
+            rows = self._fetch(
+                "SELECT job.profile, sum(task.cost) * 1000 / sum(latest.encode_ms) FROM ("
+                "  SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
+                "    WHERE node = ?1 AND state = 'accepted' ORDER BY rowid DESC LIMIT ?2)"
+                "  UNION ALL SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
+                "    WHERE node = ?1 AND state = 'kept' ORDER BY rowid DESC LIMIT ?2)) AS latest"
+                " JOIN job ON job.id = latest.job JOIN task ON task.id = latest.task"
+                " WHERE latest.encode_ms > 0 AND task.cost > 0 GROUP BY job.profile",
+                (node.node, MEASURED_ATTEMPTS),
+            )
+            found[node.node] = {str(profile): int(speed) for profile, speed in rows}
+        return found
+
+    def planned_before(self, job: Job) -> int:
+        """How many films its owner plans before this one, counted up to a bound."""
+        return int(
+            self._value(
+                "SELECT count(*) FROM (SELECT 1 FROM job WHERE owner = ?1 AND state = 'queued'"
+                " AND planned = 0 AND (priority > ?2 OR (priority = ?2 AND seq < ?3)) LIMIT ?4)",
+                (job.owner, job.priority, job.seq, LATER_COUNTED_MAX),
+            )
+        )
+
+    def _running(self, active: tuple[Attempt, ...]) -> tuple[RunningView, ...]:
+        profiles = self._jobs_of([attempt.job for attempt in active])
+        costs = {
+            attempt.id: self._value("SELECT cost FROM task WHERE id = ?", (attempt.task,))
+            for attempt in active
+        }
+        return tuple(
+            RunningView(
+                attempt=attempt.id,
+                node=attempt.node,
+                cost=int(costs[attempt.id]),
+                profile=profiles[attempt.job][1],
+            )
+            for attempt in active
+        )
+
+    def _jobs_of(self, jobs: list[str]) -> dict[str, tuple[str, str, int]]:
+        """Tenant, profile and bytes of the source of these jobs."""
+        found: dict[str, tuple[str, str, int]] = {}
+        for job in dict.fromkeys(jobs):
+            tenant, profile, size = self._value(
+                "SELECT tenant, profile, source_bytes FROM job WHERE id = ?", (job,)
+            )
+            found[job] = str(tenant), str(profile), int(size)
+        return found
+
+    def _later(self) -> int:
+        return int(
+            self._value(
+                "SELECT count(*) FROM (SELECT 1 FROM job"
+                " WHERE state = 'queued' AND planned = 0 LIMIT ?)",
+                (LATER_COUNTED_MAX,),
+            )
+        )
+
+    def _ready_needs(self) -> list[str]:
+        found: list[str] = []
+        while len(found) < NEEDS_MAX:
+            after = self._value(
+                "SELECT min(needs) FROM task WHERE state = 'ready' AND needs > ?",
+                (found[-1] if found else "",),
+            )
+            if after is None:
+                break
+            found.append(str(after))
+        return found
+
+
+def _task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> TaskView:
+    return TaskView(
+        task=task.id,
+        job=task.job,
+        kind=task.kind,
+        owner=task.owner,
+        needs=task.needs,
+        cost=task.cost,
+        priority=task.priority,
+        seq=task.seq,
+        attempts=task.attempts,
+        excluded=task.excluded,
+        backoff_ms=task.backoff_ms,
+        tenant=tenant,
+        profile=profile,
+        # Of a slice the share of the film is not known here; it is made for the worker's own disk.
+        source_bytes=0 if task.kind == "chunk" else source_bytes,
+    )
+
+
+def _node_view(member: Member, node: Node, busy: int) -> NodeView:
+    return NodeView(
+        node=node.node,
+        name=member.name,
+        role=member.role,
+        encoders=node.encoders,
+        ffmpeg=node.ffmpeg,
+        slots=node.slots,
+        busy=busy,
+        cpus=node.cpus,
+        closed=f"is quarantined: it {node.quarantine}" if node.quarantine else "",
+    )

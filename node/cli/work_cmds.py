@@ -1,0 +1,175 @@
+"""`mesh-cli cancel`, `retry`, `priority`: one thing done to many jobs."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from mesh.errors import UsageError
+from node.cli.client import Api, api_of
+from node.cli.faults import Json, print_json
+from node.cli.faults import safe as safe_text
+from node.cli.options import STATES, Since, common_options
+
+F = TypeVar("F", bound=Callable[..., Any])
+LOOK_S: Final = 0.2
+"""Between two looks at an order that is being carried out."""
+_DONE: Final = {"cancel": "cancelled", "retry": "queued again", "priority": "changed"}
+
+
+def choosing(command: F) -> F:
+    """The options that choose jobs; all conditions together."""
+    for option in reversed(
+        (
+            click.option("--all", "all_jobs", is_flag=True, help="Every job of the mesh."),
+            click.option(
+                "--status",
+                type=click.Choice(STATES),
+                multiple=True,
+                help="In this state; may be repeated.",
+            ),
+            click.option(
+                "--folder",
+                metavar="DIR",
+                help="Whose films lie in this folder or below, on their owner's machine.",
+            ),
+            click.option("--node", help="Of this node (name or id), as owner or worker."),
+            click.option("--profile", "-p", help="With this profile."),
+            click.option("--tenant", help="Of this tenant."),
+            click.option(
+                "--since", type=Since(), metavar="T", help="Submitted since: 2h, 1d or 2026-11-24."
+            ),
+            click.option("--until", type=Since(), metavar="T", help="Submitted before."),
+            click.option("--no-wait", is_flag=True, help="Do not wait until it is carried out."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@choosing
+@common_options
+@click.pass_context
+def cancel(ctx: click.Context, /, *, ids: tuple[str, ...], as_json: bool, **chosen: Any) -> int:  # noqa: ANN401 - click's options
+    """Cancel jobs, running ones too: by id, or all that are chosen by options."""
+    return _change(ctx, "cancel", ids, chosen, as_json=as_json)
+
+
+@click.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--failed", is_flag=True, help="Those that failed.")
+@choosing
+@common_options
+@click.pass_context
+def retry(
+    ctx: click.Context,
+    /,
+    *,
+    ids: tuple[str, ...],
+    failed: bool,
+    as_json: bool,
+    **chosen: Any,  # noqa: ANN401 - click's options
+) -> int:
+    """Queue jobs once more that failed or were cancelled."""
+    if failed:
+        chosen["status"] = (*chosen["status"], "failed")
+    return _change(ctx, "retry", ids, chosen, as_json=as_json)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("ids", metavar="[ID]... N", nargs=-1, required=True)
+@choosing
+@common_options
+@click.pass_context
+def priority(ctx: click.Context, /, *, ids: tuple[str, ...], as_json: bool, **chosen: Any) -> int:  # noqa: ANN401 - click's options
+    """Give jobs another priority N, -100 to 100: higher goes first; `mesh-cli priority ID 50`."""
+    *jobs, number = ids
+    try:
+        wanted = int(number)
+    except ValueError:
+        raise UsageError(f"{number!r} is no priority", "mesh-cli priority ID 50") from None
+    return _change(ctx, "priority", tuple(jobs), chosen, as_json=as_json, number=wanted)
+
+
+def _change(
+    ctx: click.Context,
+    action: str,
+    ids: tuple[str, ...],
+    chosen: dict[str, Any],
+    *,
+    as_json: bool,
+    number: int = 0,
+) -> int:
+    api = api_of(ctx)
+    conditions = _conditions(chosen)
+    wanted = bool(conditions) or chosen["all_jobs"]
+    if bool(ids) == wanted:
+        raise UsageError(
+            "give ids, or say which jobs" if not ids else "give ids or conditions, not both",
+            f"mesh-cli {action} --help names the options; --all means every job",
+        )
+    body: Json = {"action": action, "priority": number}
+    answer = api.post(
+        "/jobs/change", body | ({"jobs": list(ids)} if ids else {"chosen": conditions})
+    )
+    if answer["order"] is not None and not chosen["no_wait"]:
+        answer["order"] = _carried_out(api, answer["order"])
+    if as_json:
+        print_json(answer)
+    else:
+        _print(answer, action)
+    return 1 if answer["unchanged"] else 0
+
+
+def _conditions(chosen: dict[str, Any]) -> Json:
+    named: Json = {
+        "states": list(chosen["status"]),
+        "folder": chosen["folder"] or "",
+        "node": chosen["node"] or "",
+        "profile": chosen["profile"] or "",
+        "tenant": chosen["tenant"] or "",
+        "since_ms": chosen["since"] or 0,
+        "until_ms": chosen["until"] or 0,
+    }
+    return {name: value for name, value in named.items() if value}
+
+
+def _carried_out(api: Api, order: Json) -> Json:
+    while not order["done"]:
+        time.sleep(LOOK_S)
+        order = api.get(f"/orders/{order['id']}")
+    return order
+
+
+def _print(answer: Json, action: str) -> None:
+    for job in answer["changed"]:
+        print(safe_text(f"{job}  {_DONE[action]}"))
+    for one in answer["unchanged"]:
+        print(safe_text(f"{one['id']}  left as it is: {one['what']}"))
+    if (order := answer["order"]) is not None:
+        how = "" if order["done"] else f" so far; order {order['id']} goes on"
+        left = f", {order['skipped']} left as they were" if order["skipped"] else ""
+        print(safe_text(f"{order['changed']} jobs {_DONE[action]}{left}{how}"))
+
+
+@click.command("release")
+@click.argument("name")
+@common_options
+@click.pass_context
+def release(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """Give a node work again that was quarantined for its failures."""
+    from urllib.parse import quote  # noqa: PLC0415 - start-up time
+
+    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/release")
+    print_json(answer) if as_json else print(safe_text(f"{answer['name']} gets work again"))
+    return 0
+
+
+def add_work_commands(cli: click.Group, nodes: click.Group) -> None:
+    """Adds them to `mesh-cli` and to its group of nodes."""
+    for command in (cancel, retry, priority):
+        cli.add_command(command)
+    nodes.add_command(release)

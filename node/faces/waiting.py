@@ -1,0 +1,50 @@
+"""Why a job does not go on now: every true reason, a sentence each, by the scheduler's own judgement."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from ledger.jobs import Job
+from ledger.scheduler import SchedulerView, explain, find
+
+_WAITS: Final = frozenset({"queued", "planning", "waiting", "running"})
+_OWNERS_TURN: Final = frozenset({"queued", "planning", "verifying", "publishing"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a node knows of a job's surroundings; `first` are the films that its owner plans before it."""
+
+    view: SchedulerView
+    now_ms: int
+    has_coordinator: bool
+    owner: str
+    owner_heard: bool
+    first: int
+    leased: bool
+
+
+def reasons(job: Job, seen: Seen) -> list[str]:
+    """Empty for a job that is over or being worked on."""
+    if job.is_final:
+        return []
+    found: list[str] = []
+    if not seen.has_coordinator:
+        found.append("no coordinator: too few voters can be reached, nothing new is decided")
+    if not seen.owner_heard and (job.state in _OWNERS_TURN or not seen.leased):
+        found.append(f"its owner {seen.owner}, which has the film, is not heard")
+    if seen.leased or job.state not in _WAITS:
+        return found
+    if job.state == "planning":
+        return found or [f"its owner {seen.owner} reads and plans it now"]
+    if not job.planned:
+        return found + _unplanned(seen)
+    task = find(seen.view.tasks, job.id)
+    if task is not None:
+        return found + explain(seen.view, task, seen.now_ms)
+    return found or ["more tasks than one round looks at come first"]
+
+
+def _unplanned(seen: Seen) -> list[str]:
+    if seen.first:
+        return [f"its owner {seen.owner} plans {seen.first} other films first"]
+    return [f"its owner {seen.owner} has not planned it yet"]

@@ -1,0 +1,156 @@
+"""What the faces see and do about work: `WorkService` of this node, from its own replica."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ledger.jobs import FINAL_JOB_STATES, Job, Sweep
+from ledger.orders import ChangeJobs, Chosen, ReleaseNode, StartSweep
+from ledger.queries import Reader
+from mesh import clock
+from mesh.errors import ConflictError, NotFoundError
+from mesh.ids import sortable_id
+from node.faces.mesh_view import Parts
+from node.gateway.work_models import (
+    Changed,
+    ChangeRequest,
+    JobsChosen,
+    OrderInfo,
+    Released,
+    Unchanged,
+)
+
+_WAS_OVER: Final = frozenset({"failed", "cancelled"})
+
+
+class Work:
+    """`WorkService`; `member` raises while this node belongs to no mesh."""
+
+    def __init__(self, name: str, member: Callable[[], Parts]) -> None:
+        self._name = name
+        self._member = member
+
+    # --- many jobs ------------------------------------------------------------------------------
+
+    async def change(self, request: ChangeRequest) -> Changed:
+        """Does one thing to many jobs."""
+        if request.chosen is not None:
+            return Changed(order=await self._start(request, request.chosen))
+        parts = self._member()
+        before = await parts.replica.read(lambda reader: _named(reader, request.jobs))
+        command = ChangeJobs(
+            jobs=tuple(job.id for job in before),
+            action=request.action,
+            priority=request.priority,
+            by=self._name,
+        )
+        await parts.proposer.commit(command, cause=request.action)
+        after = await parts.replica.read(
+            lambda reader: {job.id: reader.job(job.id) for job in before}
+        )
+        told = Changed()
+        for job in before:
+            now = after[job.id] or job
+            if why := _why_unchanged(request, job, now):
+                told.unchanged.append(Unchanged(id=job.id, state=now.state, what=why))
+            else:
+                told.changed.append(job.id)
+        return told
+
+    async def _start(self, request: ChangeRequest, chosen: JobsChosen) -> OrderInfo:
+        parts = self._member()
+        node = ""
+        if chosen.node:
+            node = await parts.replica.read(lambda reader: _node(reader, chosen.node)[0])
+        order = sortable_id("o", clock.wall_ms(), secrets.token_bytes(5))
+        command = StartSweep(
+            id=order,
+            action=request.action,
+            priority=request.priority,
+            chosen=Chosen(
+                states=tuple(chosen.states),
+                folder=chosen.folder,
+                node=node,
+                profile=chosen.profile,
+                tenant=chosen.tenant,
+                since_ms=chosen.since_ms,
+                until_ms=chosen.until_ms,
+            ),
+            by=self._name,
+        )
+        await parts.proposer.commit(command, cause=request.action)
+        return await self.order(order)
+
+    async def order(self, order: str) -> OrderInfo:
+        """How far an order about many jobs is."""
+        found = await self._member().replica.read(lambda reader: reader.sweep(order))
+        if found is None:
+            raise NotFoundError(f"no order {order}", "the last hundred are kept")
+        return _order_info(found)
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    async def release(self, name: str, by: str) -> Released:
+        """Gives a quarantined node work again."""
+        parts = self._member()
+        node, shown = await parts.replica.read(lambda reader: _node(reader, name))
+        await parts.proposer.commit(ReleaseNode(node=node, by=by), cause=f"release {name}")
+        return Released(id=node, name=shown)
+
+
+def _named(reader: Reader, ids: Sequence[str]) -> list[Job]:
+    return list({job.id: job for job in (job_named(reader, one) for one in ids)}.values())
+
+
+def job_named(reader: Reader, job: str) -> Job:
+    """The job of this id or of an unambiguous beginning.  Raises `NotFoundError`, `ConflictError`."""
+    if (found := reader.job(job)) is not None:
+        return found
+    like = reader.jobs_like(job)
+    if len(like) > 1:
+        raise ConflictError(f"several jobs begin with {job}", "give more of the id")
+    if not like:
+        raise NotFoundError(f"no job {job}", "see `mesh-cli jobs`")
+    return like[0]
+
+
+def _node(reader: Reader, name: str) -> tuple[str, str]:
+    """Id and name of the member of this name or id."""
+    member = reader.member_by_name(name)
+    if member is None:
+        raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+    return member.node, member.name
+
+
+def _why_unchanged(request: ChangeRequest, before: Job, now: Job) -> str:
+    """Empty where the order did what it says."""
+    match request.action:
+        case "cancel" if now.state != "cancelled":
+            return (
+                "its result is being put in place, which nothing undoes"
+                if now.state == "publishing"
+                else f"it is {now.state}"
+            )
+        case "cancel" if before.state == "cancelled":
+            return "it is cancelled already"
+        case "retry" if before.state not in _WAS_OVER:
+            return f"it is {now.state}"
+        case "retry" if now.state in _WAS_OVER:
+            return f"another job writes {now.output} now"
+        case "priority" if now.state in FINAL_JOB_STATES:
+            return f"it is {now.state}"
+        case _:
+            return ""
+
+
+def _order_info(sweep: Sweep) -> OrderInfo:
+    return OrderInfo(
+        id=sweep.id,
+        action=sweep.action,
+        by=sweep.by,
+        done=sweep.cursor == 0,
+        changed=sweep.changed,
+        skipped=sweep.skipped,
+        created_at_ms=sweep.created_at_ms,
+        finished_at_ms=sweep.finished_at_ms or None,
+    )

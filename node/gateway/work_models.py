@@ -1,0 +1,108 @@
+"""What the HTTP API says and hears about work: orders about many jobs, history, folders, a node's hours.
+
+As in `node.gateway.models`: strict, bounded, times in `_ms`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ledger.jobs import JobState
+from ledger.orders import ORDERED_PER_COMMAND_MAX
+from mesh.limits import RATE_BYTES_S_MAX
+from node.gateway.models import NAME_CHARS_MAX, PATH_CHARS_MAX, PRIORITY_MAX, Answer, Name, Question
+from node.settings.config import SLOTS_MAX
+
+Id = Annotated[str, Field(min_length=1, max_length=64)]
+Text = Annotated[str, Field(max_length=NAME_CHARS_MAX)]
+Moment = Annotated[int, Field(ge=0, lt=1 << 53)]
+ActionName = Literal["cancel", "retry", "priority"]
+
+
+class JobsChosen(Question):
+    """Which jobs: all conditions together; empty ones say nothing, so nothing at all means every job.
+
+    `node` is a name or id of owner or worker; `folder` holds the source, on its owner's machine;
+    times are those of submission, `until_ms` is outside.
+    """
+
+    states: list[JobState] = Field(default_factory=list[JobState], max_length=16)
+    folder: str = Field(default="", max_length=PATH_CHARS_MAX)
+    node: Text = ""
+    profile: Text = ""
+    tenant: Text = ""
+    since_ms: Moment = 0
+    until_ms: Moment = 0
+
+
+class ChangeRequest(Question):
+    """One thing done to many jobs: to these by their ids, or to all that are chosen."""
+
+    action: ActionName
+    jobs: list[Id] = Field(default_factory=list[Id], max_length=ORDERED_PER_COMMAND_MAX)
+    chosen: JobsChosen | None = None
+    priority: int = Field(default=0, ge=-PRIORITY_MAX, le=PRIORITY_MAX)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.jobs) == (self.chosen is not None):
+            raise ValueError("give ids of jobs, or what they are chosen by")
+        return self
+
+
+class Unchanged(Answer):
+    """A job in whose state the order makes no sense."""
+
+    id: str
+    state: JobState
+    what: str
+
+
+class OrderInfo(Answer):
+    """An order about many jobs, carried out in steps; `changed` and `skipped` grow until it is `done`."""
+
+    id: str
+    action: ActionName
+    by: str
+    done: bool
+    changed: int
+    skipped: int
+    created_at_ms: int
+    finished_at_ms: int | None = None
+
+
+class Changed(Answer):
+    """Jobs that were named: which were changed, and why others were not.  Jobs that were chosen: the order."""
+
+    changed: list[str] = Field(default_factory=list[str])
+    unchanged: list[Unchanged] = Field(default_factory=list[Unchanged])
+    order: OrderInfo | None = None
+
+
+class LimitRequest(Question):
+    """What a node may do for others; rates in bytes a second, 0 for no limit, -1 for as configured.
+
+    Absent: as it is.  With `link`, another node's name or id, the rates hold for that link alone.
+    """
+
+    slots: int | None = Field(default=None, ge=-1, le=SLOTS_MAX)
+    up: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
+    down: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
+    link: Name | None = None
+
+
+class Limited(Answer):
+    """What holds now, in bytes a second, 0 for no limit; `slots` is null for as configured."""
+
+    id: str
+    name: str
+    slots: int | None
+    up: int
+    down: int
+
+
+class Released(Answer):
+    """The node that gets work again."""
+
+    id: str
+    name: str

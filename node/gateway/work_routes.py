@@ -1,0 +1,34 @@
+"""Routes of the HTTP API about work, each a call of the `WorkService`."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path
+
+from node.gateway.models import NAME_CHARS_MAX
+from node.gateway.work_models import Changed, ChangeRequest, OrderInfo, Released
+from node.gateway.work_service import WorkService
+
+_Id = Annotated[str, Path(min_length=1, max_length=64)]
+_Name = Annotated[str, Path(min_length=1, max_length=NAME_CHARS_MAX)]
+
+
+def add_work_routes(
+    app: FastAPI, api: str, work: Callable[[], WorkService], errors: dict[int | str, dict[str, Any]]
+) -> None:
+    """Adds them; `errors` is how the API documents its problem documents."""
+
+    @app.post(f"{api}/jobs/change", responses=errors)
+    async def change(request: ChangeRequest) -> Changed:
+        """Cancels, retries or gives another priority: named jobs at once, chosen ones in steps."""
+        return await work().change(request)
+
+    @app.get(f"{api}/orders/{{order}}", responses=errors)
+    async def order(order: _Id) -> OrderInfo:
+        """How far an order about many jobs is."""
+        return await work().order(order)
+
+    @app.post(f"{api}/nodes/{{name}}/release", responses=errors)
+    async def release(name: _Name) -> Released:
+        """Gives a node work again that was quarantined for its failures, by name or id."""
+        return await work().release(name, "a person")

@@ -1,0 +1,21 @@
+"""What the faces need of a node's work: a part of the gateway's port, apart for its size."""
+
+from typing import Protocol
+
+from node.gateway.work_models import Changed, ChangeRequest, OrderInfo, Released
+
+
+class WorkService(Protocol):
+    """Orders about jobs and nodes; errors as of `NodeService`."""
+
+    async def change(self, request: ChangeRequest) -> Changed:
+        """Does one thing to many jobs.  Raises `NotFoundError`, `ConflictError` (an id that is ambiguous)."""
+        ...
+
+    async def order(self, order: str) -> OrderInfo:
+        """How far an order about many jobs is.  Raises `NotFoundError`."""
+        ...
+
+    async def release(self, name: str, by: str) -> Released:
+        """Gives a quarantined node work again.  Raises `NotFoundError`."""
+        ...

@@ -1,0 +1,200 @@
+"""Where work goes once speeds are measured, whose turn it is, and every reason of a wait."""
+
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from ledger.commands import GrantLeases
+from ledger.jobs import Job
+from ledger.scheduler import (
+    OLDEST_EVERY,
+    SPARE_BYTES,
+    NodeView,
+    RunningView,
+    SchedulerView,
+    TaskView,
+    Turns,
+    decide,
+    explain,
+    with_estimates,
+)
+from node.faces.waiting import Seen, reasons
+
+
+def task(name: str, **values: Any) -> TaskView:
+    given: dict[str, Any] = {
+        "task": name,
+        "job": name,
+        "owner": "anna",
+        "needs": ("x",),
+        "cost": 1_000,
+        "priority": 0,
+        "seq": 1,
+        "attempts": 0,
+        "excluded": (),
+        "backoff_ms": 0,
+        "profile": "web",
+    }
+    return TaskView(**(given | values))
+
+
+def node(name: str, speed: int = 0, **values: Any) -> NodeView:
+    given: dict[str, Any] = {
+        "node": name,
+        "name": name,
+        "role": "full",
+        "encoders": ("x",),
+        "slots": 1,
+        "busy": 0,
+        "cpus": 4,
+        "alive": True,
+        "speeds": {"web": speed} if speed else {},
+    }
+    return NodeView(**(given | values))
+
+
+def view(tasks: list[TaskView], nodes: list[NodeView], **values: Any) -> SchedulerView:
+    numbers = count()
+    return SchedulerView(
+        tasks=tuple(tasks),
+        nodes=tuple(nodes),
+        new_attempt_id=lambda: str(next(numbers)),
+        **values,
+    )
+
+
+def leased(wanted: SchedulerView) -> dict[str, str]:
+    found = decide(wanted, 0).commands
+    return {x.task: x.node for g in found if isinstance(g, GrantLeases) for x in g.leases}
+
+
+def test_the_faster_node_is_chosen_and_a_far_film_only_where_it_pays() -> None:
+    slow, fast = node("anna", 100), node("bert", 1_000)
+    assert leased(view([task("t")], [slow, fast])) == {"t": "bert"}
+    # Ten seconds here, or one second and twenty of fetching.
+    far = replace(fast, links={"anna": 50_000_000})
+    assert leased(view([task("t", source_bytes=10**9)], [slow, far])) == {"t": "anna"}
+    near = replace(fast, links={"anna": 500_000_000})
+    assert leased(view([task("t", source_bytes=10**9)], [slow, near])) == {"t": "bert"}
+
+
+def test_a_slow_node_does_not_begin_at_the_end_what_a_faster_one_ends_sooner() -> None:
+    slow = node("anna", 10)
+    busy = node("bert", 1_000, busy=1, free_in_ms=2_000)
+    assert leased(view([task("t")], [slow, busy])) == {}
+    assert leased(view([task("t")], [slow, replace(busy, free_in_ms=200_000)])) == {"t": "anna"}
+    # While much is left, everyone works.
+    assert leased(view([task("t")], [slow, busy], later=10_000)) == {"t": "anna"}
+    # A node that may not have it is no reason to wait.
+    assert leased(view([task("t", excluded=("bert",))], [slow, busy])) == {"t": "anna"}
+
+
+def test_when_a_slot_is_free_again_is_reckoned_from_what_runs() -> None:
+    runs = tuple(RunningView(attempt=a, node="n", cost=1_000, profile="web") for a in "ab")
+    seen = view([], [node("n", 100, slots=2, busy=2)], running=runs)
+    (reckoned,) = with_estimates(seen, {"a": 0, "b": 4_000}, 5_000).nodes
+    assert reckoned.free_in_ms == 5_000
+    assert with_estimates(seen, {"a": 0, "b": 4_000}, 5_000).running_cost == 500 + 900
+
+
+def test_what_a_round_grants_counts_for_disks_at_once() -> None:
+    room = SPARE_BYTES + 250
+    tasks = [task(f"t{n}", seq=n, source_bytes=100) for n in range(3)]
+    nodes = [node("bert", slots=9, free_bytes=room)]
+    assert leased(view(tasks, nodes)) == {"t0": "bert"}
+    assert len(leased(view(tasks, [node("anna", slots=9, free_bytes=room)]))) == 2
+
+
+def test_tenants_take_turns_by_cost_and_share() -> None:
+    tasks = [task(f"a{n}", tenant="a", seq=n) for n in range(9)]
+    tasks += [task(f"b{n}", tenant="b", seq=100 + n, cost=500) for n in range(9)]
+    found = leased(view(tasks, [node("n", slots=6)], later=1))
+    assert sorted(found) == ["a0", "a1", "b0", "b1", "b2", "b3"]
+    found = leased(view(tasks, [node("n", slots=5)], later=1, shares={"a": 2}))
+    assert sorted(found) == ["a0", "a1", "a2", "b0", "b1"]
+
+
+def test_turns_go_on_over_rounds_and_nobody_saves_up() -> None:
+    turns = Turns()
+    granted: list[str] = []
+    tasks = [task(f"a{n}", tenant="a", seq=n) for n in range(9)]
+    tasks += [task(f"b{n}", tenant="b", seq=100 + n) for n in range(9)]
+    for step in range(8):
+        ready = [t for t in tasks if t.task not in granted and (step >= 4 or t.tenant == "a")]
+        decision = decide(view(ready, [node("n")], turns=turns, later=1), 0)
+        turns = decision.turns
+        (command,) = decision.commands
+        assert isinstance(command, GrantLeases)
+        granted += [lease.task for lease in command.leases]
+    assert granted[:4] == ["a0", "a1", "a2", "a3"]
+    assert sorted(granted[4:]) == ["a4", "a5", "b0", "b1"]
+
+
+def test_the_oldest_of_lower_priority_has_its_turn() -> None:
+    tasks = [task(f"u{n}", priority=9, seq=100 + n) for n in range(40)]
+    tasks += [task("lowly", priority=-100, seq=5), task("mean", priority=0, seq=1)]
+    found = list(leased(view(tasks, [node("n", slots=2 * OLDEST_EVERY)])))
+    assert found.index("mean") == OLDEST_EVERY - 1
+    assert found.index("lowly") == 2 * OLDEST_EVERY - 1
+    # With one priority age alone decides: no second queue.
+    alike = [replace(t, priority=0) for t in tasks]
+    assert next(iter(leased(view(alike, [node("n")], later=1)))) == "mean"
+
+
+def test_every_true_reason_is_told() -> None:
+    nodes = [
+        node("a", busy=1),
+        node("b", busy=1),
+        node("c", encoders=()),
+        node("d", closed="is paused"),
+    ]
+    others = [task(f"o{n}", priority=3) for n in range(4)]
+    lowly = task("t", priority=-5, excluded=("b",))
+    said = explain(view([*others, lowly], nodes), lowly, 0)
+    assert said == [
+        "a: has no free slot (1 of 1 taken)",
+        "b: failed this task before, has no free slot (1 of 1 taken)",
+        "c: has none of the encoders x",
+        "d: is paused",
+        "its priority -5 is lower than that of all 4 others that are ready",
+    ]
+    many = [node(f"n{n}", alive=False) for n in range(9)]
+    assert explain(view([lowly], many), lowly, 0) == ["n0, n1, n2, n3 and 5 more: is not heard"]
+    older = [task("old", seq=0), task("high", priority=1)]
+    said = explain(view(older, [node("n")]), task("t", seq=5), 0)
+    assert said[1:] == [
+        "1 of higher priority than 0 come first",
+        "1 older of the same priority come first",
+    ]
+
+
+def seen(**values: Any) -> Seen:
+    given: dict[str, Any] = {
+        "view": view([task("j")], [node("n", encoders=())]),
+        "now_ms": 0,
+        "has_coordinator": True,
+        "owner": "Anna",
+        "owner_heard": True,
+        "first": 0,
+        "leased": False,
+    }
+    return Seen(**(given | values))
+
+
+def test_a_job_tells_what_else_it_waits_for() -> None:
+    from tests.ledger_helper import Ledger  # noqa: PLC0415 - a real row, for its many columns
+
+    ledger = Ledger().formed().planned("j")
+    found = ledger.reader.job("j")
+    assert isinstance(found, Job)
+    blind = ["no coordinator: too few voters can be reached, nothing new is decided"]
+    assert reasons(found, seen(has_coordinator=False))[:1] == blind
+    assert reasons(found, seen()) == ["n: has none of the encoders x"]
+    assert reasons(found, seen(leased=True)) == []
+    silent = ["its owner Anna, which has the film, is not heard"]
+    assert reasons(found, seen(owner_heard=False))[:1] == silent
+    new = replace(found, planned=0)
+    assert reasons(new, seen(first=3)) == ["its owner Anna plans 3 other films first"]
+    assert reasons(replace(found, state="publishing"), seen()) == []
+    assert reasons(replace(found, state="publishing"), seen(owner_heard=False)) == silent
+    assert reasons(replace(found, state="failed"), seen(has_coordinator=False)) == []
