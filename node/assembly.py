@@ -59,11 +59,11 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.threads import resolve
+from node.work.assembling import keeping_of, limiting_of
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
-from node.work.limits_files import LimitsFile
 from node.work.owner import Owner
 from node.work.standing import told_standing
 from node.work.submission import Submission
@@ -76,7 +76,6 @@ _log = structlog.get_logger("node")
 
 VERSION: Final = package_version("darkstream")
 PEERS_FILE: Final = "peers.json"
-LIMITS_FILE: Final = "limits"
 AGAIN_S: Final = 1.0
 """Time for one call, should a coordinator have come meanwhile."""
 
@@ -158,12 +157,7 @@ class Assembly:
         self._service.serve(self._admission)
 
     def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
-        limiting = Limiting(
-            store=LimitsFile(self._home / LIMITS_FILE),
-            configured=self._config.transfer.rates,
-            use_rates=self._use_rates,
-            use_slots=self._machine.use_slots,
-        )
+        limiting = limiting_of(self._config, self._home, self._use_rates, self._machine.use_slots)
         traffic = Traffic(
             own=self._identity.node_id,
             sent=self._bulk.counters,
@@ -296,6 +290,8 @@ class Assembly:
         )
         self._member = member
         self._limiting.listen(member.requests)
+        self._working.listen(member.requests)
+        self._keeper.hand_over = lambda: group.create_task(member.leave(), name="hand over")
         self._mesh.begin(member.proposer, member.neighbours, lambda: member.leader)
         group.create_task(member.run(), name="member")
         group.create_task(self._machine.report(member, VERSION), name="report")
@@ -323,12 +319,15 @@ class Assembly:
             requests=member.requests,
             replica=self._replica,
             board=member.board,
-            converter=MediaConverter(self._machine.media, self._films.pieces.parts),
+            converter=MediaConverter(
+                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
+            ),
             sources=self._films,
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",
             timing=leases,
             fit=lambda: not member.quarantine.fault,
+            closed=lambda: self._keeper.closed,
         )
         owner = Owner(
             own=member.own,
@@ -370,6 +369,7 @@ class Assembly:
             )
         )
         group.create_task(worker.run(), name="worker")
+        group.create_task(self._keeper.run(worker), name="keeper")
         group.create_task(owner.run(), name="owner")
         group.create_task(feed.run(), name="feed")
         group.create_task(duties.run(), name="backup")
@@ -462,6 +462,9 @@ class Assembly:
             profile_names=tuple({*BUILT_IN, profile.name}),
             new_id=new_job_id,
         )
+
+    def _running(self) -> int:
+        return len(self._worker.running) if self._worker is not None else 0
 
     def _use_rates(self, rates: LinkRates) -> None:
         self._bulk.set_rates(rates)

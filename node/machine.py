@@ -84,6 +84,11 @@ class Machine:
                 )
             )
 
+    @property
+    def children(self) -> FFmpegRunner:
+        """The programs that work for others."""
+        return self._runner
+
     def use_slots(self, slots: int | None) -> None:
         """So many films at once from now on; None: as configured."""
         self._slots = self._configured_slots if slots is None else slots

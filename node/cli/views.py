@@ -94,11 +94,13 @@ def _backup_text(backup: Json) -> str:
 def print_nodes(answer: Json) -> None:
     """Members, and below them who asks to join."""
     rows: list[list[object]] = []
+    closed: list[tuple[str, str]] = []
     for node in answer["nodes"]:
         marks = [node["vote"] if node["vote"] != "none" else ""]
         marks += ["coordinator"] if node["coordinator"] else []
         marks += ["this node"] if node["this"] else []
         state = "alive" if node["alive"] else "silent"
+        closed += [(node["name"], node["closed"])] if node.get("closed") else []
         state = state if node["state"] == "member" else node["state"]
         rows.append(
             [
@@ -115,6 +117,8 @@ def print_nodes(answer: Json) -> None:
         )
     names = ("NAME", "STATE", "ROLE", "IS", "SLOTS", "ENCODERS", "ADDRESS", "SENT", "RECEIVED")
     print_table(names, rows)
+    for name, why in closed:
+        print(safe(f"{name} {why}"))
     if answer["pending"]:
         print("\nThese ask to join (mesh-cli nodes approve NAME):")
         pending = [

@@ -201,6 +201,8 @@ class NodeInfo(Answer):
     encoders: list[str] = Field(default_factory=list[str])
     slots: int = 0
     slots_busy: int = 0
+    closed: str = ""
+    """Why it takes no new work now."""
     cpus: int = 0
     platform: str = ""
     version: str = ""

@@ -41,6 +41,7 @@ class _Watch:
         self.limits = limits
         self.started_ms = monotonic_ms()
         self.moved_ms = self.started_ms
+        self.still_ms: int | None = None
         self.stderr = StderrLog()
         self.stdout = bytearray()
         self.parser = ProgressParser()
@@ -62,7 +63,19 @@ class _Watch:
         if limit is not None and (block.total_size or 0) > limit:
             self.end("output")
 
+    def suspended(self, *, still: bool) -> None:
+        """It stands still from now on, or goes on: what was lost counts for no limit."""
+        now_ms = monotonic_ms()
+        if still:
+            self.still_ms = self.still_ms or now_ms
+        elif self.still_ms is not None:
+            lost_ms, self.still_ms = now_ms - self.still_ms, None
+            self.started_ms += lost_ms
+            self.moved_ms += lost_ms
+
     def check(self) -> None:
+        if self.still_ms is not None:
+            return
         now_ms = monotonic_ms()
         limits = self.limits
         if limits.time_ms is not None and now_ms - self.started_ms > limits.time_ms:
@@ -78,6 +91,25 @@ class FFmpegRunner:
 
     def __init__(self, *, nice: int = NICE) -> None:
         self._nice = nice
+        self._still = False
+        self._encoding: dict[int, _Watch] = {}
+        """Process groups that report progress, which the owner of the machine may let stand still."""
+
+    def suspend(self, *, still: bool) -> None:
+        """Lets FFmpeg stand still, runs that begin meanwhile too, or go on; its limits of time stand still with it.
+
+        POSIX only: elsewhere nothing is suspended, and a closed node finishes what it has.
+        """
+        self._still = still
+        for group, watch in self._encoding.items():
+            _suspend(group, watch, still=still)
+
+    def use_nice(self, nice: int) -> None:
+        """The priority from now on, of what runs too; who may not raise it keeps what it has."""
+        self._nice = nice
+        for group in self._encoding if sys.platform != "win32" else ():
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PGRP, group, nice)
 
     async def run(
         self,
@@ -93,9 +125,14 @@ class FFmpegRunner:
         except OSError as error:
             watch.stderr.feed(f"[fatal] cannot start {command[0]}: {error.strerror}".encode())
             return _result(command, watch, "start", None)
+        if on_progress is not None:
+            self._encoding[process.pid] = watch
+            if self._still:
+                _suspend(process.pid, watch, still=True)
         try:
             await self._attend(process, watch, on_progress)
         finally:
+            self._encoding.pop(process.pid, None)
             await _gone(process, watch)
         reason: Reason = watch.over or ("exited" if (process.returncode or 0) >= 0 else "signal")
         return _result(command, watch, reason, process.returncode)
@@ -291,6 +328,14 @@ async def _gone(process: _Child, watch: _Watch) -> None:
         process.close()
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _suspend(group: int, watch: _Watch, *, still: bool) -> None:
+    if sys.platform == "win32" or watch.group_killed:
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGSTOP if still else signal.SIGCONT)
+        watch.suspended(still=still)
 
 
 def _kill_group(pid: int, watch: _Watch) -> None:
