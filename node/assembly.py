@@ -157,7 +157,9 @@ class Assembly:
         self._service.serve(self._admission)
 
     def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
-        limiting = limiting_of(self._config, self._home, self._use_rates, self._machine.use_slots)
+        config, home, machine = self._config, self._home, self._machine
+        self._keeper, self._working = keeping_of(config, home, machine, self._running)
+        limiting = limiting_of(config, home, self._use_rates, machine.use_slots)
         traffic = Traffic(
             own=self._identity.node_id,
             sent=self._bulk.counters,
