@@ -30,8 +30,12 @@ def cli() -> None:
 def _flags(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     """What was typed, by the keys of the configuration."""
     typed = {_FLAG_KEYS.get(name, name): value for name, value in given.items()}
-    flags = {key: list(v) if isinstance(v, tuple) else v for key, v in typed.items() if v or v == 0}
-    flags = {key: value for key, value in flags.items() if value is not False}
+    # An empty text was typed as well, mostly by a script whose variable holds nothing: it is judged.
+    flags = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in typed.items()
+        if value is not None and value is not False and value != ()
+    }
     home = ctx.ensure_object(Common).home
     return {**flags, "home": home} if home else flags
 

@@ -110,8 +110,9 @@ class Service:
 
     def _member(self) -> Parts:
         if self.parts is None:
+            waits = self.admission.waiting_for if self.admission is not None else ""
             raise NoCoordinatorError(
-                "this node belongs to no mesh yet",
+                "this node belongs to no mesh yet" + (f": {waits}" if waits else ""),
                 "wait, approve it on a member (`mesh-cli nodes`), or start it with --join TOKEN",
             )
         return self.parts

@@ -401,6 +401,8 @@ def _faults_of(
             model = _SECTIONS.get(section[0], Config) if section else Config
             names = [known.replace("_", "-") for known in model.model_fields]
             what = f"unknown key{nearest(name.replace('_', '-'), names)}"
+        elif fault["type"] == "string_too_short":
+            what, todo = "it is empty", "give it a value, or leave it out"
         elif fault["type"] == "string_pattern_mismatch" and path == ("name",):
             what = f"{str(fault['input'])[:80]!r} is no name of a node"
             todo = "use up to 63 letters, digits, dots, hyphens; begin with a letter or digit"

@@ -48,6 +48,8 @@ def read_config_file(
     default_home: Path,
 ) -> tuple[Path, str]:
     """Path and text of the configuration file; no text when the default one is absent."""
+    if file == "":
+        raise ConfigurationError("--config names no file", "name one, or leave the flag out")
     asked = file or environment.get(CONFIG_VARIABLE, "")
     path = (
         Path(asked or Path(flags.get("home") or default_home) / CONFIG_FILE).expanduser().absolute()
@@ -84,7 +86,8 @@ def _here(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
         if isinstance(value, str) and value and not (key == "ffmpeg" and _bare(value)):
             changed[name] = str(_resolved(value))
         elif key == "allow" and value:
-            changed[name] = [str(_resolved(item)) for item in value]
+            # Nothing typed is no folder, least of all the working one.
+            changed[name] = [str(_resolved(item)) if item else item for item in value]
     return changed
 
 

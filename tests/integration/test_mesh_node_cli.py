@@ -73,6 +73,9 @@ def test_check_config(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[
             2,
             "error[config]: the data directory /proc/home cannot be used",
         ),
+        (["--join", ""], 2, "error[config]: --join: it is empty; give it a value"),
+        (["--allow", ""], 2, "error[config]: --allow: '' is not absolute"),
+        (["--config", ""], 2, "error[config]: --config names no file"),
         (["--config", "{file}/x"], 2, "error[config]: {file}/x cannot be read"),
     ],
 )
