@@ -39,12 +39,11 @@ from node.consensus.replica import Replica
 from node.consensus.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.faces.feed import Feed
 from node.faces.mesh_view import Parts
-from node.faces.service import Service, new_job_id
+from node.faces.service import Service
 from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.machine import Machine
-from node.media.profiles import BUILT_IN
 from node.member import MemberNode, Membership, grant_of, granted_members
 from node.membership.address_book_files import AddressFile
 from node.membership.admission import Admission
@@ -59,7 +58,7 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
 from node.threads import resolve
-from node.work.assembling import keeping_of, limiting_of
+from node.work.assembling import keep, keeping_of, limiting_of, prepared
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
@@ -67,9 +66,7 @@ from node.work.limiting import Limiting
 from node.work.owner import Owner
 from node.work.standing import told_standing
 from node.work.submission import Submission
-from node.work.submission_files import prepare
 from node.work.traffic import Traffic
-from node.work.wanted import profile_of
 from node.work.worker import Worker
 
 _log = structlog.get_logger("node")
@@ -368,10 +365,12 @@ class Assembly:
                 backups=duties.states,
                 disk_free_bytes=lambda: free_bytes(self._home),
                 standing_of=member.standing_of,
+                digest_of=self._films.digest_of,
             )
         )
         group.create_task(worker.run(), name="worker")
-        group.create_task(self._keeper.run(worker), name="keeper")
+        keeping = keep(self._config, member, self._machine, self._keeper, worker)
+        group.create_task(keeping, name="keeper")
         group.create_task(owner.run(), name="owner")
         group.create_task(feed.run(), name="feed")
         group.create_task(duties.run(), name="backup")
@@ -454,16 +453,7 @@ class Assembly:
         return serving.source_for(peer, handle)
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
-        return await asyncio.to_thread(
-            prepare,
-            request,
-            profile := profile_of(request),
-            owner=self._identity.node_id,
-            allowed=self._allowed.folders,
-            check_output=self._allowed.split,
-            profile_names=tuple({*BUILT_IN, profile.name}),
-            new_id=new_job_id,
-        )
+        return await prepared(request, self._identity.node_id, self._allowed)
 
     def _running(self) -> int:
         return len(self._worker.running) if self._worker is not None else 0

@@ -47,6 +47,22 @@ def print_job_fault(job: Json) -> None:
     print(safe(line), file=sys.stderr)
 
 
+def print_submitted(answer: Json) -> None:
+    """One line a job that was made, or would be."""
+    for job in answer["jobs"]:
+        likely = job.get("expected_bytes")
+        sizes = f"  ({size(job['source_bytes'])}, likely {size(likely)})" if likely else ""
+        made = job["id"] or "would convert"
+        print(safe(f"{made}  {job['source']} -> {job['output']}{sizes if not job['id'] else ''}"))
+    if answer["dry_run"]:
+        known = [
+            job["expected_bytes"] for job in answer["jobs"] if job["expected_bytes"] is not None
+        ]
+        total = size(sum(job["source_bytes"] for job in answer["jobs"]))
+        likely = f", likely to {size(sum(known))}" if known else ""
+        print(safe(f"{len(answer['jobs'])} films of {total}{likely}; nothing was submitted"))
+
+
 def print_status(status: Json) -> None:
     """The mesh in one look."""
     counts = ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count)

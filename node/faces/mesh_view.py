@@ -61,6 +61,7 @@ class Parts:
     backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
+    digest_of: Callable[[str], Awaitable[str]]
 
 
 class MeshView:

@@ -302,6 +302,8 @@ class SubmitRequest(Question):
     tenant: str = Field(default="", max_length=NAME_CHARS_MAX)
     split: bool = True
     dry_run: bool = False
+    once: bool = False
+    """Films whose content was converted with this profile already, or waits to be, are left out."""
 
 
 class Submitted(Answer):
@@ -310,6 +312,9 @@ class Submitted(Answer):
     id: str | None
     source: str
     output: str
+    source_bytes: int = 0
+    expected_bytes: int | None = None
+    """What the result is likely to have, by earlier results of this profile; None: there are none."""
 
 
 class PathFault(Fault):

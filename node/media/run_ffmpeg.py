@@ -28,6 +28,8 @@ READ_BYTES: Final = 64 << 10
 WATCH_MS: Final = 250
 SLOW_TAIL_BYTES_PER_MS: Final = 10_000
 """Moving the index to the front rewrites the file without a word: 10 MB/s is waited for on top of the stall limit."""
+SILENT_MS: Final = 60_000
+"""An FFmpeg that told its progress and tells nothing for so long hangs; a slow frame is told of all the same."""
 LAUNCHER: Final = Path(__file__).with_name("launch_posix.py")
 _PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE", "AWS_CA_BUNDLE")
 """Not for children: our secrets, variables that make FFmpeg write elsewhere, and one with which
@@ -37,10 +39,12 @@ litestream 0.5 cannot start (it reads SSL_CERT_FILE)."""
 class _Watch:
     """What both readers and the limits share about one child."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, silent_ms: int = SILENT_MS) -> None:
         self.limits = limits
+        self.silent_ms = silent_ms
         self.started_ms = monotonic_ms()
         self.moved_ms = self.started_ms
+        self.heard_ms = self.started_ms
         self.still_ms: int | None = None
         self.stderr = StderrLog()
         self.stdout = bytearray()
@@ -56,6 +60,7 @@ class _Watch:
 
     def note(self, block: FFmpegProgress) -> None:
         before = self.progress
+        self.heard_ms = monotonic_ms()
         if before is None or block.advance != before.advance or block.end:
             self.moved_ms = monotonic_ms()
         self.progress = block
@@ -72,6 +77,7 @@ class _Watch:
             lost_ms, self.still_ms = now_ms - self.still_ms, None
             self.started_ms += lost_ms
             self.moved_ms += lost_ms
+            self.heard_ms += lost_ms
 
     def check(self) -> None:
         if self.still_ms is not None:
@@ -82,15 +88,20 @@ class _Watch:
             self.end("time")
         if limits.stall_ms is not None:
             size = 0 if self.progress is None else self.progress.total_size or 0
-            if now_ms - self.moved_ms > limits.stall_ms + size // SLOW_TAIL_BYTES_PER_MS:
+            slow_tail_ms = size // SLOW_TAIL_BYTES_PER_MS
+            if now_ms - self.moved_ms > limits.stall_ms + slow_tail_ms:
+                self.end("stalled")
+            # It spoke twice a second and is silent now: it hangs, or somebody stopped it.
+            if self.progress is not None and now_ms - self.heard_ms > self.silent_ms + slow_tail_ms:
                 self.end("stalled")
 
 
 class FFmpegRunner:
     """The `ChildRunner` of this machine."""
 
-    def __init__(self, *, nice: int = NICE) -> None:
+    def __init__(self, *, nice: int = NICE, silent_ms: int = SILENT_MS) -> None:
         self._nice = nice
+        self._silent_ms = silent_ms
         self._still = False
         self._encoding: dict[int, _Watch] = {}
         """Process groups that report progress, which the owner of the machine may let stand still."""
@@ -119,7 +130,7 @@ class FFmpegRunner:
         on_progress: OnProgress | None = None,
     ) -> RunResult:
         """See `node.media.child.ChildRunner`."""
-        watch = _Watch(limits)
+        watch = _Watch(limits, self._silent_ms)
         try:
             process = await self._start(command, limits)
         except OSError as error:
