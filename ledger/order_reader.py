@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from typing import Final
 
-from ledger.jobs import JOB_TRANSITIONS, OPEN_JOB_STATES, Converted, Job, JobState, Sweep, Watch
+from ledger.jobs import (
+    JOB_TRANSITIONS,
+    OPEN_JOB_STATES,
+    Converted,
+    Job,
+    JobState,
+    Profile,
+    Sweep,
+    Watch,
+)
 from ledger.orders import Action
 from ledger.row_reader import RowReader
 from ledger.rows import SqlValue
@@ -54,6 +63,14 @@ class OrderReader(RowReader):
     def watch(self, watch: str) -> Watch | None:
         """One watched folder."""
         return self._one(Watch, "WHERE id = ?", (watch,)) if self.schema() >= 3 else None
+
+    def profiles(self) -> tuple[Profile, ...]:
+        """The profiles of the mesh's own people, by name."""
+        return self._rows(Profile, "ORDER BY name") if self.schema() >= 3 else ()
+
+    def profile(self, name: str) -> Profile | None:
+        """One of them."""
+        return self._one(Profile, "WHERE name = ?", (name,)) if self.schema() >= 3 else None
 
     def converted(self, digest: str, profile_json: str) -> Job | Converted | None:
         """What made, or will make, the result of this content with this profile; a failed job counts too.

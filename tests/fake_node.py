@@ -85,6 +85,7 @@ class FakeNode:
         ]
         self.caught_up = asyncio.Event()
         self.caught_up.set()
+        self.profiles: Any = None
         self.work: Any = None  # the tests of these faces ask real nodes
         self._runs: set[asyncio.Task[None]] = set()
 

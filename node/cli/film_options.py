@@ -77,8 +77,11 @@ def submission(
 
 def _profile(text: str) -> tuple[str, str]:
     """The name of a profile, and its definition as JSON when it is a file of the person's own."""
-    if not text.endswith(".toml"):
-        return text, ""
+    return read_profile(text) if text.endswith(".toml") else (text, "")
+
+
+def read_profile(text: str) -> tuple[str, str]:
+    """Name and definition, as JSON, of the profile in a TOML file.  Raises `UsageError`."""
     from node.gateway.models import DEFINITION_CHARS_MAX  # noqa: PLC0415 - start-up time
 
     path = Path(text)

@@ -23,6 +23,7 @@ from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
 from node.cli.options import STATES, Common, Duration, Rate, Since, common_options
+from node.cli.profile_cmds import profiles
 from node.cli.work_cmds import add_work_commands
 from node.settings.config_text import ConfigFault, ConfigFaultsError
 
@@ -359,6 +360,7 @@ def _faults_told(faults: list[Json]) -> ConfigFaultsError:
 
 
 cli.add_command(ledger)
+cli.add_command(profiles)
 add_work_commands(cli, nodes)
 
 

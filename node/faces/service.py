@@ -28,6 +28,7 @@ from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
+from node.faces.profiles import Profiles, with_definition
 from node.faces.submitting import submit
 from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
@@ -84,6 +85,7 @@ class Service:
         self._ring = ring
         self._detection = detection
         self.work = Work(name, self._member)
+        self.profiles = Profiles(name, lambda: self.parts, self._member)
 
     @property
     def admission(self) -> Admission | None:
@@ -291,7 +293,8 @@ class Service:
     async def submit(self, request: SubmitRequest) -> SubmitResult:
         """Makes jobs of films and folders on this machine."""
         parts = self._member()
-        return await submit(parts, request, parts.digest_of)
+        known = await parts.replica.read(lambda reader: with_definition(reader, request))
+        return await submit(parts, known, parts.digest_of)
 
     async def create_token(self, uses: int, ttl_s: int) -> TokenResult:
         """A new invitation."""

@@ -36,6 +36,7 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
+from node.gateway.profile_routes import add_profile_routes
 from node.gateway.service import NodeService
 from node.gateway.streams import exposition, server_sent
 from node.gateway.work_models import Limited, LimitRequest
@@ -87,6 +88,7 @@ class Faces:
         self._acting(app)
         self._watching(app)
         add_work_routes(app, API, lambda: service.work, _ERRORS)
+        add_profile_routes(app, API, lambda: service.profiles, _ERRORS)
         self.api = app
         self.app: ASGIApp = Guard(app, token=token, stopping=self.stopping)
 

@@ -26,12 +26,18 @@ from node.gateway.models import (
     SubmitResult,
     TokenResult,
 )
+from node.gateway.profile_models import ProfileService
 from node.gateway.work_models import Limited, LimitRequest
 from node.gateway.work_service import WorkService
 
 
 class NodeService(Protocol):
     """A node as its faces see it."""
+
+    @property
+    def profiles(self) -> ProfileService:
+        """What is about profiles."""
+        ...
 
     @property
     def work(self) -> WorkService:

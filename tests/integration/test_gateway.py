@@ -260,6 +260,9 @@ def test_openapi_describes_every_path_and_the_problems(one: Served) -> None:
             "nodes/{name}/limit",
             "nodes/{name}/release",
             "jobs/change",
+            "profiles",
+            "profiles/{name}",
+            "profiles/{name}/remove",
             "orders/{order}",
             "events",
         ]
