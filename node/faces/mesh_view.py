@@ -28,6 +28,7 @@ from node.requests import Requests
 from node.work.coordinator import Coordinator
 from node.work.migration import waiting_notes
 from node.work.progress import ProgressBoard
+from node.work.restoring import Restoring
 from node.work.standing import Standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
@@ -62,6 +63,7 @@ class Parts:
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
     digest_of: Callable[[str], Awaitable[str]]
+    restoring: Restoring
 
 
 class MeshView:

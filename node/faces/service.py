@@ -48,6 +48,7 @@ from node.gateway.models import (
     Metric,
     NodesPage,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -295,6 +296,10 @@ class Service:
         parts = self._member()
         known = await parts.replica.read(lambda reader: with_definition(reader, request))
         return await submit(parts, known, parts.digest_of)
+
+    async def restore(self, job: str) -> Restored:
+        """Brings the original that a job's result replaced back to its name, wherever it lies."""
+        return await self._member().restoring.restore((await self.job(job)).id)
 
     async def create_token(self, uses: int, ttl_s: int) -> TokenResult:
         """A new invitation."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ledger.commands import JobSpec
 from ledger.jobs import Job
 from ledger.queries import Reader
-from mesh.errors import DarkStreamError
+from mesh.errors import DarkStreamError, DuplicateError
 from node.faces.mesh_view import Parts
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted
 from node.work.submission import Submission, commands_of
@@ -77,7 +77,7 @@ async def _without_converted(parts: Parts, made: Submission, digest: Digest) -> 
             if not what:
                 continue
             todo = "use that, or submit it without --once"
-            fault = PathFault(path=job.source, code="duplicate", what=what, todo=todo)
+            fault = PathFault(path=job.source, code=DuplicateError.code, what=what, todo=todo)
         faults.append(fault)
         gone.add(job.id)
     return _left(made, gone, faults)
