@@ -57,7 +57,7 @@ from node.membership.voters import LEAVE_S
 from node.settings.config import Config
 from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
-from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER
+from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
 from node.threads import resolve
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
@@ -65,6 +65,7 @@ from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
 from node.work.limits_files import LimitsFile
 from node.work.owner import Owner
+from node.work.restoring import Restoring
 from node.work.standing import told_standing
 from node.work.submission import Submission
 from node.work.submission_files import prepare
@@ -91,8 +92,7 @@ class Assembly:
     ) -> None:
         home = Path(config.home)
         self._config, self._home = config, home
-        self._identity = identity
-        self._log, self._ledger = log, ledger
+        self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
         self._incarnation = secrets.token_hex(4)
@@ -109,6 +109,7 @@ class Assembly:
         self._films = Films(
             own=identity.node_id,
             folder=home / CACHE_FOLDER,
+            trash=home / TRASH_FOLDER,
             allowed=self._allowed,
             reader=reader,
             client=self._client,
@@ -367,6 +368,9 @@ class Assembly:
                 backups=duties.states,
                 disk_free_bytes=lambda: free_bytes(self._home),
                 standing_of=member.standing_of,
+                restoring=Restoring(
+                    member.own, self._replica, member.requests, self._films.restore
+                ),
             )
         )
         group.create_task(worker.run(), name="worker")

@@ -43,6 +43,7 @@ from node.gateway.models import (
     PendingJoin,
     Progress,
     Removed,
+    Restored,
     ResultInfo,
     Revoked,
     Status,
@@ -236,6 +237,11 @@ class FakeNode:
             raise NotAllowedError("the code is another one", "compare again")
         self.pending.remove(asking[0])
         return Approved(id=asking[0].id, name=asking[0].name, code=asking[0].code)
+
+    async def restore(self, job: str) -> Restored:
+        self._enter(f"restore {job}")
+        found = await self.job(job)
+        return Restored(id=found.id, source=found.source, result=found.output)
 
     async def remove(self, name: str) -> Removed:
         return Removed(id=(await self.revoke(name)).id, name=name)

@@ -196,6 +196,21 @@ def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool
     return 0
 
 
+@job.command("restore")
+@click.argument("job_id", metavar="ID")
+@common_options
+@click.pass_context
+def job_restore(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
+    """Bring the original back that the result of a job with --replace took the place of."""
+    answer = api_of(ctx).post(f"/jobs/{quote(job_id, safe='')}/restore", {})
+    if as_json:
+        print_json(answer)
+    else:
+        print(safe_text(f"{answer['source']} is the original again"))
+        print(safe_text(f"the result lies at {answer['result']}"))
+    return 0
+
+
 @cli.group(cls=Commands, invoke_without_command=True)
 @common_options
 @click.pass_context

@@ -28,6 +28,7 @@ from node.requests import Requests
 from node.work.coordinator import Coordinator
 from node.work.migration import waiting_notes
 from node.work.progress import ProgressBoard
+from node.work.restoring import Restoring
 from node.work.standing import Standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
@@ -61,6 +62,7 @@ class Parts:
     backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
+    restoring: Restoring
 
 
 class MeshView:

@@ -47,6 +47,7 @@ from node.gateway.models import (
     Metric,
     NodesPage,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -310,6 +311,10 @@ class Service:
             faults=list(made.faults),
             dry_run=request.dry_run,
         )
+
+    async def restore(self, job: str) -> Restored:
+        """Brings the original that a job's result replaced back to its name, wherever it lies."""
+        return await self._member().restoring.restore((await self.job(job)).id)
 
     async def create_token(self, uses: int, ttl_s: int) -> TokenResult:
         """A new invitation."""

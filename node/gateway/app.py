@@ -28,6 +28,7 @@ from node.gateway.models import (
     NodesPage,
     Problem,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -181,6 +182,11 @@ class Faces:
         async def submit(request: SubmitRequest) -> SubmitResult:
             """Makes jobs of films and folders on the node's machine."""
             return await service.submit(request)
+
+        @app.post(f"{API}/jobs/{{job}}/restore", responses=_ERRORS)
+        async def restore(job: Annotated[str, Path(min_length=1, max_length=64)]) -> Restored:
+            """Brings the original back that the job's result replaced."""
+            return await service.restore(job)
 
         @app.post(f"{API}/tokens", responses=_ERRORS)
         async def create_token(request: TokenRequest) -> TokenResult:

@@ -20,6 +20,7 @@ from node.gateway.models import (
     Metric,
     NodesPage,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -72,6 +73,13 @@ class NodeService(Protocol):
 
         A path that gives no job is a fault of the result, not an exception.  Raises `UsageError`
         (unknown profile), `NoCoordinatorError`, `BusyError`.
+        """
+        ...
+
+    async def restore(self, job: str) -> Restored:
+        """Brings the original back that the job's result replaced, on the node that has it.
+
+        Raises `NotFoundError`, `ConflictError` (another file has its name), `UnreachableError`.
         """
         ...
 
