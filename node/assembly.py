@@ -100,7 +100,7 @@ class Assembly:
         control_port, bulk_port, join_port = config.ports
         host = config.listen_host
         self._control = ZmqControl(identity.keys, host=host, port=control_port)
-        self._client = ZmqBulkClient(identity.keys)
+        self._client = ZmqBulkClient(identity.keys, compress=config.transfer.compress)
         self._allowed = Allowed(default_folders(config.allow))
         self._films = Films(
             own=identity.node_id,

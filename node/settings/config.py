@@ -201,6 +201,9 @@ class TransferConfig(Section):
     cache_days: int = Field(default=7, ge=1, le=3_650)
     """And for how long after their last use."""
 
+    compress: bool = True
+    """Bytes that shrink travel compressed (zstd): ledgers and raw pictures do, films do not and are left alone."""
+
     @property
     def cache(self) -> dict[str, int]:
         """The bounds of the cache as `Films` wants them."""
