@@ -25,6 +25,10 @@ STATES_OF: Final[dict[Action, tuple[JobState, ...]]] = {
 """In which states an action makes sense; an order that names none means all of them."""
 
 
+MEASURED_RESULTS: Final = 100
+"""Latest results of a profile that its share of bytes is measured by."""
+
+
 class OrderReader(RowReader):
     """Rows that orders need, as of the moment of each call."""
 
@@ -83,6 +87,17 @@ class OrderReader(RowReader):
             (digest, definition),
         )
         return job or self._one(Converted, "WHERE id = ?", (f"{digest}/{definition}",))
+
+    def result_share(self, profile: str) -> float | None:
+        """Bytes of a profile's latest results by those of their sources; None: there are none."""
+        found = self._value(
+            "SELECT sum(attempt.result_bytes) * 1.0 / sum(latest.source_bytes) FROM"
+            " (SELECT id, source_bytes FROM job WHERE state = 'done' AND profile = ?"
+            "   ORDER BY seq DESC LIMIT ?) AS latest"
+            " JOIN attempt ON attempt.job = latest.id AND attempt.state = 'accepted'",
+            (profile, MEASURED_RESULTS),
+        )
+        return None if found is None else float(found)
 
     def is_result(self, digest: str) -> bool:
         """Whether this is the content of a result of ours."""

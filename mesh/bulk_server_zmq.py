@@ -10,6 +10,7 @@ from typing import Final
 import zmq
 
 from mesh import clock
+from mesh.compression import Shrinker
 from mesh.curve_zmq import Tally
 from mesh.errors import DarkStreamError, SourceChangedError, WireError
 from mesh.ids import NodeId
@@ -71,6 +72,7 @@ def io_threads() -> int:
 class _Open:
     source: Source
     until_ms: int
+    shrinker: Shrinker = field(default_factory=Shrinker)
 
 
 @dataclass(slots=True)
@@ -217,19 +219,13 @@ class ZmqBulkServer:
 
     def _answer(self, node: NodeId, request: object) -> list[bytes]:
         match request:
-            case ChunkRequest(handle=handle, offset=offset, length=length, check=check):
-                source = self._source(node, handle)
-                size = source.manifest.size
-                if offset < 0 or not 0 < length <= CHUNK_BYTES:
-                    raise WireError("bulk: a range outside any file")
-                if offset + length > size:
-                    raise SourceChangedError(f"the file here has {size} bytes", "retry the job")
-                data, digest = source.read(offset, length, check=check)
-                return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
+            case ChunkRequest():
+                return self._chunk(self._opened(node, request.handle), request)
             case ManifestRequest(handle=handle):
-                return [BULK.encode(ManifestAnswer(manifest=self._source(node, handle).manifest))]
+                source = self._opened(node, handle).source
+                return [BULK.encode(ManifestAnswer(manifest=source.manifest))]
             case DigestsRequest(handle=handle, first=first):
-                source = self._source(node, handle)
+                source = self._opened(node, handle).source
                 if not 0 <= first < source.manifest.chunks:
                     raise WireError("bulk: digests outside the file")
                 table = source.digests(first, DIGESTS_MAX)
@@ -237,20 +233,34 @@ class ZmqBulkServer:
             case _:
                 raise WireError("bulk: not a request")
 
-    def _source(self, node: NodeId, handle: str) -> Source:
+    @staticmethod
+    def _chunk(held: _Open, request: ChunkRequest) -> list[bytes]:
+        offset, length = request.offset, request.length
+        if offset < 0 or not 0 < length <= CHUNK_BYTES:
+            raise WireError("bulk: a range outside any file")
+        size = held.source.manifest.size
+        if offset + length > size:
+            raise SourceChangedError(f"the file here has {size} bytes", "retry the job")
+        data, digest = held.source.read(offset, length, check=request.check)
+        small = held.shrinker.shrunk(data) if request.zstd else None
+        if small is None:
+            return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
+        return [BULK.encode(ChunkAnswer(offset=offset, digest=digest, length=length)), small]
+
+    def _opened(self, node: NodeId, handle: str) -> _Open:
         if len(handle) > HANDLE_CHARS_MAX:
             raise WireError("bulk: a handle that is too long")
         now_ms = clock.monotonic_ms()
         held = self._open.get((node, handle))
         if held is not None and now_ms < held.until_ms:
             self._open.move_to_end((node, handle))
-            return held.source
+            return held
         self._forget(node, handle)
         while len(self._open) >= SOURCES_MAX:
             self._open.popitem(last=False)[1].source.close()
-        source = self._source_for(node, handle)
-        self._open[node, handle] = _Open(source, now_ms + SOURCE_RECHECK_MS)
-        return source
+        made = _Open(self._source_for(node, handle), now_ms + SOURCE_RECHECK_MS)
+        self._open[node, handle] = made
+        return made
 
     def _forget(self, node: NodeId, handle: str) -> None:
         held = self._open.pop((node, handle), None)

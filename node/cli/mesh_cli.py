@@ -102,7 +102,8 @@ def convert(
 @film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be submitted.")
+@click.option("--once", is_flag=True, help="Leave out films whose content is converted already.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and to how many bytes.")
 @common_options
 @click.pass_context
 def submit(
@@ -118,9 +119,7 @@ def submit(
     if as_json:
         print_json(answer)
     else:
-        for job in answer["jobs"]:
-            made = job["id"] or "would convert"
-            print(safe_text(f"{made}  {job['source']} -> {job['output']}"))
+        views.print_submitted(answer)
     return _report_faults(answer["faults"])
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from ledger.jobs import Member
+from ledger.jobs import Member, Node
 from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
@@ -62,6 +62,7 @@ class Parts:
     backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
+    digest_of: Callable[[str], Awaitable[str]]
     restoring: Restoring
 
 
@@ -206,6 +207,7 @@ class MeshView:
                         "ffmpeg": node.ffmpeg,
                         "encoders": list(node.encoders),
                         "slots": node.slots,
+                        "closed": _closed(node, parts.standing_of(NodeId(node.node))),
                         "slots_busy": len(jobs),
                         "cpus": node.cpus,
                         "platform": node.platform,
@@ -306,6 +308,10 @@ def told_pending(neighbours: Neighbours, node: NodeId, wall_ms: int) -> list[Pen
             case _:
                 _log.debug("pending join that cannot be read", node=node)
     return found[:PENDING_TOLD_MAX]
+
+
+def _closed(node: Node, standing: Standing) -> str:
+    return f"is quarantined: it {node.quarantine}" if node.quarantine else standing.closed
 
 
 def _twin_note(name: str) -> str:

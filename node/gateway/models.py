@@ -201,6 +201,8 @@ class NodeInfo(Answer):
     encoders: list[str] = Field(default_factory=list[str])
     slots: int = 0
     slots_busy: int = 0
+    closed: str = ""
+    """Why it takes no new work now."""
     cpus: int = 0
     platform: str = ""
     version: str = ""
@@ -307,6 +309,8 @@ class SubmitRequest(Question):
     tenant: str = Field(default="", max_length=NAME_CHARS_MAX)
     split: bool = True
     dry_run: bool = False
+    once: bool = False
+    """Films whose content was converted with this profile already, or waits to be, are left out."""
 
 
 class Restored(Answer):
@@ -323,6 +327,9 @@ class Submitted(Answer):
     id: str | None
     source: str
     output: str
+    source_bytes: int = 0
+    expected_bytes: int | None = None
+    """What the result is likely to have, by earlier results of this profile; None: there are none."""
 
 
 class PathFault(Fault):

@@ -382,6 +382,16 @@ class Films:
         plan = plan_of(job, probe, manifest.digest)
         return await self.pieces.plan(job, path, probe, plan, whole_plan(job, probe))
 
+    async def digest_of(self, source: str) -> str:
+        """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""
+        root, path = self._allowed.source(source)
+        manifest = await self._run(
+            lambda should_stop: make_manifest(
+                path, should_stop=should_stop, tables=self._tables, below=root
+            )
+        )
+        return manifest.digest
+
     async def take(self, job: Job, attempt: Attempt, on_bytes: ReportBytes) -> None:
         """Brings the result into staging and judges it; a part of a film to the other parts."""
         task = await self._run(lambda _: self._reader.task(attempt.task))
