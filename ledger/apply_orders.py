@@ -13,6 +13,7 @@ from ledger.jobs import (
     Job,
     Member,
     Node,
+    Profile,
     Sweep,
     Task,
     TaskEvent,
@@ -25,7 +26,9 @@ from ledger.orders import (
     AddWatch,
     ChangeJobs,
     ForgetJobs,
+    PutProfile,
     ReleaseNode,
+    RemoveProfile,
     RemoveWatch,
     StartSweep,
     StepSweep,
@@ -34,6 +37,9 @@ from ledger.orders import (
 SWEEPS_MAX: Final = 100
 """Orders that are kept: people look at the last ones; more that are open at once are refused."""
 WATCHES_MAX: Final = 1_000
+PROFILES_MAX: Final = 500
+DEFINITION_BYTES_MAX: Final = 16 << 10
+"""A profile has some hundred characters."""
 PRIORITY_LIMIT: Final = 1_000
 """Beyond what any face takes; a number without bound would be a mistake."""
 _DONE: Final = 0
@@ -249,3 +255,30 @@ def remove_watch(change: Change, command: RemoveWatch) -> None:
         raise RefusedError("not_found", f"no watch {command.id}", "see `mesh-cli watch list`")
     change.rows.delete(Watch, watch.id)
     change.tell("watch.removed", node=watch.node, what=f"{watch.folder}, by {command.by}")
+
+
+# --- profiles ---------------------------------------------------------------------------------------
+
+
+def put_profile(change: Change, command: PutProfile) -> None:
+    """Every node knows it from now on."""
+    change.mesh()
+    if len(command.definition.encode()) > DEFINITION_BYTES_MAX:
+        raise RefusedError("usage", f"a profile has more than {DEFINITION_BYTES_MAX} bytes")
+    known = {profile.name for profile in change.rows.where(Profile)}
+    if command.name not in known and len(known) >= PROFILES_MAX:
+        raise RefusedError("busy", f"there are {PROFILES_MAX} profiles", "remove some")
+    change.rows.put(
+        Profile(name=command.name, definition=command.definition, updated_at_ms=change.at_ms)
+    )
+    change.tell("profile.put", what=f"{command.name}, by {command.by}")
+
+
+def remove_profile(change: Change, command: RemoveProfile) -> None:
+    """The profile is known no more."""
+    if change.rows.get(Profile, command.name) is None:
+        raise RefusedError(
+            "not_found", f"no profile {command.name}", "see `mesh-cli profiles list`"
+        )
+    change.rows.delete(Profile, command.name)
+    change.tell("profile.removed", what=f"{command.name}, by {command.by}")

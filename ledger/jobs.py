@@ -353,6 +353,15 @@ class Watch(Row):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(Row):
+    """A profile of the mesh's own people; `definition` is its JSON, which this package does not read."""
+
+    name: str
+    definition: str
+    updated_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep(Row):
     """One order about many jobs, on its way from the newest of them to the oldest.
 
@@ -397,10 +406,17 @@ ROW_CLASSES: Final[tuple[type[Row], ...]] = (
     Event,
     Definition,
     Watch,
+    Profile,
     Sweep,
     Converted,
 )
-_TABLE_SINCE: Final[dict[type[Row], int]] = {Definition: 2, Watch: 3, Sweep: 3, Converted: 3}
+_TABLE_SINCE: Final[dict[type[Row], int]] = {
+    Definition: 2,
+    Watch: 3,
+    Profile: 3,
+    Sweep: 3,
+    Converted: 3,
+}
 
 
 def row_classes(schema: int) -> tuple[type[Row], ...]:

@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from typing import Final
 
-from ledger.jobs import JOB_TRANSITIONS, OPEN_JOB_STATES, Converted, Job, JobState, Sweep, Watch
+from ledger.jobs import (
+    JOB_TRANSITIONS,
+    OPEN_JOB_STATES,
+    Converted,
+    Job,
+    JobState,
+    Profile,
+    Sweep,
+    Watch,
+)
 from ledger.orders import Action
 from ledger.row_reader import RowReader
 from ledger.rows import SqlValue
@@ -14,6 +23,10 @@ STATES_OF: Final[dict[Action, tuple[JobState, ...]]] = {
     "priority": OPEN_JOB_STATES,
 }
 """In which states an action makes sense; an order that names none means all of them."""
+
+
+MEASURED_RESULTS: Final = 100
+"""Latest results of a profile that its share of bytes is measured by."""
 
 
 class OrderReader(RowReader):
@@ -51,6 +64,14 @@ class OrderReader(RowReader):
         """One watched folder."""
         return self._one(Watch, "WHERE id = ?", (watch,)) if self.schema() >= 3 else None
 
+    def profiles(self) -> tuple[Profile, ...]:
+        """The profiles of the mesh's own people, by name."""
+        return self._rows(Profile, "ORDER BY name") if self.schema() >= 3 else ()
+
+    def profile(self, name: str) -> Profile | None:
+        """One of them."""
+        return self._one(Profile, "WHERE name = ?", (name,)) if self.schema() >= 3 else None
+
     def converted(self, digest: str, profile_json: str) -> Job | Converted | None:
         """What made, or will make, the result of this content with this profile; a failed job counts too.
 
@@ -66,6 +87,17 @@ class OrderReader(RowReader):
             (digest, definition),
         )
         return job or self._one(Converted, "WHERE id = ?", (f"{digest}/{definition}",))
+
+    def result_share(self, profile: str) -> float | None:
+        """Bytes of a profile's latest results by those of their sources; None: there are none."""
+        found = self._value(
+            "SELECT sum(attempt.result_bytes) * 1.0 / sum(latest.source_bytes) FROM"
+            " (SELECT id, source_bytes FROM job WHERE state = 'done' AND profile = ?"
+            "   ORDER BY seq DESC LIMIT ?) AS latest"
+            " JOIN attempt ON attempt.job = latest.id AND attempt.state = 'accepted'",
+            (profile, MEASURED_RESULTS),
+        )
+        return None if found is None else float(found)
 
     def is_result(self, digest: str) -> bool:
         """Whether this is the content of a result of ours."""

@@ -115,4 +115,34 @@ class RemoveWatch:
     by: str
 
 
-Order = ChangeJobs | StartSweep | StepSweep | ForgetJobs | ReleaseNode | AddWatch | RemoveWatch
+@COMMANDS.kind("profile.put")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutProfile:
+    """A profile that every node knows from now on, in place of one of that name; no job changes by it."""
+
+    name: str
+    definition: str
+    """JSON; the proposing node judged it, and whoever uses it judges it again."""
+    by: str
+
+
+@COMMANDS.kind("profile.remove")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveProfile:
+    """The profile is known no more; jobs that carry it go on."""
+
+    name: str
+    by: str
+
+
+Order = (
+    ChangeJobs
+    | StartSweep
+    | StepSweep
+    | ForgetJobs
+    | ReleaseNode
+    | AddWatch
+    | RemoveWatch
+    | PutProfile
+    | RemoveProfile
+)

@@ -45,7 +45,9 @@ from ledger.orders import (
     ChangeJobs,
     ForgetJobs,
     Order,
+    PutProfile,
     ReleaseNode,
+    RemoveProfile,
     RemoveWatch,
     StartSweep,
     StepSweep,
@@ -140,5 +142,9 @@ def _dispatch_order(change: Change, command: Order) -> None:
             orders.add_watch(change, command)
         case RemoveWatch():
             orders.remove_watch(change, command)
+        case PutProfile():
+            orders.put_profile(change, command)
+        case RemoveProfile():
+            orders.remove_profile(change, command)
         case _:
             assert_never(command)

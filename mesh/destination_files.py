@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -227,11 +228,22 @@ def _copied_beside(partial: Path, to: Destination) -> str:
         with partial.open("rb") as source, os.fdopen(fd, "wb") as target:
             shutil.copyfileobj(source, target, _COPY_BYTES)
             target.flush()
+            _dress_like(os.fstat(source.fileno()), target.fileno())
             os.fsync(target.fileno())
     except BaseException:
         os.unlink(name, dir_fd=folder)
         raise
     return name
+
+
+def _dress_like(source: os.stat_result, target: int) -> None:
+    """Permissions, owner and times of what was copied, as a rename would have kept them."""
+    if hasattr(os, "fchown") and hasattr(os, "fchmod"):
+        with contextlib.suppress(PermissionError):  # only root gives files away
+            os.fchown(target, source.st_uid, source.st_gid)
+        os.fchmod(target, stat.S_IMODE(source.st_mode))
+    if os.utime in os.supports_fd:
+        os.utime(target, ns=(source.st_atime_ns, source.st_mtime_ns))
 
 
 def _sync_file(path: Path) -> None:

@@ -43,6 +43,7 @@ from node.gateway.models import (
     PendingJoin,
     Progress,
     Removed,
+    Restored,
     ResultInfo,
     Revoked,
     Status,
@@ -85,6 +86,7 @@ class FakeNode:
         ]
         self.caught_up = asyncio.Event()
         self.caught_up.set()
+        self.profiles: Any = None
         self.work: Any = None  # the tests of these faces ask real nodes
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -235,6 +237,11 @@ class FakeNode:
             raise NotAllowedError("the code is another one", "compare again")
         self.pending.remove(asking[0])
         return Approved(id=asking[0].id, name=asking[0].name, code=asking[0].code)
+
+    async def restore(self, job: str) -> Restored:
+        self._enter(f"restore {job}")
+        found = await self.job(job)
+        return Restored(id=found.id, source=found.source, result=found.output)
 
     async def remove(self, name: str) -> Removed:
         return Removed(id=(await self.revoke(name)).id, name=name)

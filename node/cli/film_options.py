@@ -13,6 +13,7 @@ from mesh.errors import UsageError
 from node.cli.faults import Json
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NEW_OR_SOURCE: Final = click.Choice(["new", "source"])
 _OPTIONS: Final = (
     click.option(
         "--profile",
@@ -33,6 +34,16 @@ _OPTIONS: Final = (
     ),
     click.option("--overwrite", is_flag=True, help="Replace results that exist."),
     click.option(
+        "--replace",
+        is_flag=True,
+        help="The result takes the film's place; `job restore` brings the original back.",
+    ),
+    click.option(
+        "--trash-days", type=click.IntRange(1, 3_650), help="How long an original is kept; 30."
+    ),
+    click.option("--times", type=_NEW_OR_SOURCE, help="Whose times the result has."),
+    click.option("--permissions", type=_NEW_OR_SOURCE, help="Whose permissions the result has."),
+    click.option(
         "--larger",
         type=click.Choice(["keep", "discard"]),
         help="What becomes of a result that is no smaller than its film.",
@@ -41,6 +52,12 @@ _OPTIONS: Final = (
         "--metadata",
         type=click.Choice(["keep", "no-location", "none"]),
         help="What is kept of title, date, place and the like.",
+    ),
+    click.option(
+        "--vmaf-min",
+        type=click.FloatRange(0, 100),
+        metavar="V",
+        help="Refuse a result that looks less like its film (VMAF, on samples).",
     ),
     click.option("--no-split", is_flag=True, help="Convert each film whole, on one node."),
 )
@@ -77,8 +94,11 @@ def submission(
 
 def _profile(text: str) -> tuple[str, str]:
     """The name of a profile, and its definition as JSON when it is a file of the person's own."""
-    if not text.endswith(".toml"):
-        return text, ""
+    return read_profile(text) if text.endswith(".toml") else (text, "")
+
+
+def read_profile(text: str) -> tuple[str, str]:
+    """Name and definition, as JSON, of the profile in a TOML file.  Raises `UsageError`."""
     from node.gateway.models import DEFINITION_CHARS_MAX  # noqa: PLC0415 - start-up time
 
     path = Path(text)

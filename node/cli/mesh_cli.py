@@ -23,6 +23,7 @@ from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
 from node.cli.options import STATES, Common, Duration, Rate, Since, common_options
+from node.cli.profile_cmds import profiles
 from node.cli.work_cmds import add_work_commands
 from node.settings.config_text import ConfigFault, ConfigFaultsError
 
@@ -101,7 +102,8 @@ def convert(
 @film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be submitted.")
+@click.option("--once", is_flag=True, help="Leave out films whose content is converted already.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and to how many bytes.")
 @common_options
 @click.pass_context
 def submit(
@@ -117,9 +119,7 @@ def submit(
     if as_json:
         print_json(answer)
     else:
-        for job in answer["jobs"]:
-            made = job["id"] or "would convert"
-            print(safe_text(f"{made}  {job['source']} -> {job['output']}"))
+        views.print_submitted(answer)
     return _report_faults(answer["faults"])
 
 
@@ -192,6 +192,21 @@ def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool
     path = f"/jobs/{quote(job_id, safe='')}"
     answer = api_of(ctx).get(path, consistent=_asked(consistent=consistent))
     print_json(answer) if as_json else views.print_job(answer)
+    return 0
+
+
+@job.command("restore")
+@click.argument("job_id", metavar="ID")
+@common_options
+@click.pass_context
+def job_restore(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
+    """Bring the original back that the result of a job with --replace took the place of."""
+    answer = api_of(ctx).post(f"/jobs/{quote(job_id, safe='')}/restore", {})
+    if as_json:
+        print_json(answer)
+    else:
+        print(safe_text(f"{answer['source']} is the original again"))
+        print(safe_text(f"the result lies at {answer['result']}"))
     return 0
 
 
@@ -360,6 +375,7 @@ def _faults_told(faults: list[Json]) -> ConfigFaultsError:
 
 
 cli.add_command(ledger)
+cli.add_command(profiles)
 add_work_commands(cli, nodes)
 
 

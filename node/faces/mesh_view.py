@@ -6,7 +6,7 @@ from typing import Final
 
 import structlog
 
-from ledger.jobs import Member
+from ledger.jobs import Member, Node
 from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
@@ -28,6 +28,7 @@ from node.requests import Requests
 from node.work.coordinator import Coordinator
 from node.work.migration import waiting_notes
 from node.work.progress import ProgressBoard
+from node.work.restoring import Restoring
 from node.work.standing import Standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
@@ -61,6 +62,8 @@ class Parts:
     backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
+    digest_of: Callable[[str], Awaitable[str]]
+    restoring: Restoring
 
 
 class MeshView:
@@ -204,6 +207,7 @@ class MeshView:
                         "ffmpeg": node.ffmpeg,
                         "encoders": list(node.encoders),
                         "slots": node.slots,
+                        "closed": _closed(node, parts.standing_of(NodeId(node.node))),
                         "slots_busy": len(jobs),
                         "cpus": node.cpus,
                         "platform": node.platform,
@@ -304,6 +308,10 @@ def told_pending(neighbours: Neighbours, node: NodeId, wall_ms: int) -> list[Pen
             case _:
                 _log.debug("pending join that cannot be read", node=node)
     return found[:PENDING_TOLD_MAX]
+
+
+def _closed(node: Node, standing: Standing) -> str:
+    return f"is quarantined: it {node.quarantine}" if node.quarantine else standing.closed
 
 
 def _twin_note(name: str) -> str:

@@ -9,17 +9,22 @@ from ledger.orders import ChangeJobs, Chosen, ReleaseNode, StartSweep
 from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import ConflictError, NotFoundError
-from mesh.ids import sortable_id
+from mesh.ids import NodeId, sortable_id
 from node.faces.mesh_view import Parts
 from node.gateway.work_models import (
     Changed,
     ChangeRequest,
     JobsChosen,
+    NodeWork,
     OrderInfo,
     Released,
     Unchanged,
+    WorkRequest,
 )
+from node.work.working import METHOD, WORKING, HeldWork, SetWork
 
+WORK_S: Final = 10.0
+"""For a node to hear how to work and keep it on its disk."""
 _WAS_OVER: Final = frozenset({"failed", "cancelled"})
 
 
@@ -89,6 +94,36 @@ class Work:
         return _order_info(found)
 
     # --- nodes ----------------------------------------------------------------------------------
+
+    async def set_work(self, name: str, request: WorkRequest) -> NodeWork:
+        """Tells a node when and how to work; it keeps to it at once and over its restarts."""
+        parts = self._member()
+        node, shown = await parts.replica.read(lambda reader: _node(reader, name))
+        wanted = SetWork(
+            paused=request.paused,
+            draining=request.draining,
+            finish_s=request.finish_s,
+            hours=None if request.hours is None else tuple(request.hours),
+            busy_percent=request.busy_percent,
+            nice=request.nice,
+            threads=request.threads,
+        )
+        answer = await parts.requests.call(
+            NodeId(node), METHOD, WORKING.encode(wanted), timeout_s=WORK_S
+        )
+        held: HeldWork = WORKING.decode(answer)
+        return NodeWork(
+            id=node,
+            name=shown,
+            paused=held.paused,
+            draining=held.draining,
+            hours=list(held.hours),
+            busy_percent=held.busy_percent,
+            nice=held.nice,
+            threads=held.threads,
+            closed=held.closed,
+            running=held.running,
+        )
 
     async def release(self, name: str, by: str) -> Released:
         """Gives a quarantined node work again."""

@@ -28,6 +28,7 @@ from node.gateway.models import (
     NodesPage,
     Problem,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
@@ -36,6 +37,7 @@ from node.gateway.models import (
     TokenResult,
 )
 from node.gateway.problems import faults_of, plain_problem, problem_of, problem_response
+from node.gateway.profile_routes import add_profile_routes
 from node.gateway.service import NodeService
 from node.gateway.streams import exposition, server_sent
 from node.gateway.work_models import Limited, LimitRequest
@@ -87,6 +89,7 @@ class Faces:
         self._acting(app)
         self._watching(app)
         add_work_routes(app, API, lambda: service.work, _ERRORS)
+        add_profile_routes(app, API, lambda: service.profiles, _ERRORS)
         self.api = app
         self.app: ASGIApp = Guard(app, token=token, stopping=self.stopping)
 
@@ -179,6 +182,11 @@ class Faces:
         async def submit(request: SubmitRequest) -> SubmitResult:
             """Makes jobs of films and folders on the node's machine."""
             return await service.submit(request)
+
+        @app.post(f"{API}/jobs/{{job}}/restore", responses=_ERRORS)
+        async def restore(job: Annotated[str, Path(min_length=1, max_length=64)]) -> Restored:
+            """Brings the original back that the job's result replaced."""
+            return await service.restore(job)
 
         @app.post(f"{API}/tokens", responses=_ERRORS)
         async def create_token(request: TokenRequest) -> TokenResult:

@@ -201,6 +201,8 @@ class NodeInfo(Answer):
     encoders: list[str] = Field(default_factory=list[str])
     slots: int = 0
     slots_busy: int = 0
+    closed: str = ""
+    """Why it takes no new work now."""
     cpus: int = 0
     platform: str = ""
     version: str = ""
@@ -291,6 +293,13 @@ class SubmitRequest(Question):
     """A profile of the person's own, as JSON; `profile` is its name then."""
     encoders: list[str] = Field(default_factory=list[str], max_length=8)
     """Families that may make the picture, best first (`NVENC`, ..., `CPU`); empty: as the profile says."""
+    replace: bool = False
+    """The result takes the film's place; the original goes to a trash (`/jobs/{id}/restore`)."""
+    trash_days: int | None = Field(default=None, ge=1, le=3_650)
+    times: Literal["new", "source"] | None = None
+    permissions: Literal["new", "source"] | None = None
+    vmaf_min: float | None = Field(default=None, ge=0, le=100)
+    """A result that looks less like its film is refused."""
     larger: Literal["keep", "discard"] | None = None
     """Whether a result that is no smaller than its film is published."""
     metadata: Literal["keep", "no-location", "none"] | None = None
@@ -300,6 +309,16 @@ class SubmitRequest(Question):
     tenant: str = Field(default="", max_length=NAME_CHARS_MAX)
     split: bool = True
     dry_run: bool = False
+    once: bool = False
+    """Films whose content was converted with this profile already, or waits to be, are left out."""
+
+
+class Restored(Answer):
+    """A replaced original that is back at its name, and where the result lies now."""
+
+    id: str
+    source: str
+    result: str
 
 
 class Submitted(Answer):
@@ -308,6 +327,9 @@ class Submitted(Answer):
     id: str | None
     source: str
     output: str
+    source_bytes: int = 0
+    expected_bytes: int | None = None
+    """What the result is likely to have, by earlier results of this profile; None: there are none."""
 
 
 class PathFault(Fault):

@@ -20,18 +20,25 @@ from node.gateway.models import (
     Metric,
     NodesPage,
     Removed,
+    Restored,
     Revoked,
     Status,
     SubmitRequest,
     SubmitResult,
     TokenResult,
 )
+from node.gateway.profile_models import ProfileService
 from node.gateway.work_models import Limited, LimitRequest
 from node.gateway.work_service import WorkService
 
 
 class NodeService(Protocol):
     """A node as its faces see it."""
+
+    @property
+    def profiles(self) -> ProfileService:
+        """What is about profiles."""
+        ...
 
     @property
     def work(self) -> WorkService:
@@ -66,6 +73,13 @@ class NodeService(Protocol):
 
         A path that gives no job is a fault of the result, not an exception.  Raises `UsageError`
         (unknown profile), `NoCoordinatorError`, `BusyError`.
+        """
+        ...
+
+    async def restore(self, job: str) -> Restored:
+        """Brings the original back that the job's result replaced, on the node that has it.
+
+        Raises `NotFoundError`, `ConflictError` (another file has its name), `UnreachableError`.
         """
         ...
 

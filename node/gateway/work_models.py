@@ -12,10 +12,13 @@ from ledger.orders import ORDERED_PER_COMMAND_MAX
 from mesh.limits import RATE_BYTES_S_MAX
 from node.gateway.models import NAME_CHARS_MAX, PATH_CHARS_MAX, PRIORITY_MAX, Answer, Name, Question
 from node.settings.config import SLOTS_MAX
+from node.work.hours import RANGES_MAX
+from node.work.working import FINISH_S_MAX, NICE_MAX, THREADS_MAX
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=NAME_CHARS_MAX)]
 Moment = Annotated[int, Field(ge=0, lt=1 << 53)]
+Hours = Annotated[str, Field(min_length=1, max_length=64)]
 ActionName = Literal["cancel", "retry", "priority"]
 
 
@@ -99,6 +102,37 @@ class Limited(Answer):
     slots: int | None
     up: int
     down: int
+
+
+class WorkRequest(Question):
+    """When and how a node works; absent: as it is, -1 and `["default"]`: as configured.
+
+    `hours` are `["mon-fri 22:00-06:00"]`, in that machine's own time, or `["always"]`.  A drain finishes
+    what runs, at most for `finish_s`, and takes nothing new.
+    """
+
+    paused: bool | None = None
+    draining: bool | None = None
+    finish_s: int | None = Field(default=None, ge=0, le=FINISH_S_MAX)
+    hours: list[Hours] | None = Field(default=None, min_length=1, max_length=RANGES_MAX)
+    busy_percent: int | None = Field(default=None, ge=-1, le=100)
+    nice: int | None = Field(default=None, ge=-1, le=NICE_MAX)
+    threads: int | None = Field(default=None, ge=-1, le=THREADS_MAX)
+
+
+class NodeWork(Answer):
+    """What holds now; `closed` is why the node takes no new work, `running` counts what it works on."""
+
+    id: str
+    name: str
+    paused: bool
+    draining: bool
+    hours: list[str]
+    busy_percent: int
+    nice: int
+    threads: int
+    closed: str
+    running: int
 
 
 class Released(Answer):

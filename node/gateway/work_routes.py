@@ -6,7 +6,14 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path
 
 from node.gateway.models import NAME_CHARS_MAX
-from node.gateway.work_models import Changed, ChangeRequest, OrderInfo, Released
+from node.gateway.work_models import (
+    Changed,
+    ChangeRequest,
+    NodeWork,
+    OrderInfo,
+    Released,
+    WorkRequest,
+)
 from node.gateway.work_service import WorkService
 
 _Id = Annotated[str, Path(min_length=1, max_length=64)]
@@ -27,6 +34,11 @@ def add_work_routes(
     async def order(order: _Id) -> OrderInfo:
         """How far an order about many jobs is."""
         return await work().order(order)
+
+    @app.post(f"{api}/nodes/{{name}}/work", responses=errors)
+    async def set_work(name: _Name, request: WorkRequest) -> NodeWork:
+        """When and how a node works: pause, resume, drain, hours, priority, threads; by name or id."""
+        return await work().set_work(name, request)
 
     @app.post(f"{api}/nodes/{{name}}/release", responses=errors)
     async def release(name: _Name) -> Released:

@@ -2,7 +2,14 @@
 
 from typing import Protocol
 
-from node.gateway.work_models import Changed, ChangeRequest, OrderInfo, Released
+from node.gateway.work_models import (
+    Changed,
+    ChangeRequest,
+    NodeWork,
+    OrderInfo,
+    Released,
+    WorkRequest,
+)
 
 
 class WorkService(Protocol):
@@ -14,6 +21,13 @@ class WorkService(Protocol):
 
     async def order(self, order: str) -> OrderInfo:
         """How far an order about many jobs is.  Raises `NotFoundError`."""
+        ...
+
+    async def set_work(self, name: str, request: WorkRequest) -> NodeWork:
+        """Changes when and how a node works, at once and over its restarts.
+
+        Raises `NotFoundError`, `UnreachableError` (it has to hear it), `UsageError`.
+        """
         ...
 
     async def release(self, name: str, by: str) -> Released:

@@ -23,6 +23,7 @@ from node.media.judge import (
 from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe, probe_file
 from node.media.profiles import Profile
+from node.media.quality import require_quality
 from node.media.stderr_log import StderrSummary
 
 STALL_MS: Final = 5 * MINUTE_MS
@@ -120,8 +121,31 @@ class Media:
         command = command_line(
             plan, self.ffmpeg.path, source, output, threads=threads, device=device
         )
-        return await self.make(
+        made = await self.make(
             command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
+        )
+        return await self.looked_at(made, source, output, plan, profile)
+
+    async def looked_at(
+        self,
+        made: Converted,
+        source: AnyPath,
+        output: AnyPath,
+        plan: EncodePlan,
+        profile: Profile,
+    ) -> Converted:
+        """The result, if it looks like its film as the profile asks.  Raises `ConversionError`."""
+        if profile.quality is None:
+            return made
+        try:
+            vmaf = await require_quality(
+                self.runner, self.ffmpeg.path, source, output, plan=plan, policy=profile.quality
+            )
+        except MediaError as error:
+            raise ConversionError(error, made.report) from None
+        told = f"VMAF of the samples: {vmaf:.1f} and more\n"
+        return replace(
+            made, report=replace(made.report, stderr_tail=told + made.report.stderr_tail)
         )
 
     async def make(

@@ -201,6 +201,15 @@ class WrongPictureError(BadResultError):
     code = "wrong_picture"
 
 
+class PoorPictureError(BadResultError):
+    """The result looks less like its film than the job asked for. It is thrown away; another try would make the same."""
+
+    code = "poor_picture"
+    failure = "input"
+    retry = "never"
+    blame = "user"
+
+
 def _all_of(base: type[MediaError]) -> dict[str, type[MediaError]]:
     found = {base.code: base}
     for cls in base.__subclasses__():

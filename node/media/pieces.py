@@ -203,7 +203,7 @@ class Pieces:
         fault = await self._time_fault(parts.index, output, plan)
         if fault is not None:
             raise ConversionError(fault, made.report)
-        return made
+        return await media.looked_at(made, parts.source, output, plan, film.profile)
 
     async def _time_fault(
         self, index_file: AnyPath, output: AnyPath, plan: EncodePlan

@@ -58,9 +58,27 @@ class AudioPolicy(_Strict):
 
 
 class PublishPolicy(_Strict):
-    """How a result comes to its place.  `larger`: whether one that is no smaller than its source does."""
+    """How a result comes to its place."""
 
+    replace: bool = False
+    """It takes the film's place, and the original goes to a trash from which it can be restored."""
+    trash_days: Annotated[int, Field(ge=1, le=3_650)] = 30
+    """How long originals are kept there."""
+    times: Literal["new", "source"] = "new"
+    """Whose times the result has."""
+    permissions: Literal["new", "source"] = "new"
+    """Whose permissions, and where it may whose owner."""
     larger: Literal["keep", "discard"] = "keep"
+    """Whether a result that is no smaller than its source is published at all."""
+
+
+class QualityPolicy(_Strict):
+    """A floor for how much a result looks like its source, measured on samples of it."""
+
+    vmaf_min: Annotated[float, Field(ge=0, le=100)]
+    """Of Netflix's VMAF, 0 to 100 (95: hardly to be told apart); below it a result is refused."""
+    samples: Annotated[int, Field(ge=1, le=20)] = 3
+    """How many parts of some seconds are looked at."""
 
 
 class Profile(_Strict):
@@ -78,6 +96,7 @@ class Profile(_Strict):
     publish: PublishPolicy = Field(
         default=PublishPolicy(), exclude_if=lambda value: value == PublishPolicy()
     )
+    quality: QualityPolicy | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def extension(self) -> str:
@@ -101,6 +120,11 @@ def profile_from_json(text: str) -> Profile:
         raise UsageError(
             f"bad profile: {where}: {fault['msg']}", "compare it with `mesh-cli profiles show web`"
         ) from None
+
+
+def replacing_name(stem: str, profile: Profile) -> str:
+    """The name of a result that takes a film's place: the film's, with the container's ending."""
+    return f"{stem}.{profile.extension}"
 
 
 def output_name(stem: str, profile: Profile) -> str:

@@ -20,15 +20,12 @@ from ledger.jobs import PARTS, Attempt, Job
 from ledger.queries import Reader
 from mesh import clock
 from mesh.bulk_client_zmq import ZmqBulkClient
-from mesh.destination_files import publish_new, safe_destination
 from mesh.errors import (
     BusyError,
-    ConflictError,
     NotAllowedError,
     NotFoundError,
     PathError,
     SourceChangedError,
-    TransferError,
 )
 from mesh.ids import NodeId
 from mesh.names import PATH_BYTES_MAX, checked_name
@@ -44,11 +41,13 @@ from mesh.transfer_files import (
     require_space,
 )
 from node.consensus.replica import Replica
+from node.gateway.models import Restored
 from node.media.convert import Media
 from node.threads import run_stoppable
 from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
 from node.work.owner import Plan
+from node.work.publishing import Publishing
 from node.work.worker import Order, ReportBytes
 
 T = TypeVar("T")
@@ -131,6 +130,7 @@ class Films:
         *,
         own: NodeId,
         folder: Path,
+        trash: Path,
         allowed: Allowed,
         reader: Reader,
         client: ZmqBulkClient,
@@ -163,6 +163,7 @@ class Films:
             run=self._run,
             bring=self._bring,
         )
+        self._publishing = Publishing(allowed=allowed, records=trash)
         self._swept_ms = self._tidied_ms = -TIDY_MS
         for made in (self._results, self._incoming):
             made.mkdir(parents=True, exist_ok=True)
@@ -324,6 +325,7 @@ class Films:
             if job is None or job.is_final:
                 path.unlink(missing_ok=True)
         self.pieces.sweep(reader)
+        self._publishing.sweep(lambda job: (known := reader.job(job)) is not None and known.state == "done")  # fmt: skip
 
     async def _bring(
         self,
@@ -385,6 +387,16 @@ class Films:
         plan = plan_of(job, probe, manifest.digest)
         return await self.pieces.plan(job, path, probe, plan, whole_plan(job, probe))
 
+    async def digest_of(self, source: str) -> str:
+        """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""
+        root, path = self._allowed.source(source)
+        manifest = await self._run(
+            lambda should_stop: make_manifest(
+                path, should_stop=should_stop, tables=self._tables, below=root
+            )
+        )
+        return manifest.digest
+
     async def take(self, job: Job, attempt: Attempt, on_bytes: ReportBytes) -> None:
         """Brings the result into staging and judges it; a part of a film to the other parts."""
         task = await self._run(lambda _: self._reader.task(attempt.task))
@@ -403,38 +415,18 @@ class Films:
         await judge_delivered(await self._media(), job, attempt, staging)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
-        """Renames staging into place; says nothing when exactly this result lies there already."""
-        staging = self._staging(job)
+        """Brings staging to its place; says nothing when exactly this result lies there already."""
         expected = Manifest(size=attempt.result_bytes, digest=attempt.result_digest)
+        await self._run(lambda _: self._publishing.publish(job, self._staging(job), expected))
 
-        def work(_: Callable[[], bool]) -> None:
-            root, name = self._allowed.split(job.output)
-            with safe_destination(root, name, make_folders=True) as destination:
-                if not staging.exists():
-                    if destination.exists() and holds(destination.path, expected):
-                        return
-                    raise TransferError("the staged result is gone", "it is fetched again")
-                # As it lies on the disk now, whatever it was when it came.
-                if not holds(staging, expected):
-                    raise TransferError("the staged result is damaged", "it is fetched again")
-                if destination.exists() and _is_same(destination.path, Path(job.source)):
-                    raise ConflictError(
-                        f"{job.output} is the film itself", "choose another --output"
-                    )
-                staging.chmod(0o666 & ~_UMASK)
-                try:
-                    publish_new(staging, destination, overwrite=bool(job.overwrite))
-                except ConflictError:
-                    # A crash between the new name and the end of the old one leaves both.
-                    if not holds(destination.path, expected):
-                        raise
-                    staging.unlink()
-
-        await self._run(work)
+    async def restore(self, job: Job) -> Restored:
+        """Brings the original that a result of this job replaced back to its name."""
+        return await self._run(lambda _: self._publishing.restore(job))
 
     async def discard(self, job: Job) -> None:
-        """Removes staging."""
+        """Removes staging; a film that was to be replaced is as it was."""
         await self._run(lambda _: PartialFile(self._staging(job)).discard())
+        await self._run(lambda _: self._publishing.undo(job))
 
     def _staging(self, job: Job) -> Path:
         return self._incoming / f"{plain(job.id)}{PARTIAL_SUFFIX}"
@@ -460,20 +452,3 @@ def _source_manifest(job: Job) -> Manifest:
 def _shown(text: str) -> str:
     # A name that is no text, or steers a terminal, would spoil the line that tells of it.
     return text[:PATH_BYTES_MAX] if text.isprintable() else ascii(text[:PATH_BYTES_MAX])
-
-
-def _is_same(path: Path, source: Path) -> bool:
-    try:
-        return path.samefile(source)
-    except FileNotFoundError:
-        return False
-
-
-def _umask() -> int:
-    # Reading it means setting it: done once, before there are threads.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-_UMASK: Final = _umask()

@@ -10,7 +10,7 @@ from ledger.commands import JobSpec
 from mesh.errors import DarkStreamError
 from mesh.transfer import kept_inode
 from node.gateway.models import PathFault, SubmitRequest
-from node.media.profiles import Profile, output_name
+from node.media.profiles import Profile, output_name, replacing_name
 from node.work.scan_files import Film, scan
 from node.work.submission import Submission
 
@@ -36,6 +36,8 @@ def prepare(
     for film in found.films:
         output = _output(film, request.output, profile)
         fault = _fault(film, output, request, check_output, taken)
+        if profile.publish.replace and output == film.path and output not in taken:
+            fault = None  # its own name is the one that it shall have
         if fault is not None:
             faults.append(fault)
             continue
@@ -74,6 +76,8 @@ def prepare(
 
 def _output(film: Film, folder: str | None, profile: Profile) -> Path:
     """Beside the source, or in `--output`, where a searched folder's tree is mirrored."""
+    if profile.publish.replace:
+        return film.path.with_name(replacing_name(film.path.stem, profile))
     name = output_name(film.path.stem, profile)
     if folder is None:
         return film.path.with_name(name)

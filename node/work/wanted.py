@@ -7,6 +7,7 @@ from node.gateway.models import SubmitRequest
 from node.media.profiles import (
     Family,
     Profile,
+    QualityPolicy,
     built_in,
     profile_from_json,
 )
@@ -29,13 +30,24 @@ def profile_of(request: SubmitRequest) -> Profile:
         raise UsageError(
             f"the profile is called {base.name!r}, not {request.profile!r}", "use one name"
         )
-    publish = {name: value for name in ("larger",) if (value := getattr(request, name)) is not None}
+    publish = {
+        name: value
+        for name in ("trash_days", "times", "permissions", "larger")
+        if (value := getattr(request, name)) is not None
+    }
+    if request.replace:
+        # What takes a film's place is as old and as open as the film, unless it is said otherwise.
+        publish = {"replace": True, "times": "source", "permissions": "source"} | publish
+    if (base.publish.replace or request.replace) and request.output is not None:
+        raise UsageError("a result that replaces its film has no other place", "leave out --output")
     changes: dict[str, object] = {"publish": base.publish.model_copy(update=publish)}
     if request.metadata is not None:
         changes["metadata"] = request.metadata
     if request.encoders:
         families = {"encoders": families_of(request.encoders)}
         changes["video"] = base.video.model_copy(update=families)
+    if request.vmaf_min is not None:
+        changes["quality"] = QualityPolicy(vmaf_min=request.vmaf_min)
     return profile_from_json(base.model_copy(update=changes).to_json())
 
 

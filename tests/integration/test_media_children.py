@@ -164,6 +164,55 @@ def test_no_progress_is_a_stall() -> None:
     assert len(seen) > 2
 
 
+TALKS = 'while :; do i=$((i+1)); printf "frame=$i\\nprogress=continue\\n"; sleep 0.05; done'
+
+
+def test_a_child_that_is_stopped_from_outside_is_noticed_by_its_silence() -> None:
+    """As a hung FFmpeg: its frames grew, and nothing is heard any more; no child is left."""
+    groups: list[int] = []
+
+    def stop(block: FFmpegProgress) -> None:
+        if block.frame == 3:
+            groups.extend(child.pid for child in psutil.Process().children())
+            os.kill(groups[0], signal.SIGSTOP)
+
+    limits = Limits(time_ms=60_000, stall_ms=60_000)
+    begun_ms = monotonic_ms()
+    work = FFmpegRunner(silent_ms=700).run(
+        ["/bin/sh", "-c", TALKS], limits=limits, on_progress=stop
+    )
+    ended = asyncio.run(work)
+    assert ended.reason == "stalled"
+    assert 700 <= monotonic_ms() - begun_ms < 10_000
+    assert until(lambda: not alive(groups[0]))
+
+
+def test_what_its_owner_suspends_goes_on_later_and_loses_no_time() -> None:
+    async def main() -> tuple[RunResult, list[int]]:
+        runner = FFmpegRunner(silent_ms=400)
+        seen: list[int] = []
+        script = TALKS.replace("while :", "while [ ${i:-0} -lt 40 ]")
+        limits = Limits(time_ms=6_000, stall_ms=400)
+        run = runner.run(
+            ["/bin/sh", "-c", script], limits=limits, on_progress=lambda b: seen.append(b.frame)
+        )
+        work = asyncio.ensure_future(run)
+        await asyncio.wait((work,), timeout=0.5)
+        assert seen
+        runner.suspend(still=True)
+        await asyncio.wait((work,), timeout=0.2)
+        before = len(seen)
+        await asyncio.wait((work,), timeout=1.2)
+        assert len(seen) == before, "it stands still"
+        assert not work.done(), "and no limit ends it"
+        runner.suspend(still=False)
+        return await work, seen
+
+    ended, seen = asyncio.run(main())
+    assert ended.reason == "exited"
+    assert seen[-1] == 40
+
+
 def test_progress_keeps_a_slow_child_alive() -> None:
     script = 'i=0; while [ $i -lt 12 ]; do i=$((i+1)); printf "frame=$i\\nprogress=continue\\n"; sleep 0.1; done'
     ended = run(

@@ -16,7 +16,7 @@ from node.media.ffmpeg_binary import FFmpegBinary, choose
 from node.media.formats import is_place
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.probe import Probe
-from node.media.profiles import BUILT_IN, Profile, PublishPolicy, profile_from_json
+from node.media.profiles import BUILT_IN, Profile, PublishPolicy, QualityPolicy, profile_from_json
 from node.media.progress import FFmpegProgress
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
@@ -272,6 +272,21 @@ def test_a_result_that_is_no_smaller_is_thrown_away_if_asked(
     large = make(tmp_path / "large.mkv", "-i", str(clips.get("plain.mp4")), "-crf", "1")
     Outcome(media, large, tmp_path / "large.mp4", discard)
     assert (tmp_path / "large.mp4").stat().st_size < large.stat().st_size
+
+
+@pytest.mark.parametrize("floor", [70.0, 99.9])
+def test_a_result_that_looks_too_little_like_its_film_is_refused(
+    media: Media, clips: Clips, tmp_path: Path, floor: float
+) -> None:
+    asked_for = asked("web", quality=QualityPolicy(vmaf_min=floor))
+    source = clips.get("vfr.mkv")
+    if floor < 90:
+        told = Outcome(media, source, tmp_path / "out.mp4", asked_for).made.report.stderr_tail
+        assert float(told.split()[4]) > floor
+        return
+    with pytest.raises(ConversionError) as refused:
+        Outcome(media, source, tmp_path / "out.mp4", asked_for)
+    assert (refused.value.error.code, refused.value.error.failure) == ("poor_picture", "input")
 
 
 def write(path: Path, data: bytes) -> Path:

@@ -19,6 +19,7 @@ from mesh.ids import NodeId
 from mesh.transfer import ByteRange
 from mesh.transfer_files import FileSource, make_manifest
 from mesh.transport import CHUNK_BYTES, KeyPair
+from node.media.profiles import BUILT_IN
 from node.work.films import Allowed, Contact, Films
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of
@@ -43,6 +44,7 @@ class Stand:
         self.films: Any = Films(
             own=NodeId("anna"),
             folder=self.home,
+            trash=self.home / "trash",
             allowed=Allowed([self.films_folder]),
             reader=self.ledger.reader,
             client=self.client,
@@ -60,7 +62,7 @@ class Stand:
         assert attempt is not None
         digest = digest_of(RESULT, CHUNK_BYTES)
         return (
-            replace(job, **values),
+            replace(job, **{"profile_json": BUILT_IN["web"].to_json(), **values}),
             replace(attempt, result_bytes=len(RESULT), result_digest=digest),
         )
 

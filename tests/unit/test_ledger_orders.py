@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ledger import apply_orders
 from ledger import commands as c
 from ledger import orders as o
 from ledger.invariants import violations
@@ -365,3 +366,29 @@ def test_folders_are_watched_once() -> None:
     ledger.must(o.RemoveWatch(id="w", by="me"))
     assert ledger.do(o.RemoveWatch(id="w", by="me")).code == "not_found"
     assert ledger.reader.watches() == ()
+
+
+def test_profiles_are_put_replaced_and_removed() -> None:
+    ledger = Ledger().formed("bert")
+    ledger.must(o.PutProfile(name="tiny", definition='{"a":1}', by="me"))
+    ledger.must(o.PutProfile(name="tiny", definition='{"a":2}', by="me"))
+    ledger.must(o.PutProfile(name="big", definition="{}", by="me"))
+    kept = ledger.reader.profile("tiny")
+    assert kept is not None
+    assert kept.definition == '{"a":2}'
+    assert [profile.name for profile in ledger.reader.profiles()] == ["big", "tiny"]
+    ledger.must(o.RemoveProfile(name="tiny", by="me"))
+    assert ledger.reader.profile("tiny") is None
+    assert ledger.do(o.RemoveProfile(name="tiny", by="me")).code == "not_found"
+    sound(ledger)
+
+
+def test_profiles_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger().formed("bert")
+    monkeypatch.setattr(apply_orders, "PROFILES_MAX", 2)
+    for name in ("a", "b"):
+        ledger.must(o.PutProfile(name=name, definition="{}", by="me"))
+    assert ledger.do(o.PutProfile(name="c", definition="{}", by="me")).code == "busy"
+    ledger.must(o.PutProfile(name="b", definition="[]", by="me"))
+    long = "x" * (apply_orders.DEFINITION_BYTES_MAX + 1)
+    assert ledger.do(o.PutProfile(name="a", definition=long, by="me")).code == "usage"

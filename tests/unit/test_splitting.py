@@ -156,6 +156,7 @@ class Home:
         films: Any = Films(
             own=NodeId("anna"),
             folder=folder,
+            trash=folder / "trash",
             allowed=Allowed([folder]),
             reader=self.ledger.reader,
             client=nobody,
