@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from ledger.job_filter import below
 from ledger.jobs import (
     JOB_TRANSITIONS,
     OPEN_JOB_STATES,
@@ -137,14 +138,7 @@ def _conditions(sweep: Sweep) -> tuple[Sequence[str], Sequence[SqlValue]]:
         found.extend(value)
 
     if sweep.folder:
-        below = sweep.folder.rstrip("/\\")
-        add(
-            "(source = ? OR substr(source, 1, ?) IN (? || '/', ? || '\\'))",
-            sweep.folder,
-            len(below) + 1,
-            below,
-            below,
-        )
+        add(*below(sweep.folder))
     if sweep.node:
         add("(owner = ? OR id IN (SELECT job FROM attempt WHERE node = ?))", sweep.node, sweep.node)
     if sweep.profile:

@@ -14,6 +14,7 @@ import apsw
 
 from ledger.change import EVENTS_PER_COMMAND_BITS, first_event
 from ledger.commands import ENVELOPES, Outcome
+from ledger.history_reader import HistoryReader
 from ledger.job_filter import job_filters
 from ledger.jobs import (
     OPEN_JOB_STATES,
@@ -64,7 +65,7 @@ class AppliedState:
     checksum: bytes
 
 
-class Reader(WorkReader, OrderReader):
+class Reader(WorkReader, OrderReader, HistoryReader):
     """Rows of the ledger, as of the moment of each call."""
 
     # --- the mesh -------------------------------------------------------------------------------
@@ -147,6 +148,9 @@ class Reader(WorkReader, OrderReader):
         tenant: str | None = None,
         limit: int = 100,
         before_seq: int | None = None,
+        until_ms: int | None = None,
+        profile: str | None = None,
+        folder: str | None = None,
     ) -> tuple[Job, ...]:
         """Jobs, newest first; `node` owns or worked on them, `before_seq` continues a page."""
         filters = job_filters(
@@ -156,6 +160,9 @@ class Reader(WorkReader, OrderReader):
             first_seq=None if since_ms is None else self._first_created_since(since_ms),
             tenant=tenant,
             before_seq=before_seq,
+            until_ms=until_ms,
+            profile=profile,
+            folder=folder,
         )
         found = {j.seq: j for rest, v in filters for j in self._rows(Job, rest, (*v, limit))}
         return tuple(found[seq] for seq in sorted(found, reverse=True)[:limit])

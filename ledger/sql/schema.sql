@@ -167,6 +167,8 @@ CREATE INDEX attempt_by_node ON attempt (node, state);
 CREATE INDEX attempt_leased ON attempt (id) WHERE state = 'leased';
 -- Whether a file is one of our own results.
 CREATE INDEX attempt_by_result ON attempt (result_digest) WHERE state = 'accepted';
+-- Statistics: everything that they read, so that long texts are never walked over.
+CREATE INDEX attempt_counted ON attempt (granted_at_ms, node, state, job, frames, encode_ms, fetch_ms, fetched_bytes, result_bytes);
 
 -- History: every change of state, with the log index that made it; a job's first line is the job itself.
 CREATE TABLE event (

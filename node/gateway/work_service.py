@@ -5,9 +5,11 @@ from typing import Protocol
 from node.gateway.work_models import (
     Changed,
     ChangeRequest,
+    JobHistory,
     NodeWork,
     OrderInfo,
     Released,
+    Stats,
     WorkRequest,
 )
 
@@ -21,6 +23,14 @@ class WorkService(Protocol):
 
     async def order(self, order: str) -> OrderInfo:
         """How far an order about many jobs is.  Raises `NotFoundError`."""
+        ...
+
+    async def history(self, job: str) -> JobHistory:
+        """Everything that happened to a job.  Raises `NotFoundError`."""
+        ...
+
+    async def stats(self, since_ms: int) -> Stats:
+        """What was done since then, by node, profile and day; up to five seconds old."""
         ...
 
     async def set_work(self, name: str, request: WorkRequest) -> NodeWork:
