@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from random import SystemRandom
@@ -58,7 +59,7 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
 from node.threads import resolve
-from node.work.assembling import keep, keeping_of, limiting_of, prepared
+from node.work.assembling import keep, keeping_of, limiting_of, prepared, watchable, watcher_of
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
@@ -348,6 +349,7 @@ class Assembly:
             status=self._service.status,
         )
         self._duties = duties = duties_of(self._config, member)
+        watcher = watcher_of(member, self._films, self._service.submit)
         self._service.begin(
             Parts(
                 driver=member.driver,
@@ -367,6 +369,9 @@ class Assembly:
                 disk_free_bytes=lambda: free_bytes(self._home),
                 standing_of=member.standing_of,
                 digest_of=self._films.digest_of,
+                own=member.own,
+                folder_of=partial(watchable, self._allowed),
+                watched=lambda: watcher.states,
                 restoring=Restoring(
                     member.own, self._replica, member.requests, self._films.restore
                 ),
@@ -377,6 +382,7 @@ class Assembly:
         group.create_task(keeping, name="keeper")
         group.create_task(owner.run(), name="owner")
         group.create_task(feed.run(), name="feed")
+        group.create_task(watcher.run(), name="watcher")
         group.create_task(duties.run(), name="backup")
 
     # --- ending -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import ConflictError, NotFoundError
 from mesh.ids import NodeId, sortable_id
+from node.faces import watching
 from node.faces.feed import names_of
 from node.faces.history import job_history, stats_of
 from node.faces.mesh_view import Parts
@@ -23,6 +24,9 @@ from node.gateway.work_models import (
     Released,
     Stats,
     Unchanged,
+    Watches,
+    WatchInfo,
+    WatchRequest,
     WorkRequest,
 )
 from node.work.working import METHOD, WORKING, HeldWork, SetWork
@@ -126,6 +130,20 @@ class Work:
                 self._stats.clear()
             known = self._stats[since_ms] = now_ms, made
         return known[1]
+
+    # --- watched folders --------------------------------------------------------------------------
+
+    async def add_watch(self, request: WatchRequest) -> WatchInfo:
+        """Watches a folder of this machine."""
+        return await watching.add(self._member(), request)
+
+    async def watches(self) -> Watches:
+        """All watched folders."""
+        return await watching.listed(self._member())
+
+    async def remove_watch(self, watch: str) -> WatchInfo:
+        """Watches no more."""
+        return await watching.remove(self._member(), watch, self._name)
 
     # --- nodes ----------------------------------------------------------------------------------
 

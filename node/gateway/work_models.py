@@ -18,9 +18,11 @@ from node.gateway.models import (
     AttemptInfo,
     Name,
     Question,
+    SubmitRequest,
 )
 from node.settings.config import SLOTS_MAX
 from node.work.hours import RANGES_MAX
+from node.work.watch_rules import Filters
 from node.work.working import FINISH_S_MAX, NICE_MAX, THREADS_MAX
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
@@ -148,6 +150,33 @@ class Released(Answer):
 
     id: str
     name: str
+
+
+class WatchRequest(Question):
+    """A folder of the machine of the node that is asked: the one path of `submit`, converted as that says."""
+
+    submit: SubmitRequest
+    filters: Filters = Field(default_factory=Filters)
+
+
+class WatchInfo(Answer):
+    """A watched folder.  `counts` are its files by what became of them, where its own node is asked."""
+
+    id: str
+    node: str
+    folder: str
+    profile: str
+    output: str | None = None
+    filters: Filters = Field(default_factory=Filters)
+    counts: dict[str, int] = Field(default_factory=dict[str, int])
+    """seen (it settles or waits), submitted, known (converted, queued, or a result of ours), refused."""
+    fault: str = ""
+
+
+class Watches(Answer):
+    """All watched folders of the mesh."""
+
+    watches: list[WatchInfo]
 
 
 class HistoryLine(Answer):

@@ -14,6 +14,9 @@ from node.gateway.work_models import (
     OrderInfo,
     Released,
     Stats,
+    Watches,
+    WatchInfo,
+    WatchRequest,
     WorkRequest,
 )
 from node.gateway.work_service import WorkService
@@ -46,6 +49,21 @@ def add_work_routes(
     async def stats(since_ms: Annotated[int, Query(ge=0, lt=1 << 53)] = 0) -> Stats:
         """What was done, by node, profile and day."""
         return await work().stats(since_ms)
+
+    @app.post(f"{api}/watches", responses=errors)
+    async def add_watch(request: WatchRequest) -> WatchInfo:
+        """Converts what appears in a folder of this node's machine."""
+        return await work().add_watch(request)
+
+    @app.get(f"{api}/watches", responses=errors)
+    async def watches() -> Watches:
+        """All watched folders."""
+        return await work().watches()
+
+    @app.delete(f"{api}/watches/{{watch}}", responses=errors)
+    async def remove_watch(watch: _Id) -> WatchInfo:
+        """Watches a folder no more; its jobs go on."""
+        return await work().remove_watch(watch)
 
     @app.post(f"{api}/nodes/{{name}}/work", responses=errors)
     async def set_work(name: _Name, request: WorkRequest) -> NodeWork:

@@ -10,6 +10,9 @@ from node.gateway.work_models import (
     OrderInfo,
     Released,
     Stats,
+    Watches,
+    WatchInfo,
+    WatchRequest,
     WorkRequest,
 )
 
@@ -31,6 +34,18 @@ class WorkService(Protocol):
 
     async def stats(self, since_ms: int) -> Stats:
         """What was done since then, by node, profile and day; up to five seconds old."""
+        ...
+
+    async def add_watch(self, request: WatchRequest) -> WatchInfo:
+        """Watches a folder of this machine.  Raises `PathError`, `ConflictError`, `UsageError`."""
+        ...
+
+    async def watches(self) -> Watches:
+        """All watched folders."""
+        ...
+
+    async def remove_watch(self, watch: str) -> WatchInfo:
+        """Watches no more.  Raises `NotFoundError`."""
         ...
 
     async def set_work(self, name: str, request: WorkRequest) -> NodeWork:
