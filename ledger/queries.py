@@ -207,16 +207,17 @@ class Reader(WorkReader, OrderReader, HistoryReader):
         found = [j for state in states for j in self._rows(Job, rest, (owner, state, limit))]
         return self._with_profiles(sorted(found, key=lambda job: job.seq)[:limit])
 
-    def jobs_to_plan(self, owner: str, limit: int) -> tuple[Job, ...]:
-        """An owner's jobs that wait for a plan, as `jobs_of_owner`: begun ones, then by priority and age."""
+    def jobs_to_plan(self, owner: str, limit: int, *, oldest: bool = False) -> tuple[Job, ...]:
+        """An owner's jobs that wait for a plan, as `jobs_of_owner`: begun ones, then by priority and age.
+
+        `oldest`: it is the turn of the oldest one, whatever its priority.
+        """
         begun = self.jobs_of_owner(owner, ("planning",), limit)
-        rest = self._rows(
-            Job,
-            "WHERE owner = ? AND state = 'queued' AND planned = 0"
-            " ORDER BY priority DESC, seq LIMIT ?",
-            (owner, limit - len(begun)),
-        )
-        return begun + self._with_profiles(rest)
+        waiting = "WHERE owner = ? AND state = 'queued' AND planned = 0 ORDER BY"
+        first = self._rows(Job, f"{waiting} seq LIMIT 1", (owner,)) if oldest else ()
+        rest = self._rows(Job, f"{waiting} priority DESC, seq LIMIT ?", (owner, limit - len(begun)))
+        found = {job.id: job for job in (*first, *rest)}
+        return begun + self._with_profiles(tuple(found.values())[: limit - len(begun)])
 
     def jobs_without_owner(self, limit: int) -> tuple[Job, ...]:
         """Jobs that nobody can go on with: their owner was revoked or removed."""
