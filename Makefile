@@ -9,7 +9,7 @@ JOBS ?= 2
 PYTEST ?=
 COVERAGE := --cov --cov-report=
 
-.PHONY: help env demo test test-media lint types contracts unit integration coverage format bench docs lock wheel image clean
+.PHONY: help env demo test test-media test-acceptance lint types contracts unit integration coverage format bench docs lock wheel image clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -43,6 +43,9 @@ integration: env  ## tests with real processes, networks and FFmpeg, one after t
 
 test-media: env  ## the wide matrix of films in pieces (DARKSTREAM_TEST_FFMPEG=program:program adds other FFmpegs)
 	$(BIN)/pytest -q -m media -n $(JOBS) tests/integration $(PYTEST)
+
+test-acceptance: env  ## tests that are too long for every change: floods, slow links, full disks
+	$(BIN)/pytest -q -m acceptance tests $(PYTEST)
 
 coverage: env  ## coverage of the last `make unit integration`, with its thresholds
 	$(BIN)/coverage report --skip-covered --fail-under=80
