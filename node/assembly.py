@@ -157,7 +157,9 @@ class Assembly:
 
     def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
         config, home, machine = self._config, self._home, self._machine
-        self._keeper, self._working = keeping_of(config, home, machine, self._running)
+        self._keeper, self._working = keeping_of(
+            config, home, machine, lambda: len(self._worker.running) if self._worker else 0
+        )
         limiting = limiting_of(config, home, self._use_rates, machine.use_slots)
         traffic = Traffic(
             own=self._identity.node_id,
@@ -310,29 +312,11 @@ class Assembly:
             _log.warning("jobs that only this node knew", jobs=count, file=str(path))
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
-        name = self._config.name
         self._films.pieces.serve(member.requests)
-        self._worker = worker = Worker(
-            own=member.own,
-            name=name,
-            driver=member.driver,
-            proposer=member.proposer,
-            requests=member.requests,
-            replica=self._replica,
-            board=member.board,
-            converter=MediaConverter(
-                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
-            ),
-            sources=self._films,
-            results=self._films,
-            folder=self._home / CACHE_FOLDER / "attempts",
-            timing=leases,
-            fit=lambda: not member.quarantine.fault,
-            closed=lambda: self._keeper.closed,
-        )
+        self._worker = worker = self._worker_of(member, leases)
         owner = Owner(
             own=member.own,
-            name=name,
+            name=self._config.name,
             driver=member.driver,
             proposer=member.proposer,
             replica=self._replica,
@@ -384,6 +368,26 @@ class Assembly:
         group.create_task(feed.run(), name="feed")
         group.create_task(watcher.run(), name="watcher")
         group.create_task(duties.run(), name="backup")
+
+    def _worker_of(self, member: MemberNode, leases: LeaseTiming) -> Worker:
+        return Worker(
+            own=member.own,
+            name=self._config.name,
+            driver=member.driver,
+            proposer=member.proposer,
+            requests=member.requests,
+            replica=self._replica,
+            board=member.board,
+            converter=MediaConverter(
+                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
+            ),
+            sources=self._films,
+            results=self._films,
+            folder=self._home / CACHE_FOLDER / "attempts",
+            timing=leases,
+            fit=lambda: not member.quarantine.fault,
+            closed=lambda: self._keeper.closed,
+        )
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -464,9 +468,6 @@ class Assembly:
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
         return await prepared(request, self._identity.node_id, self._allowed)
-
-    def _running(self) -> int:
-        return len(self._worker.running) if self._worker is not None else 0
 
     def _use_rates(self, rates: LinkRates) -> None:
         self._bulk.set_rates(rates)
