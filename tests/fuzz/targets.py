@@ -74,7 +74,7 @@ MAKE_ANEW = 400
 """Inputs after which a state machine is made anew: what one broke must not hide what follows."""
 
 
-def _encoded(vocabulary: Vocabulary, draw: random.Random) -> list[bytes]:
+def encoded(vocabulary: Vocabulary, draw: random.Random) -> list[bytes]:
     found: list[bytes] = []
     for message in messages_of(vocabulary, draw, NAMES, MESSAGES_EACH):
         with contextlib.suppress(OverflowError, ValueError, TypeError):
@@ -90,7 +90,7 @@ VOCABULARIES = (WIRE, BULK, JOIN, COMMANDS, commands.ENVELOPES, WORK, PROGRESS, 
 
 def codec(draw: random.Random) -> tuple[Mutator, Target]:
     """Every vocabulary reads it as a message that is written the same, or refuses it."""
-    corpus = [frame for vocabulary in VOCABULARIES for frame in _encoded(vocabulary, draw)]
+    corpus = [frame for vocabulary in VOCABULARIES for frame in encoded(vocabulary, draw)]
 
     def target(data: bytes) -> None:
         with contextlib.suppress(WireError):
@@ -173,7 +173,7 @@ def chunk_server(draw: random.Random) -> tuple[Mutator, Target]:
         assert len(inside._open) <= SOURCES_MAX
         assert sum(len(queue.asks) for queue in inside._queues.values()) <= 3 * WAITING_MAX
 
-    return Mutator(_encoded(BULK, draw), draw), target
+    return Mutator(encoded(BULK, draw), draw), target
 
 
 class _Written:
@@ -235,7 +235,7 @@ def chunk_receiver(draw: random.Random) -> tuple[Mutator, Target]:
             pass  # a refusal, told as the error that it is
         assert download.bytes_done <= download.bytes_total
 
-    return Mutator(_encoded(BULK, draw), draw), target
+    return Mutator(encoded(BULK, draw), draw), target
 
 
 # --- joining ----------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def join_endpoint(draw: random.Random) -> tuple[Mutator, Target]:
     """Questions of strangers to a host, and a host's answers to a guest."""
     own, other = identity_of(b"h" * 32), identity_of(b"o" * 32)
     guests = [identity_of(bytes([number]) * 32) for number in range(4)]
-    corpus = _encoded(JOIN, draw)
+    corpus = encoded(JOIN, draw)
     for message in messages_of(JOIN, draw, NAMES, MESSAGES_EACH):
         with contextlib.suppress(WireError, OverflowError, ValueError, TypeError, KeyError):
             corpus.append(question_frame(message, draw.randbytes(16)))
