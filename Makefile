@@ -41,7 +41,7 @@ unit: env  ## all tests but those with real processes and networks
 integration: env  ## tests with real processes, networks and FFmpeg, one after the other: they measure times
 	$(BIN)/pytest -q tests/integration $(COVERAGE) --cov-append $(PYTEST)
 
-test-media: env  ## the wide matrix of films in pieces (DARKSTREAM_TEST_FFMPEG=program:program adds other FFmpegs)
+test-media: env  ## every film by every profile, whole and split; bad films; cancelling (half an hour; DARKSTREAM_TEST_FFMPEG=program:program adds FFmpegs)
 	$(BIN)/pytest -q -m media -n $(JOBS) tests/integration $(PYTEST)
 
 test-acceptance: env  ## tests that are too long for every change: floods, slow links, full disks

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from mesh.clock import monotonic_ms
-from node.media.child import Limits, OnProgress, Reason, RunResult
+from node.media.child import (
+    DISK_RESERVE_BYTES,
+    DISK_RESERVE_PART,
+    STDOUT_BYTES_PER_S,
+    Limits,
+    OnProgress,
+    Reason,
+    RunResult,
+    text_of,
+)
 from node.media.progress import FFmpegProgress, ProgressParser
 from node.media.stderr_log import StderrLog
 
@@ -50,6 +59,7 @@ class _Watch:
         self.stdout = bytearray()
         self.parser = ProgressParser()
         self.progress: FFmpegProgress | None = None
+        self.heard_bytes = 0
         self.over: Reason | None = None
         self.group_killed = False
         self.stop = asyncio.Event()
@@ -68,6 +78,13 @@ class _Watch:
         if limit is not None and (block.total_size or 0) > limit:
             self.end("output")
 
+    def hear(self, count: int) -> None:
+        """Bytes of progress; a program that prints without end is told by their rate."""
+        self.heard_bytes += count
+        seconds = (monotonic_ms() - self.started_ms) // 1000
+        if self.heard_bytes > self.limits.stdout_bytes + seconds * STDOUT_BYTES_PER_S:
+            self.end("stdout")
+
     def suspended(self, *, still: bool) -> None:
         """It stands still from now on, or goes on: what was lost counts for no limit."""
         now_ms = monotonic_ms()
@@ -84,6 +101,8 @@ class _Watch:
             return
         now_ms = monotonic_ms()
         limits = self.limits
+        if limits.writes is not None and _is_nearly_full(Path(text_of(limits.writes)).parent):
+            self.end("disk")
         if limits.time_ms is not None and now_ms - self.started_ms > limits.time_ms:
             self.end("time")
         if limits.stall_ms is not None:
@@ -310,6 +329,7 @@ async def _read_stdout(
             else:
                 watch.stdout += data
             continue
+        watch.hear(len(data))
         for block in watch.parser.feed(data):
             watch.note(block)
             on_progress(block)
@@ -339,6 +359,14 @@ async def _gone(process: _Child, watch: _Watch) -> None:
         process.close()
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _is_nearly_full(folder: Path) -> bool:
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return False  # the child will say what is wrong with it
+    return disk.free < min(DISK_RESERVE_BYTES, disk.total // DISK_RESERVE_PART)
 
 
 def _suspend(group: int, watch: _Watch, *, still: bool) -> None:

@@ -37,7 +37,7 @@ from node.work.leases import WORK, Fence, LeaseTiming, WorkerHeartbeat
 from node.work.progress import Pace, Progress, ProgressBoard
 
 HEARTBEAT: Final = "worker.heartbeat"
-RECONCILE_S: Final = 2.0
+RECONCILE_S: Final = 1.0
 """The ledger is looked at again at least this often, also when nothing was applied."""
 BACKOFF_FIRST_MS: Final = 2_000
 BACKOFF_MAX_MS: Final = 60_000

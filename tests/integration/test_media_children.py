@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from mesh.clock import monotonic_ms
+from node.media import run_ffmpeg
 from node.media.child import Limits, OnProgress, RunResult
 from node.media.progress import FFmpegProgress
 from node.media.run_ffmpeg import FFmpegRunner
@@ -133,6 +134,24 @@ def test_a_child_cannot_write_or_take_more_than_its_limits(tmp_path: Path) -> No
         hungry = [sys.executable, "-c", "x = bytearray(900 << 20)"]
         ended = run(hungry, Limits(time_ms=20_000, memory_bytes=200 << 20))
         assert "MemoryError" in ended.stderr.tail
+
+
+def test_progress_without_end_is_ended() -> None:
+    ended = run(
+        ["/bin/sh", "-c", "yes frame=1"], Limits(time_ms=20_000), on_progress=lambda _: None
+    )
+    assert ended.reason == "stdout"
+
+
+def test_a_child_is_ended_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all of it must be free, every disk is nearly full."""
+    monkeypatch.setattr(run_ffmpeg, "DISK_RESERVE_BYTES", 1 << 62)
+    limits = Limits(time_ms=20_000, writes=tmp_path / "out")
+    assert run(["/bin/sh", "-c", "exit 0"], replace(limits, writes=None)).ok
+    monkeypatch.setattr(run_ffmpeg, "DISK_RESERVE_PART", 1)
+    assert run(["/bin/sh", "-c", "sleep 60"], limits).reason == "disk"
 
 
 def test_no_progress_is_a_stall() -> None:
