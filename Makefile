@@ -9,7 +9,7 @@ JOBS ?= 2
 PYTEST ?=
 COVERAGE := --cov --cov-report=
 
-.PHONY: help env demo test test-media lint types contracts unit integration coverage format bench docs lock wheel image clean
+.PHONY: help env demo test test-media test-acceptance lint types contracts unit integration coverage format bench docs lock wheel image clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -41,8 +41,11 @@ unit: env  ## all tests but those with real processes and networks
 integration: env  ## tests with real processes, networks and FFmpeg, one after the other: they measure times
 	$(BIN)/pytest -q tests/integration $(COVERAGE) --cov-append $(PYTEST)
 
-test-media: env  ## the wide matrix of films in pieces (DARKSTREAM_TEST_FFMPEG=program:program adds other FFmpegs)
+test-media: env  ## every film by every profile, whole and split; bad films; cancelling (half an hour; DARKSTREAM_TEST_FFMPEG=program:program adds FFmpegs)
 	$(BIN)/pytest -q -m media -n $(JOBS) tests/integration $(PYTEST)
+
+test-acceptance: env  ## tests that are too long for every change: floods, slow links, full disks
+	$(BIN)/pytest -q -m acceptance tests $(PYTEST)
 
 coverage: env  ## coverage of the last `make unit integration`, with its thresholds
 	$(BIN)/coverage report --skip-covered --fail-under=80

@@ -40,6 +40,8 @@ TABLES_BYTES_MAX: Final = 32 << 20
 """Tables of digests kept for the next range of the same file: one of a TiB, ten of 100 GiB."""
 LANE_BYTES_MIN: Final = 128 << 20
 """Less than this is not worth a connection more."""
+ZSTD_BYTES_S_MAX: Final = 250_000_000
+"""A link on which films came faster gains nothing: compressing takes as long."""
 SPEED_BYTES_MIN: Final = 8 << 20
 """Shorter transfers measure the start, not the link."""
 
@@ -47,7 +49,9 @@ SPEED_BYTES_MIN: Final = 8 << 20
 class ZmqBulkClient:
     """Fetches files from members; `fetch` blocks and runs in a thread, several at once."""
 
-    def __init__(self, identity: KeyPair) -> None:
+    def __init__(self, identity: KeyPair, *, compress: bool = True) -> None:
+        """`compress`: chunks that shrink may come compressed over links that are not too fast for it."""
+        self._compress = compress
         self._tally = Tally("bulk-client")
         self._lines = Lines(identity, self._tally, io_threads())
         self._lock = threading.Lock()
@@ -106,6 +110,7 @@ class ZmqBulkClient:
         `StoppedError` when asked to stop; but for a digest that is wrong, what is there stays for
         another try.
         """
+        zstd = self._compress and self.speeds().get(peer, 0) < ZSTD_BYTES_S_MAX
         fetch = _Fetch(
             self._lines,
             make_lane=lambda should_stop: Lane(
@@ -115,6 +120,7 @@ class ZmqBulkClient:
                 hosts=hosts,
                 port=port,
                 handle=handle,
+                zstd=zstd,
                 should_stop=should_stop,
             ),
             target=target,
@@ -180,6 +186,7 @@ class _Fetch:
         self._tables = tables
         self._lock = threading.Lock()
         self.bytes_brought = 0
+        """Over the link, once it is done."""
 
     def run(self) -> Manifest:
         with contextlib.closing(self._make_lane(self._should_stop)) as lane:
@@ -253,6 +260,7 @@ class _Fetch:
         told()
         if len(downloads) == 1:
             lane.bring(downloads[0], self._target, table, told)
+            self.bytes_brought -= lane.bytes_saved
             return
         self._bring_side_by_side(lane, downloads, table, told)
 
@@ -279,6 +287,7 @@ class _Fetch:
         lanes = [lane, *(self._make_lane(stops) for _ in downloads[1:])]
         with ThreadPoolExecutor(len(lanes), thread_name_prefix="lane") as threads:
             running = [threads.submit(one, *pair) for pair in zip(lanes, downloads, strict=True)]
+        self.bytes_brought -= sum(lane.bytes_saved for lane in lanes)
         errors = [error for each in running if (error := each.exception()) is not None]
         # The first that failed made the others stop.
         for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):

@@ -10,6 +10,7 @@ from typing import Final
 import zmq
 
 from mesh import clock
+from mesh.compression import Shrinker
 from mesh.curve_zmq import Tally
 from mesh.errors import DarkStreamError, SourceChangedError, WireError
 from mesh.ids import NodeId
@@ -35,6 +36,7 @@ from mesh.transport import (
     BULK_HEADER_BYTES_MAX,
     CHUNK_BYTES,
     REQUESTS_MAX,
+    WINDOW_BYTES_MIN,
     Counters,
     KeyPair,
 )
@@ -44,7 +46,16 @@ SOURCES_MAX: Final = 64
 SOURCE_RECHECK_MS: Final = 5_000
 """How long a permission holds before its owner is asked again."""
 WAITING_MAX: Final = 8 * ANSWERS_MAX
-"""Requests of one peer that wait for the limit: the windows of eight transfers."""
+"""Requests of one peer that wait for their turn or the limit: the windows of eight transfers."""
+UNTAKEN_MAX: Final = 4 * ANSWERS_MAX
+"""Chunks that one peer has not taken yet, over all its connections: eight windows.  Its queues inside
+libzmq alone would hold two for each of as many connections as it cares to open."""
+UNTAKEN_LOOK_MS: Final = 5
+"""How soon it is looked whether it took some: it has so many on their way that this costs it nothing."""
+BESIDE_OTHERS_MAX: Final = WINDOW_BYTES_MIN // CHUNK_BYTES
+"""Chunks on their way to a peer with which another of its connections may begin, when others wait too."""
+SERVED_A_TURN_MAX: Final = 4
+"""Chunks read before new requests are looked at: what a newcomer waits for."""
 WAITING_TOLD_MS: Final = 1_000
 """How often those who wait are told so; a receiver grows impatient after three seconds."""
 CORES_PER_IO_THREAD: Final = 4
@@ -61,14 +72,39 @@ def io_threads() -> int:
 class _Open:
     source: Source
     until_ms: int
+    shrinker: Shrinker = field(default_factory=Shrinker)
 
 
 @dataclass(slots=True)
 class _Queue:
-    """What a peer asked for and the limit holds back, in order."""
+    """What a peer asked for and has not got, in order; and what it has got and not taken."""
 
     told_ms: int
     asks: deque[tuple[Sender, ChunkRequest]] = field(default_factory=deque)
+    untaken: deque[tuple[bytes, zmq.MessageTracker]] = field(default_factory=deque)
+
+    def is_over(self) -> bool:
+        """Whether nothing is owed any more."""
+        self._look()
+        return not self.asks and not self.untaken
+
+    def next(self, *, alone: bool) -> int | None:
+        """Which of `asks` may be served now; beside other peers only those of one connection at a time.
+
+        What this node sends it shares out by connections, not by peers, and so does the network.
+        """
+        self._look()
+        if len(self.untaken) >= UNTAKEN_MAX:
+            return None
+        if alone or not self.untaken:
+            return 0
+        last = self.untaken[-1][0]
+        same = (at for at, (sender, _) in enumerate(self.asks) if sender.routing == last)
+        return next(same, 0 if len(self.untaken) < BESIDE_OTHERS_MAX else None)
+
+    def _look(self) -> None:
+        # Connections take at their own pace: one that takes nothing must not hide what others took.
+        self.untaken = deque(entry for entry in self.untaken if not entry[1].done)
 
 
 class ZmqBulkServer:
@@ -155,7 +191,7 @@ class ZmqBulkServer:
         except WireError as error:
             self._refuse_malformed(node, error)
             return
-        if isinstance(request, ChunkRequest) and self._must_wait(node):
+        if isinstance(request, ChunkRequest):
             self._put_by(sender, node, request)
         else:
             self._serve(sender, node, request)
@@ -170,9 +206,12 @@ class ZmqBulkServer:
             self._forget(node, getattr(request, "handle", ""))
             self._tally.refused(error.code, node)
             answer = [BULK.encode(Refusal(code=error.code, what=error.what, todo=error.todo))]
-        if self._listener.reply(sender, answer):
+        tracker = self._listener.reply_tracked(sender, answer)
+        if tracker is not None:
             self._tally.sent(node, len(answer[-1]))
             self._limits.spend(node, "up", len(answer[-1]))
+            if node in self._queues:
+                self._queues[node].untaken.append((sender.routing, tracker))
 
     def _refuse_malformed(self, node: NodeId, error: WireError) -> None:
         known = error.code != "unknown_kind"
@@ -180,19 +219,13 @@ class ZmqBulkServer:
 
     def _answer(self, node: NodeId, request: object) -> list[bytes]:
         match request:
-            case ChunkRequest(handle=handle, offset=offset, length=length, check=check):
-                source = self._source(node, handle)
-                size = source.manifest.size
-                if offset < 0 or not 0 < length <= CHUNK_BYTES:
-                    raise WireError("bulk: a range outside any file")
-                if offset + length > size:
-                    raise SourceChangedError(f"the file here has {size} bytes", "retry the job")
-                data, digest = source.read(offset, length, check=check)
-                return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
+            case ChunkRequest():
+                return self._chunk(self._opened(node, request.handle), request)
             case ManifestRequest(handle=handle):
-                return [BULK.encode(ManifestAnswer(manifest=self._source(node, handle).manifest))]
+                source = self._opened(node, handle).source
+                return [BULK.encode(ManifestAnswer(manifest=source.manifest))]
             case DigestsRequest(handle=handle, first=first):
-                source = self._source(node, handle)
+                source = self._opened(node, handle).source
                 if not 0 <= first < source.manifest.chunks:
                     raise WireError("bulk: digests outside the file")
                 table = source.digests(first, DIGESTS_MAX)
@@ -200,31 +233,41 @@ class ZmqBulkServer:
             case _:
                 raise WireError("bulk: not a request")
 
-    def _source(self, node: NodeId, handle: str) -> Source:
+    @staticmethod
+    def _chunk(held: _Open, request: ChunkRequest) -> list[bytes]:
+        offset, length = request.offset, request.length
+        if offset < 0 or not 0 < length <= CHUNK_BYTES:
+            raise WireError("bulk: a range outside any file")
+        size = held.source.manifest.size
+        if offset + length > size:
+            raise SourceChangedError(f"the file here has {size} bytes", "retry the job")
+        data, digest = held.source.read(offset, length, check=request.check)
+        small = held.shrinker.shrunk(data) if request.zstd else None
+        if small is None:
+            return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
+        return [BULK.encode(ChunkAnswer(offset=offset, digest=digest, length=length)), small]
+
+    def _opened(self, node: NodeId, handle: str) -> _Open:
         if len(handle) > HANDLE_CHARS_MAX:
             raise WireError("bulk: a handle that is too long")
         now_ms = clock.monotonic_ms()
         held = self._open.get((node, handle))
         if held is not None and now_ms < held.until_ms:
             self._open.move_to_end((node, handle))
-            return held.source
+            return held
         self._forget(node, handle)
         while len(self._open) >= SOURCES_MAX:
             self._open.popitem(last=False)[1].source.close()
-        source = self._source_for(node, handle)
-        self._open[node, handle] = _Open(source, now_ms + SOURCE_RECHECK_MS)
-        return source
+        made = _Open(self._source_for(node, handle), now_ms + SOURCE_RECHECK_MS)
+        self._open[node, handle] = made
+        return made
 
     def _forget(self, node: NodeId, handle: str) -> None:
         held = self._open.pop((node, handle), None)
         if held is not None:
             held.source.close()
 
-    # --- limits -----------------------------------------------------------------------------------
-
-    def _must_wait(self, node: NodeId) -> bool:
-        # Behind those of the same peer that wait already; others pass.
-        return node in self._queues or (self._limits.delay_ms(node, "up", clock.monotonic_ms()) > 0)
+    # --- whose turn it is -------------------------------------------------------------------------
 
     def _put_by(self, sender: Sender, node: NodeId, request: ChunkRequest) -> None:
         queue = self._queues.setdefault(node, _Queue(told_ms=clock.monotonic_ms()))
@@ -236,27 +279,41 @@ class ZmqBulkServer:
         queue.asks.append((sender, request))
 
     def _tend(self) -> int | None:
-        """Serves each waiting peer once, if its limit allows; the time until that may be again."""
+        """Serves waiting peers in turn, a chunk each, whatever the number of their connections.
+
+        Not those whom the limit holds back or who do not take what they got.  The time until that
+        may be otherwise.
+        """
         now_ms = clock.monotonic_ms()
         if self._asked_rates is not None:
             self._limits.change(self._asked_rates, now_ms)
             self._asked_rates = None
-        if not self._queues:
-            return None
+        for node in [node for node, queue in self._queues.items() if queue.is_over()]:
+            del self._queues[node]
+        served = 0
         wait_ms = WAITING_TOLD_MS
         for node, queue in tuple(self._queues.items()):
+            if not queue.asks:
+                continue
+            chosen = queue.next(alone=len(self._queues) == 1)
             delay_ms = self._limits.delay_ms(node, "up", now_ms)
-            if delay_ms == 0:
-                sender, request = queue.asks.popleft()
-                if self._members.get(sender.key) == node:
-                    self._serve(sender, node, request)
-                # Behind the others: whoever finds tokens first must not be the same each time.
-                del self._queues[node]
-                if queue.asks:
-                    self._queues[node] = queue
-            elif now_ms - queue.told_ms >= WAITING_TOLD_MS:
+            if chosen is None:
+                delay_ms = max(delay_ms, UNTAKEN_LOOK_MS)
+            if chosen is not None and delay_ms == 0 and served < SERVED_A_TURN_MAX:
+                served += 1
+                self._serve_next(node, queue, chosen)
+            elif delay_ms and now_ms - queue.told_ms >= WAITING_TOLD_MS:
                 queue.told_ms = now_ms
                 for sender in {sender.routing: sender for sender, _ in queue.asks}.values():
                     self._listener.reply(sender, [BULK.encode(Waiting())])
-            wait_ms = min(wait_ms, delay_ms)
-        return wait_ms
+            if queue.asks:
+                wait_ms = min(wait_ms, delay_ms)
+        return wait_ms if self._queues else None
+
+    def _serve_next(self, node: NodeId, queue: _Queue, chosen: int) -> None:
+        sender, request = queue.asks[chosen]
+        del queue.asks[chosen]
+        # Behind the others: whoever finds tokens first must not be the same each time.
+        self._queues[node] = self._queues.pop(node)
+        if self._members.get(sender.key) == node:
+            self._serve(sender, node, request)

@@ -244,13 +244,13 @@ class Dialer:
         self._dials, self._hosts = [], []
 
 
-def monitor_events(monitor: zmq.Socket[bytes]) -> list[tuple[int, str]]:
-    """The events that wait in a monitor, each with the address it is about."""
-    found: list[tuple[int, str]] = []
+def monitor_events(monitor: zmq.Socket[bytes]) -> list[tuple[int, int]]:
+    """The events that wait in a monitor, each with its value: a descriptor, or what went wrong."""
+    found: list[tuple[int, int]] = []
     while is_ready(monitor, zmq.POLLIN):
-        head, address = monitor.recv_multipart(zmq.NOBLOCK)
-        event, _ = struct.unpack(_EVENT_FORMAT, head)
-        found.append((event, address.decode("ascii", "replace")))
+        # The address beside it is a listener's own: it does not tell who is at the other end.
+        head, _ = monitor.recv_multipart(zmq.NOBLOCK)
+        found.append(struct.unpack(_EVENT_FORMAT, head))
     return found
 
 

@@ -105,6 +105,12 @@ class ConflictError(UsageError):
     http_status = 409
 
 
+class DuplicateError(ConflictError):
+    """The film's content is converted with this profile already, waits to be, or is a result itself; submit it without --once to convert it all the same."""
+
+    code = "duplicate"
+
+
 class NotLeaderError(DarkStreamError):
     """This node is not the coordinator at the moment; the request goes to the one that is."""
 

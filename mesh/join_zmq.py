@@ -57,6 +57,7 @@ class ZmqJoinListener:
             frame_bytes_max=JOIN_FRAME_BYTES_MAX,
             send_queue_max=_QUEUE_MAX,
             receive_queue_max=_QUEUE_MAX,
+            open_to_all=True,
         )
 
     @property

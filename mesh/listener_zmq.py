@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 import zmq
 
+from mesh.callers_zmq import Callers, hang_up
 from mesh.curve_zmq import (
     HANDSHAKE_FAILED,
     Tally,
@@ -33,8 +34,9 @@ Admit = Callable[[bytes], bool]
 """Whether the holder of this public key (32 bytes) may complete a handshake; answers from memory."""
 OUTBOX_MAX: Final = 256
 """Answers handed to a listener's thread and not yet sent; more are dropped."""
-RECEIVES_MAX: Final = 4
-"""Messages that a thread takes at once: each is a read of a mebibyte where chunks are served."""
+RECEIVES_MAX: Final = 64
+"""Messages that a thread takes at once, some from each connection that has any: enough that everybody's
+are there when the next to be served is chosen."""
 MESSAGES_A_TURN_MAX: Final = 64
 """Messages taken in one turn of the loop: a flood shares it with everything else."""
 REBIND_RETRY_MS: Final = 5
@@ -141,8 +143,12 @@ class _Bound:
         receive_queue_max: int,
         tend: Callable[[], int | None] = lambda: None,
         io_threads: int = 1,
+        open_to_all: bool = False,
     ) -> None:
-        """`tend` is called in a listener's thread before each wait and says how long, in ms."""
+        """`tend` is called in a listener's thread before each wait and says how long, in ms.
+
+        `open_to_all`: who speaks has proven nothing by that, and stays a stranger.
+        """
         # A ROUTER whose receive queue holds one message delivers none: the client's routing id fills it.
         assert receive_queue_max > 1, receive_queue_max
         self._name = name
@@ -155,6 +161,10 @@ class _Bound:
         self._receive_queue_max = receive_queue_max
         self._tend = tend
         self._io_threads = io_threads
+        self._open_to_all = open_to_all
+        self._callers = Callers()
+        self._hung_up: set[int] = set()
+        self._failed = 0
         self.port = 0
         self._endpoint = ""
 
@@ -171,7 +181,9 @@ class _Bound:
         except BaseException:
             self.context.destroy(linger=0)
             raise
-        self._monitor = self._socket.get_monitor_socket(HANDSHAKE_FAILED)
+        self._monitor = self._socket.get_monitor_socket(
+            HANDSHAKE_FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+        )
         self._zap.start()
 
     def _prepare(self) -> None:
@@ -219,11 +231,25 @@ class _Bound:
         self._endpoint = bound.rstrip(b"\0").decode("ascii")
         self.port = int(self._endpoint.rpartition(":")[2])
 
-    def _receive_failed(self) -> None:
-        """Counts the handshakes that failed."""
-        for _, address in monitor_events(self._monitor):
-            host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-            self._tally.refused("handshake", plain_address(host))
+    def _look_at_callers(self) -> None:
+        """Counts the handshakes that failed, and hangs up on strangers when there are too many."""
+        for event, number in monitor_events(self._monitor):
+            if event == zmq.EVENT_ACCEPTED:
+                self._callers.came(number, self.port)
+            elif event == zmq.EVENT_DISCONNECTED:
+                host = self._callers.left(number)
+                # The failure comes right before, and does not say whose it was.
+                failed, self._failed = self._failed > 0, max(0, self._failed - 1)
+                if failed and number not in self._hung_up:
+                    self._tally.refused("handshake", plain_address(host))
+                self._hung_up.discard(number)
+            else:
+                self._failed += 1
+        while (surplus := self._callers.surplus()) is not None:
+            descriptor, host = surplus
+            hang_up(descriptor, self.port)
+            self._hung_up.add(descriptor)
+            self._tally.refused("busy", plain_address(host))
 
     def _receive(self) -> None:
         """Takes one message.  Raises zmq.Again when there is none."""
@@ -235,6 +261,8 @@ class _Bound:
         try:
             key = bytes.fromhex(str(payload[-1].get("User-Id")))
             address = plain_address(str(payload[-1].get("Peer-Address")))
+            if self._callers and not self._open_to_all:
+                self._callers.left(int(payload[-1].get(zmq.SRCFD)))
         except (zmq.ZMQError, ValueError):
             # Cannot be while admission names every client; without a name there is no peer.
             self._tally.refused("not_member")
@@ -268,7 +296,7 @@ class LoopListener(_Bound):
         self._open(host, port)
         self._watches = (
             Watch(self._socket, self._turn),
-            Watch(self._monitor, self._receive_failed),
+            Watch(self._monitor, self._look_at_callers),
         )
 
     def close(self) -> None:
@@ -364,8 +392,12 @@ class Listener(_Bound):
         return True
 
     def reply(self, to: Sender, frames: Frames) -> bool:
-        """Answers from `on_frames`; False when the peer is gone or takes nothing any more."""
-        return self._send(to.routing, frames)
+        """Answers from the thread itself; False when the peer is gone or takes nothing any more."""
+        return self._send(to.routing, frames) is not None
+
+    def reply_tracked(self, to: Sender, frames: Frames) -> zmq.MessageTracker | None:
+        """The same, and what tells when the last frame has left this process; None for False."""
+        return self._send(to.routing, frames, track=True)
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -393,7 +425,7 @@ class Listener(_Bound):
                 while self._outbox:
                     self._send(*self._outbox.popleft())
             if self._monitor in ready:
-                self._receive_failed()
+                self._look_at_callers()
             if self._socket in ready:
                 self._receive_some()
             if self._rebinds != self._rebound:
@@ -410,13 +442,16 @@ class Listener(_Bound):
             if self._stopping or self._rebinds != self._rebound:
                 return
 
-    def _send(self, routing: bytes, frames: Frames) -> bool:
+    def _send(
+        self, routing: bytes, frames: Frames, *, track: bool = False
+    ) -> zmq.MessageTracker | None:
+        parts = [routing, *frames]
         try:
-            self._socket.send_multipart([routing, *frames], zmq.NOBLOCK, copy=False)
+            sent = self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False, track=track)
         except zmq.ZMQError:
             self._tally.refused("send_queue_full")
-            return False
-        return True
+            return None
+        return sent if sent is not None else _SENT
 
     def _bind_again(self) -> None:
         self._socket.unbind(self._endpoint)
@@ -425,6 +460,9 @@ class Listener(_Bound):
             # Polling the socket itself lets libzmq finish closing the old listener.
             self._socket.poll(REBIND_RETRY_MS, zmq.POLLERR)
             waited_ms += REBIND_RETRY_MS
+
+
+_SENT: Final = zmq.MessageTracker()
 
 
 def _bind_endpoint(host: str, port: int) -> str:

@@ -151,21 +151,29 @@ class DigestsAnswer:
 @BULK.kind("chunk_request")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkRequest:
-    """Asks for these bytes of the file behind the handle; `check`: they came damaged before."""
+    """Asks for these bytes of the file behind the handle; `check`: they came damaged before.
+
+    `zstd`: they may come compressed.
+    """
 
     handle: str
     offset: int
     length: int
     check: bool = False
+    zstd: bool = False
 
 
 @BULK.kind("chunk")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkAnswer:
-    """Head of a chunk; its bytes follow as a raw frame.  `digest` is the BLAKE3 they should have."""
+    """Head of a chunk; its bytes follow as a raw frame.  `digest` is the BLAKE3 they should have.
+
+    `length` is 0, or how many bytes the frame becomes when it is decompressed.
+    """
 
     offset: int
     digest: bytes
+    length: int = 0
 
 
 @BULK.kind("waiting")

@@ -59,6 +59,9 @@ REQUESTS_MAX: Final = 64
 """Requests for files of one peer inside libzmq, before TCP pushes back."""
 HOSTS_MAX: Final = 8
 """Addresses tried for one peer."""
+STRANGERS_MAX: Final = 512
+"""Connections of one listener that proved nothing yet.  A handshake takes milliseconds: of a flood of
+10,000 a second each has fifty of them before it is hung up on."""
 BACKLOG_MAX: Final = 512
 """Connections the system holds before they are accepted; libzmq's 100 is small for a flood."""
 
@@ -132,7 +135,7 @@ class Counters:
 
     Reasons: `not_member` (a key that is no member's, at the handshake or on an open connection),
     `handshake` (no CURVE, garbage, silence), `malformed`, `oversized`, `unknown_kind`,
-    `inbox_full`, `busy` (too many strangers), `send_queue_full`, `send_oversized`, `not_allowed`
+    `inbox_full`, `busy` (too many strangers, or too many of their connections), `send_queue_full`, `send_oversized`, `not_allowed`
     (a handle that is not this peer's).
     """
 

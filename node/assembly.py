@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from random import SystemRandom
@@ -39,12 +40,11 @@ from node.consensus.replica import Replica
 from node.consensus.snapshots import HANDLE_PREFIX, SnapshotShelf, recover_installation
 from node.faces.feed import Feed
 from node.faces.mesh_view import Parts
-from node.faces.service import Service, new_job_id
+from node.faces.service import Service
 from node.gateway.events import EventRing
 from node.gateway.models import SubmitRequest
 from node.gateway.server import Gateway, address_of, bind_api
 from node.machine import Machine
-from node.media.profiles import BUILT_IN
 from node.member import MemberNode, Membership, grant_of, granted_members
 from node.membership.address_book_files import AddressFile
 from node.membership.admission import Admission
@@ -59,25 +59,22 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
 from node.threads import resolve
+from node.work.assembling import keep, keeping_of, limiting_of, prepared, watchable, watcher_of
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
-from node.work.limits_files import LimitsFile
 from node.work.owner import Owner
 from node.work.restoring import Restoring
 from node.work.standing import told_standing
 from node.work.submission import Submission
-from node.work.submission_files import prepare
 from node.work.traffic import Traffic
-from node.work.wanted import profile_of
 from node.work.worker import Worker
 
 _log = structlog.get_logger("node")
 
 VERSION: Final = package_version("darkstream")
 PEERS_FILE: Final = "peers.json"
-LIMITS_FILE: Final = "limits"
 AGAIN_S: Final = 1.0
 """Time for one call, should a coordinator have come meanwhile."""
 
@@ -104,7 +101,7 @@ class Assembly:
         control_port, bulk_port, join_port = config.ports
         host = config.listen_host
         self._control = ZmqControl(identity.keys, host=host, port=control_port)
-        self._client = ZmqBulkClient(identity.keys)
+        self._client = ZmqBulkClient(identity.keys, compress=config.transfer.compress)
         self._allowed = Allowed(default_folders(config.allow))
         self._films = Films(
             own=identity.node_id,
@@ -159,12 +156,11 @@ class Assembly:
         self._service.serve(self._admission)
 
     def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
-        limiting = Limiting(
-            store=LimitsFile(self._home / LIMITS_FILE),
-            configured=self._config.transfer.rates,
-            use_rates=self._use_rates,
-            use_slots=self._machine.use_slots,
+        config, home, machine = self._config, self._home, self._machine
+        self._keeper, self._working = keeping_of(
+            config, home, machine, lambda: len(self._worker.running) if self._worker else 0
         )
+        limiting = limiting_of(config, home, self._use_rates, machine.use_slots)
         traffic = Traffic(
             own=self._identity.node_id,
             sent=self._bulk.counters,
@@ -297,6 +293,8 @@ class Assembly:
         )
         self._member = member
         self._limiting.listen(member.requests)
+        self._working.listen(member.requests)
+        self._keeper.hand_over = lambda: group.create_task(member.leave(), name="hand over")
         self._mesh.begin(member.proposer, member.neighbours, lambda: member.leader)
         group.create_task(member.run(), name="member")
         group.create_task(self._machine.report(member, VERSION), name="report")
@@ -314,26 +312,11 @@ class Assembly:
             _log.warning("jobs that only this node knew", jobs=count, file=str(path))
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
-        name = self._config.name
         self._films.pieces.serve(member.requests)
-        self._worker = worker = Worker(
-            own=member.own,
-            name=name,
-            driver=member.driver,
-            proposer=member.proposer,
-            requests=member.requests,
-            replica=self._replica,
-            board=member.board,
-            converter=MediaConverter(self._machine.media, self._films.pieces.parts),
-            sources=self._films,
-            results=self._films,
-            folder=self._home / CACHE_FOLDER / "attempts",
-            timing=leases,
-            fit=lambda: not member.quarantine.fault,
-        )
+        self._worker = worker = self._worker_of(member, leases)
         owner = Owner(
             own=member.own,
-            name=name,
+            name=self._config.name,
             driver=member.driver,
             proposer=member.proposer,
             replica=self._replica,
@@ -350,6 +333,7 @@ class Assembly:
             status=self._service.status,
         )
         self._duties = duties = duties_of(self._config, member)
+        watcher = watcher_of(member, self._films, self._service.submit)
         self._service.begin(
             Parts(
                 driver=member.driver,
@@ -368,15 +352,42 @@ class Assembly:
                 backups=duties.states,
                 disk_free_bytes=lambda: free_bytes(self._home),
                 standing_of=member.standing_of,
+                digest_of=self._films.digest_of,
+                own=member.own,
+                folder_of=partial(watchable, self._allowed),
+                watched=lambda: watcher.states,
                 restoring=Restoring(
                     member.own, self._replica, member.requests, self._films.restore
                 ),
             )
         )
         group.create_task(worker.run(), name="worker")
+        keeping = keep(self._config, member, self._machine, self._keeper, worker)
+        group.create_task(keeping, name="keeper")
         group.create_task(owner.run(), name="owner")
         group.create_task(feed.run(), name="feed")
+        group.create_task(watcher.run(), name="watcher")
         group.create_task(duties.run(), name="backup")
+
+    def _worker_of(self, member: MemberNode, leases: LeaseTiming) -> Worker:
+        return Worker(
+            own=member.own,
+            name=self._config.name,
+            driver=member.driver,
+            proposer=member.proposer,
+            requests=member.requests,
+            replica=self._replica,
+            board=member.board,
+            converter=MediaConverter(
+                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
+            ),
+            sources=self._films,
+            results=self._films,
+            folder=self._home / CACHE_FOLDER / "attempts",
+            timing=leases,
+            fit=lambda: not member.quarantine.fault,
+            closed=lambda: self._keeper.closed,
+        )
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -456,16 +467,7 @@ class Assembly:
         return serving.source_for(peer, handle)
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
-        return await asyncio.to_thread(
-            prepare,
-            request,
-            profile := profile_of(request),
-            owner=self._identity.node_id,
-            allowed=self._allowed.folders,
-            check_output=self._allowed.split,
-            profile_names=tuple({*BUILT_IN, profile.name}),
-            new_id=new_job_id,
-        )
+        return await prepared(request, self._identity.node_id, self._allowed)
 
     def _use_rates(self, rates: LinkRates) -> None:
         self._bulk.set_rates(rates)

@@ -15,6 +15,7 @@ from ledger.log_sqlite import LogStore
 from ledger.queries import Reader
 from ledger.store_sqlite import LedgerStore
 from mesh import clock
+from mesh.descriptors_posix import raise_descriptor_limit
 from mesh.errors import DarkStreamError, OvertakenError, StorageError
 from mesh.ids import MeshId, NodeId, raft_id
 from mesh.memory_posix import keep_freed_memory
@@ -34,6 +35,7 @@ _log = structlog.get_logger("node")
 def run(config: Config) -> int:
     """Runs a node until it is told to stop or cannot go on; the exit code."""
     keep_freed_memory()
+    raise_descriptor_limit()
     # What was imported stays: a search of all objects for garbage took 60 ms again and again.
     gc.freeze()
     gc.set_threshold(GARBAGE_LOOKED_FOR)

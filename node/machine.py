@@ -32,6 +32,19 @@ CPUS_A_SLOT: Final = 8
 _log = structlog.get_logger("media")
 
 
+class _NothingRemembered:
+    """A `ProofCache` that holds nothing: everything is proven."""
+
+    async def load(self, key: str) -> str | None:
+        """Nothing."""
+        del key
+        return None
+
+    async def store(self, key: str, text: str) -> None:
+        """Forgets it."""
+        del key, text
+
+
 class Machine:
     """FFmpeg, encoders and devices of this machine; asking waits until they are known."""
 
@@ -83,6 +96,20 @@ class Machine:
                     self._runner, media.ffmpeg, ProofFiles(self._cache), found
                 )
             )
+
+    async def prove_anew(self) -> frozenset[str]:
+        """Encoders that work now, each tried again, whatever is remembered.  Raises what `detect` met."""
+        media, _ = await asyncio.shield(self._found)
+        with surroundings(software_vulkan=self._software_vulkan) as around:
+            found = await hardware.detect(
+                self._runner, media.ffmpeg, _NothingRemembered(), sys.executable, around
+            )
+        return frozenset(found.usable)
+
+    @property
+    def children(self) -> FFmpegRunner:
+        """The programs that work for others."""
+        return self._runner
 
     def use_slots(self, slots: int | None) -> None:
         """So many films at once from now on; None: as configured."""

@@ -58,7 +58,8 @@ class Apart:
         reason = why_whole(self.probe, plan_whole(self.probe, profile, ENCODERS))
         if reason and not reason.startswith(TOO_SHORT):
             raise MayNotBeSplitError(reason)
-        assert table.fault or table.frames == self.probe.frames
+        if not table.fault and table.frames != self.probe.frames:
+            raise MayNotBeSplitError(f"{table.frames} packets, {self.probe.frames} frames")
         split = plan_split(table, length_ms=ms)
         if not isinstance(split, SplitPlan):
             raise MayNotBeSplitError(split)

@@ -102,7 +102,8 @@ def convert(
 @film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be submitted.")
+@click.option("--once", is_flag=True, help="Leave out films whose content is converted already.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and to how many bytes.")
 @common_options
 @click.pass_context
 def submit(
@@ -118,9 +119,7 @@ def submit(
     if as_json:
         print_json(answer)
     else:
-        for job in answer["jobs"]:
-            made = job["id"] or "would convert"
-            print(safe_text(f"{made}  {job['source']} -> {job['output']}"))
+        views.print_submitted(answer)
     return _report_faults(answer["faults"])
 
 
@@ -139,6 +138,9 @@ def status(ctx: click.Context, *, consistent: bool, as_json: bool) -> int:
 @click.option("--status", type=click.Choice(STATES), help="Only jobs in this state.")
 @click.option("--node", help="Only jobs of this node (name or id).")
 @click.option("--since", type=Since(), metavar="T", help="Only jobs since: 2h, 1d or 2026-11-24.")
+@click.option("--until", type=Since(), metavar="T", help="Only jobs before.")
+@click.option("--profile", "-p", help="Only jobs with this profile.")
+@click.option("--folder", metavar="DIR", help="Only jobs whose films lie in this folder or below.")
 @click.option("--tenant", help="Only jobs of this tenant.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @_consistent
@@ -146,14 +148,15 @@ def status(ctx: click.Context, *, consistent: bool, as_json: bool) -> int:
 @click.pass_context
 def jobs(
     ctx: click.Context,
+    /,
     *,
     status: str | None,
     node: str | None,
     since: int | None,
-    tenant: str | None,
     limit: int,
     consistent: bool,
     as_json: bool,
+    **more: str | int | None,
 ) -> int:
     """Jobs, newest first."""
     api = api_of(ctx)
@@ -165,7 +168,10 @@ def jobs(
             status=status,
             node=node,
             since_ms=since,
-            tenant=tenant,
+            until_ms=more["until"],
+            profile=more["profile"],
+            folder=more["folder"],
+            tenant=more["tenant"],
             limit=min(limit - len(found), 1_000),
             cursor=cursor,
             consistent=_asked(consistent=consistent and cursor is None),
@@ -377,7 +383,7 @@ def _faults_told(faults: list[Json]) -> ConfigFaultsError:
 
 cli.add_command(ledger)
 cli.add_command(profiles)
-add_work_commands(cli, nodes)
+add_work_commands(cli, nodes, job)
 
 
 main = main_of(cli)

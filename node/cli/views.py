@@ -47,6 +47,22 @@ def print_job_fault(job: Json) -> None:
     print(safe(line), file=sys.stderr)
 
 
+def print_submitted(answer: Json) -> None:
+    """One line a job that was made, or would be."""
+    for job in answer["jobs"]:
+        likely = job.get("expected_bytes")
+        sizes = f"  ({size(job['source_bytes'])}, likely {size(likely)})" if likely else ""
+        made = job["id"] or "would convert"
+        print(safe(f"{made}  {job['source']} -> {job['output']}{sizes if not job['id'] else ''}"))
+    if answer["dry_run"]:
+        known = [
+            job["expected_bytes"] for job in answer["jobs"] if job["expected_bytes"] is not None
+        ]
+        total = size(sum(job["source_bytes"] for job in answer["jobs"]))
+        likely = f", likely to {size(sum(known))}" if known else ""
+        print(safe(f"{len(answer['jobs'])} films of {total}{likely}; nothing was submitted"))
+
+
 def print_status(status: Json) -> None:
     """The mesh in one look."""
     counts = ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count)
@@ -94,11 +110,13 @@ def _backup_text(backup: Json) -> str:
 def print_nodes(answer: Json) -> None:
     """Members, and below them who asks to join."""
     rows: list[list[object]] = []
+    closed: list[tuple[str, str]] = []
     for node in answer["nodes"]:
         marks = [node["vote"] if node["vote"] != "none" else ""]
         marks += ["coordinator"] if node["coordinator"] else []
         marks += ["this node"] if node["this"] else []
         state = "alive" if node["alive"] else "silent"
+        closed += [(node["name"], node["closed"])] if node.get("closed") else []
         state = state if node["state"] == "member" else node["state"]
         rows.append(
             [
@@ -115,6 +133,8 @@ def print_nodes(answer: Json) -> None:
         )
     names = ("NAME", "STATE", "ROLE", "IS", "SLOTS", "ENCODERS", "ADDRESS", "SENT", "RECEIVED")
     print_table(names, rows)
+    for name, why in closed:
+        print(safe(f"{name} {why}"))
     if answer["pending"]:
         print("\nThese ask to join (mesh-cli nodes approve NAME):")
         pending = [

@@ -10,7 +10,9 @@ from mesh.errors import UsageError
 from node.cli.client import Api, api_of
 from node.cli.faults import Json, print_json
 from node.cli.faults import safe as safe_text
-from node.cli.options import STATES, Since, common_options
+from node.cli.history_cmds import job_history, job_logs, stats
+from node.cli.options import STATES, Duration, Since, common_options
+from node.cli.watch_cmds import watch
 
 F = TypeVar("F", bound=Callable[..., Any])
 LOOK_S: Final = 0.2
@@ -155,6 +157,109 @@ def _print(answer: Json, action: str) -> None:
         print(safe_text(f"{order['changed']} jobs {_DONE[action]}{left}{how}"))
 
 
+def _work(ctx: click.Context, name: str, *, as_json: bool, **wanted: object) -> Json:
+    """Tells a node how to work, prints what holds now."""
+    from urllib.parse import quote  # noqa: PLC0415 - start-up time
+
+    body = {key: value for key, value in wanted.items() if value is not None}
+    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/work", body)
+    if as_json:
+        print_json(answer)
+        return answer
+    works = answer["closed"] or "takes work"
+    print(safe_text(f"{answer['name']} {works}; {answer['running']} running"))
+    return answer
+
+
+@click.command()
+@click.argument("name")
+@common_options
+@click.pass_context
+def pause(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """Let a node stand still: FFmpeg too, which goes on later where it was."""
+    _work(ctx, name, as_json=as_json, paused=True)
+    return 0
+
+
+@click.command()
+@click.argument("name")
+@common_options
+@click.pass_context
+def resume(ctx: click.Context, *, name: str, as_json: bool) -> int:
+    """Let a node work again after `pause` or `drain`."""
+    _work(ctx, name, as_json=as_json, paused=False, draining=False)
+    return 0
+
+
+@click.command()
+@click.argument("name")
+@click.option("--within", type=Duration(), metavar="T", help="Give back then what still runs.")
+@common_options
+@click.pass_context
+def drain(ctx: click.Context, *, name: str, within: int | None, as_json: bool) -> int:
+    """Let a node finish what runs and take nothing new; it hands over lead and vote, and stays a member."""
+    _work(ctx, name, as_json=as_json, draining=True, finish_s=within)
+    return 0
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--hours",
+    multiple=True,
+    metavar="HOURS",
+    help="When it works: 'mon-fri 22:00-06:00', always, default; may be repeated.",
+)
+@click.option(
+    "--nice",
+    type=click.IntRange(-1, 19),
+    metavar="N",
+    help="FFmpeg's priority, 0 to 19; -1: default.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(-1),
+    metavar="N",
+    help="Threads of one FFmpeg; 0: as it likes, -1: default.",
+)
+@click.option(
+    "--busy",
+    type=click.IntRange(-1, 100),
+    metavar="PERCENT",
+    help="Step back while others use more of the processors; 0: never, -1: default.",
+)
+@common_options
+@click.pass_context
+def work(
+    ctx: click.Context,
+    *,
+    name: str,
+    hours: tuple[str, ...],
+    nice: int | None,
+    threads: int | None,
+    busy: int | None,
+    as_json: bool,
+) -> int:
+    """When and how a node works; without options: what holds now.  Holds at once and over restarts."""
+    asked = list(hours) or None
+    answer = _work(
+        ctx, name, as_json=as_json, hours=asked, nice=nice, threads=threads, busy_percent=busy
+    )
+    if not as_json:
+        shown = ", ".join(answer["hours"]) or "always"
+        used = (
+            f"above {answer['busy_percent']} % of use by others"
+            if answer["busy_percent"]
+            else "never"
+        )
+        print(
+            safe_text(
+                f"hours: {shown}; nice {answer['nice']}; threads {answer['threads'] or 'free'}; steps back {used}"
+            )
+        )
+    return 0
+
+
 @click.command("release")
 @click.argument("name")
 @common_options
@@ -168,8 +273,11 @@ def release(ctx: click.Context, *, name: str, as_json: bool) -> int:
     return 0
 
 
-def add_work_commands(cli: click.Group, nodes: click.Group) -> None:
-    """Adds them to `mesh-cli` and to its group of nodes."""
-    for command in (cancel, retry, priority):
+def add_work_commands(cli: click.Group, nodes: click.Group, job: click.Group) -> None:
+    """Adds them to `mesh-cli` and to its groups of nodes and of one job."""
+    for command in (job_history, job_logs):
+        job.add_command(command)
+    for command in (cancel, retry, priority, stats, watch):
         cli.add_command(command)
-    nodes.add_command(release)
+    for command in (pause, resume, drain, work, release):
+        nodes.add_command(command)

@@ -1,12 +1,13 @@
 """The mesh as one node sees it, for its faces: who belongs, who leads, who lives, who asks to join."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
 
-from ledger.jobs import Member
+from ledger.jobs import Member, Node
 from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
@@ -32,6 +33,7 @@ from node.work.restoring import Restoring
 from node.work.standing import Standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
+from node.work.watcher import Watched
 from node.work.worker import Worker
 
 PENDING_TOLD_MAX: Final = 10
@@ -62,6 +64,12 @@ class Parts:
     backups: Callable[[], Sequence[BackupState]]
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
+    digest_of: Callable[[str], Awaitable[str]]
+    own: NodeId
+    folder_of: Callable[[str, str | None], Path]
+    """A folder that may be watched, with an output that may be written."""
+    watched: Callable[[], Mapping[str, Watched]]
+    """How the watched folders of this machine stand, by id."""
     restoring: Restoring
 
 
@@ -206,6 +214,7 @@ class MeshView:
                         "ffmpeg": node.ffmpeg,
                         "encoders": list(node.encoders),
                         "slots": node.slots,
+                        "closed": _closed(node, parts.standing_of(NodeId(node.node))),
                         "slots_busy": len(jobs),
                         "cpus": node.cpus,
                         "platform": node.platform,
@@ -306,6 +315,10 @@ def told_pending(neighbours: Neighbours, node: NodeId, wall_ms: int) -> list[Pen
             case _:
                 _log.debug("pending join that cannot be read", node=node)
     return found[:PENDING_TOLD_MAX]
+
+
+def _closed(node: Node, standing: Standing) -> str:
+    return f"is quarantined: it {node.quarantine}" if node.quarantine else standing.closed
 
 
 def _twin_note(name: str) -> str:

@@ -23,12 +23,13 @@ from mesh.errors import (
     UsageError,
     WireError,
 )
-from mesh.ids import MeshId, NodeId, sortable_id
+from mesh.ids import MeshId, NodeId
 from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
 from node.faces.profiles import Profiles, with_definition
+from node.faces.submitting import submit
 from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
@@ -52,14 +53,12 @@ from node.gateway.models import (
     Status,
     SubmitRequest,
     SubmitResult,
-    Submitted,
     TokenResult,
 )
 from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
 from node.work.limiting import METHOD as LIMIT
-from node.work.submission import commands_of
 
 APPROVE: Final = "join.approve"
 LIMIT_S: Final = 10.0
@@ -160,6 +159,9 @@ class Service:
                 tenant=wanted.tenant,
                 limit=wanted.limit + 1,
                 before_seq=before,
+                until_ms=wanted.until_ms,
+                profile=wanted.profile,
+                folder=wanted.folder,
             )
             page = found[: wanted.limit]
             return JobsPage(
@@ -296,21 +298,7 @@ class Service:
         """Makes jobs of films and folders on this machine."""
         parts = self._member()
         known = await parts.replica.read(lambda reader: with_definition(reader, request))
-        made = await parts.prepare(known)
-        if not request.dry_run:
-            schema = await parts.replica.read(lambda reader: reader.schema())
-            for command in commands_of(made.jobs, schema):
-                await parts.proposer.commit(command, cause=made.jobs[0].id)
-        return SubmitResult(
-            jobs=[
-                Submitted(
-                    id=None if request.dry_run else job.id, source=job.source, output=job.output
-                )
-                for job in made.jobs
-            ],
-            faults=list(made.faults),
-            dry_run=request.dry_run,
-        )
+        return await submit(parts, known, parts.digest_of)
 
     async def restore(self, job: str) -> Restored:
         """Brings the original that a job's result replaced back to its name, wherever it lies."""
@@ -405,11 +393,6 @@ class Service:
         if member is None:
             raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
         return member
-
-
-def new_job_id() -> str:
-    """A job id that sorts by time of submission."""
-    return sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
 
 
 def _log_syncs(parts: Parts) -> Metric:

@@ -177,6 +177,9 @@ class JobFilter(Question):
     node: Name | None = None
     since_ms: int | None = Field(default=None, ge=0, lt=1 << 53)
     tenant: Name | None = None
+    until_ms: int | None = Field(default=None, ge=0, lt=1 << 53)
+    profile: Name | None = None
+    folder: PathText | None = None
     limit: int = Field(default=PAGE_DEFAULT, ge=1, le=PAGE_MAX)
     cursor: str | None = Field(default=None, min_length=1, max_length=128)
 
@@ -201,6 +204,8 @@ class NodeInfo(Answer):
     encoders: list[str] = Field(default_factory=list[str])
     slots: int = 0
     slots_busy: int = 0
+    closed: str = ""
+    """Why it takes no new work now."""
     cpus: int = 0
     platform: str = ""
     version: str = ""
@@ -307,6 +312,8 @@ class SubmitRequest(Question):
     tenant: str = Field(default="", max_length=NAME_CHARS_MAX)
     split: bool = True
     dry_run: bool = False
+    once: bool = False
+    """Films whose content was converted with this profile already, or waits to be, are left out."""
 
 
 class Restored(Answer):
@@ -323,6 +330,9 @@ class Submitted(Answer):
     id: str | None
     source: str
     output: str
+    source_bytes: int = 0
+    expected_bytes: int | None = None
+    """What the result is likely to have, by earlier results of this profile; None: there are none."""
 
 
 class PathFault(Fault):

@@ -11,6 +11,7 @@ import uvicorn
 
 from mesh.errors import ConfigurationError, InUseError, NotAllowedError
 from node.gateway.app import Faces
+from node.gateway.connection import Connection
 from node.gateway.service import NodeService
 
 CONNECTIONS_MAX = 256
@@ -105,6 +106,7 @@ class Gateway:
             server_header=False,
             lifespan="off",
             ws="none",
+            http=Connection,
             limit_concurrency=CONNECTIONS_MAX,
             timeout_graceful_shutdown=_STOP_S,
         )

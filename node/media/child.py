@@ -12,13 +12,37 @@ from node.media.progress import FFmpegProgress
 from node.media.stderr_log import StderrSummary
 
 Reason = Literal[
-    "exited", "signal", "cancelled", "time", "stalled", "output", "stdout", "stderr", "start"
+    "exited",
+    "signal",
+    "cancelled",
+    "time",
+    "stalled",
+    "output",
+    "disk",
+    "stdout",
+    "stderr",
+    "start",
 ]
 """Why the child is over: by itself, by a foreign signal, or stopped by us for one of our limits; `start`: it never ran."""
 
 SECOND_MS = 1_000
 MINUTE_MS = 60 * SECOND_MS
 GIB = 1 << 30
+DISK_RESERVE_BYTES = 256 << 20
+"""What a child leaves free: the node's log and ledger stop the node when they cannot be written."""
+DISK_RESERVE_PART = 8
+"""And never more than an eighth of a small disk."""
+STDOUT_BYTES_PER_S = 64 << 10
+"""A hundred times what FFmpeg's progress takes."""
+
+
+class SupportsPath(Protocol):
+    """A `pathlib.Path` as seen from pure code."""
+
+    def __fspath__(self) -> str: ...
+
+
+AnyPath = str | SupportsPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +51,14 @@ class Limits:
 
     `stall_ms` counts from the last growth of frames, time or size that FFmpeg reported.
     `memory_bytes` bounds private writable memory (RLIMIT_DATA, Linux only), `output_bytes` each
-    file written (RLIMIT_FSIZE) and what FFmpeg reports as its total size.
+    file written (RLIMIT_FSIZE) and what FFmpeg reports as its total size.  `writes` names a file that it
+    writes: the child is ended before it fills the disk of its folder (DISK_RESERVE_BYTES).
     """
 
     time_ms: int | None
     stall_ms: int | None = None
     output_bytes: int | None = None
+    writes: AnyPath | None = None
     memory_bytes: int | None = 16 * GIB
     stdout_bytes: int = 1 << 20
     stderr_bytes: int = 64 << 20
@@ -76,15 +102,6 @@ class ChildRunner(Protocol):
     ) -> RunResult:
         """Runs to the end.  With `on_progress`, stdout is read as FFmpeg's `-progress` blocks, else collected."""
         ...
-
-
-class SupportsPath(Protocol):
-    """A `pathlib.Path` as seen from pure code."""
-
-    def __fspath__(self) -> str: ...
-
-
-AnyPath = str | SupportsPath
 
 
 def text_of(path: AnyPath) -> str:

@@ -74,6 +74,8 @@ def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str
         ffmpeg, *GLOBAL, *_opened(threads), "-i", "file:" + text_of(path),
         # In units of a guessed rate, frames of a varying one would fall on the same time.
         "-map", "0:v:0", "-map", "0:a?", "-fps_mode", "passthrough", "-enc_time_base:v", "1:1000000",
+        # Copied sound may overlap itself by a tick, of which the muxer that writes nothing complains.
+        "-filter:a", "asetpts=N/SR/TB",
         "-f", "null", "-",
     )  # fmt: skip
 

@@ -81,6 +81,7 @@ class Media:
         ffmpeg: FFmpegBinary,
         encoders: frozenset[str],
         python: str,
+        stall_ms: int = STALL_MS,
         devices: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         """`devices` are those of each encoder that needs one named; they take turns."""
@@ -88,6 +89,7 @@ class Media:
         self.ffmpeg = ffmpeg
         self.encoders = encoders
         self.python = python
+        self.stall_ms = stall_ms
         self._turns = {name: cycle(places) for name, places in (devices or {}).items()}
 
     def device_for(self, encoder: str) -> str:
@@ -158,24 +160,31 @@ class Media:
         on_progress: OnProgress,
         on_verify: OnProgress | None = None,
         threads: int = 0,
+        sliced: bool = False,
     ) -> Converted:
         """Runs the command that makes `output`, and proves that it is what was planned.
 
         Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
         """
-        report = await self.run_judged(command, plan, on_progress)
+        report = await self.run_judged(command, output, plan, on_progress, sliced=sliced)
         return await self.prove(output, plan, report, on_verify or _ignore, threads)
 
     async def run_judged(
-        self, command: Sequence[str], plan: EncodePlan, on_progress: OnProgress
+        self,
+        command: Sequence[str],
+        output: AnyPath,
+        plan: EncodePlan,
+        on_progress: OnProgress,
+        *,
+        sliced: bool = False,
     ) -> RunReport:
         """Runs the command; the first half of a proof.  Raises `ConversionError`."""
-        limits = encode_limits(plan)
+        limits = self.encode_limits(plan, output)
         if plan.smaller:  # what follows would be thrown away
             limits = replace(limits, output_bytes=plan.source_bytes)
         run = await self.runner.run(command, limits=limits, on_progress=on_progress)
         report = self.report(plan, run)
-        verdict = judge_run(run, plan)
+        verdict = judge_run(run, plan, sliced=sliced)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
         return report
@@ -191,7 +200,7 @@ class Media:
         """The second half: all of the result is decoded and compared with the plan."""
         decode = await self.runner.run(
             decode_command(self.ffmpeg.path, output, threads=threads),
-            limits=decode_limits(plan),
+            limits=self.decode_limits(plan),
             on_progress=on_verify,
         )
         report = _verified(report, decode)
@@ -213,7 +222,7 @@ class Media:
                 decode_parts_command(
                     self.ffmpeg.path, output, begin_us=begin_us, length_us=SEAM_US
                 ),
-                limits=decode_limits(plan),
+                limits=self.decode_limits(plan),
                 on_progress=_ignore,
             )
             report = _verified(report, decode)
@@ -252,6 +261,24 @@ class Media:
             return _unreadable(error)
         return judge_packets(delivered, plan, claimed)
 
+    def encode_limits(self, plan: EncodePlan, output: AnyPath) -> Limits:
+        """Bounds of one conversion, from the film's length and size."""
+        return Limits(
+            time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
+            stall_ms=self.stall_ms,
+            output_bytes=OUTPUT_BASE_BYTES + plan.source_bytes * OUTPUT_PER_SOURCE,
+            writes=output,
+        )
+
+    def decode_limits(self, plan: EncodePlan) -> Limits:
+        """Bounds of decoding the result: it writes nothing."""
+        return Limits(
+            time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
+            stall_ms=self.stall_ms,
+            output_bytes=0,
+            memory_bytes=DECODE_MEMORY_BYTES,
+        )
+
     def report(self, plan: EncodePlan, run: RunResult) -> RunReport:
         """What is kept of a run."""
         return RunReport(
@@ -264,25 +291,6 @@ class Media:
             frames=0 if run.progress is None else run.progress.frame,
             notes=plan.notes,
         )
-
-
-def encode_limits(plan: EncodePlan) -> Limits:
-    """Bounds of one conversion, from the film's length and size."""
-    return Limits(
-        time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
-        stall_ms=STALL_MS,
-        output_bytes=OUTPUT_BASE_BYTES + plan.source_bytes * OUTPUT_PER_SOURCE,
-    )
-
-
-def decode_limits(plan: EncodePlan) -> Limits:
-    """Bounds of decoding the result: it writes nothing."""
-    return Limits(
-        time_ms=TIME_BASE_MS + plan.source_ms * TIME_PER_FILM_MS,
-        stall_ms=STALL_MS,
-        output_bytes=0,
-        memory_bytes=DECODE_MEMORY_BYTES,
-    )
 
 
 def _verified(report: RunReport, decode: RunResult) -> RunReport:

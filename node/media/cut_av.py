@@ -27,13 +27,19 @@ from node.media.probe_av import WARNING_LEVEL, FaultError, check_file, main_stre
 from node.media.retime import dts_of
 
 MICRO = 1_000_000
+LOOK_S = 5
+"""Between keyframes that are decoded to see whether the picture still has its size: some 10 ms of work each."""
+CHANGES = "its picture changes its size or format on the way"
+Shape = tuple[int, int, str]
 SEEK_EARLIER = (0, 10)
 """Seconds before the wanted packet at which demuxers are asked to begin; then from the start."""
 
 
-def read_index(path: str) -> PacketIndex:
-    """All packets of the main picture, in decode order."""
+def read_index(path: str) -> tuple[PacketIndex, str]:
+    """All packets of the main picture, in decode order, and why they are no use for a split ("" if they are)."""
     check_file(path)
+    shapes: set[Shape] = set()
+    looked = 0.0
     with open_film(path) as film:
         stream = moving(film)
         base = stream.time_base
@@ -48,7 +54,22 @@ def read_index(path: str) -> PacketIndex:
                 key=packet.is_keyframe,
                 discard=packet.is_discard,
             )
-    return index
+            at = float((packet.pts or 0) * base)
+            if packet.is_keyframe and (not shapes or abs(at - looked) >= LOOK_S):
+                shapes |= shapes_of(stream, packet)
+                looked = at
+    return index, CHANGES if len(shapes) > 1 else ""
+
+
+def shapes_of(stream: VideoStream, packet: "Packet[Any]") -> set[Shape]:
+    """Size and format of a keyframe; nothing where it cannot be decoded alone."""
+    context = stream.codec_context
+    try:
+        frames = [*context.decode(packet), *context.decode(None)]
+    except FFmpegError:
+        frames = []
+    context.flush_buffers()
+    return {(frame.width, frame.height, frame.format.name) for frame in frames}
 
 
 def moving(film: InputContainer) -> VideoStream:
@@ -166,9 +187,9 @@ def run(words: list[str]) -> dict[str, Any]:
     """Does what the words say; what it prints."""
     match words:
         case ["index", film, target]:
-            index = read_index(film)
+            index, fault = read_index(film)
             Path(target).write_bytes(index.to_bytes())
-            return table_of(index).model_dump()
+            return {"fault": fault} if fault else table_of(index).model_dump()
         case ["slice", film, index_file, target, *numbers]:
             index = index_from_bytes(Path(index_file).read_bytes())
             return {"bytes": write_slice(film, index, target, Part(*map(int, numbers)))}

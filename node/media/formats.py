@@ -2,6 +2,8 @@
 
 from typing import Final
 
+BEGUN: Final = "the beginning of the film is decoded"
+"""What the reading child writes among the decoder's complaints: those before it may be of lost references."""
 STREAMS_MAX: Final = 64
 """More than any film has; the description of each is about 1 KiB."""
 FORMATS: Final = (

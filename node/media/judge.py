@@ -34,7 +34,7 @@ from node.media.errors import (
 )
 from node.media.plan import EncodePlan, PlannedStream
 from node.media.probe import Probe, StreamInfo
-from node.media.stderr_log import Complaint
+from node.media.stderr_log import Complaint, plain
 
 DURATION_PERMILLE: Final = 1
 """A thousandth, or one frame, whichever is more."""
@@ -102,13 +102,16 @@ def facts_of(result: Probe) -> ResultFacts:
     )
 
 
-def judge_run(run: RunResult, plan: EncodePlan) -> Verdict:
-    """How FFmpeg ended: the first half of the judgement, before the result is looked at."""
-    verdict = judge_end(run, plan)
+def judge_run(run: RunResult, plan: EncodePlan, *, sliced: bool = False) -> Verdict:
+    """How FFmpeg ended: the first half of the judgement, before the result is looked at.
+
+    `sliced`: what is read begins before the first frame that is wanted, with references cut off.
+    """
+    verdict = judge_end(run, plan, sliced=sliced)
     return _judge_progress(run, plan) if verdict.ok else verdict
 
 
-def judge_end(run: RunResult, plan: EncodePlan) -> Verdict:
+def judge_end(run: RunResult, plan: EncodePlan, *, sliced: bool = False) -> Verdict:
     """How FFmpeg ended and what it said, whatever it counted."""
     said = run.stderr
     if not run.ok:
@@ -117,11 +120,13 @@ def judge_end(run: RunResult, plan: EncodePlan) -> Verdict:
             what = f"the result grew beyond the film's {plan.source_bytes} bytes and was given up"
             return _no(NotSmallerError, what, _KEEPS)
         return _why_not(run)
-    cut, damaged = said.said("cut"), said.said("damaged")
+    cut, damaged = said.said("cut"), said.said("damaged") or said.source_error or None
+    if not sliced:
+        damaged = damaged or said.reference_error or None
     if cut is not None:
-        return _no(DamagedSourceError, cut, _MEND)
+        return _no(DamagedSourceError, f"the source is cut off: {plain(cut)}", _MEND)
     if damaged is not None and not plan.source_undecodable:
-        return _no(DamagedSourceError, damaged, _MEND)
+        return _no(DamagedSourceError, f"the source is damaged: {plain(damaged)}", _MEND)
     return Verdict(ok=True)
 
 
@@ -131,7 +136,7 @@ def _why_not(run: RunResult) -> Verdict:
     for complaint, error, todo in _SURROUNDINGS:
         line = said.said(complaint)
         if line is not None:
-            return _no(error, line, todo)
+            return _no(error, plain(line), todo)
     stopped = _STOPPED.get(run.reason)
     if stopped is not None:
         return _no(*stopped)
@@ -145,8 +150,8 @@ def _why_not(run: RunResult) -> Verdict:
     for complaint, error, todo in _CAUSES:
         line = said.said(complaint)
         if line is not None:
-            return _no(error, line, todo)
-    what = said.first_error or said.tail.strip().rpartition("\n")[2]
+            return _no(error, plain(line), todo)
+    what = plain(said.first_error or said.tail.strip().rpartition("\n")[2])
     return _no(EncodeFailedError, f"FFmpeg ended with code {run.exit_code}: {what}", _SEE_LOG)
 
 
@@ -183,7 +188,7 @@ def judge_decode_end(run: RunResult) -> Verdict:
         what = stopped[1] if stopped else f"decoding it ended with code {run.exit_code}"
         return _no(DecodeFailedError, f"the result cannot be decoded: {what}", "retry the job")
     if run.stderr.errors:
-        what = f"the result has {run.stderr.errors} faults: {run.stderr.first_error}"
+        what = f"the result has {run.stderr.errors} faults: {plain(run.stderr.first_error)}"
         return _no(DecodeFailedError, what, "retry the job")
     return Verdict(ok=True)
 
@@ -341,6 +346,11 @@ _STOPPED: Final[dict[str, tuple[type[MediaError], str, str]]] = {
         OutputLimitError,
         "the result grew beyond its limit",
         "choose a profile with less quality",
+    ),
+    "disk": (
+        WorkDiskFullError,
+        "the disk on which the node works is nearly full",
+        "free space in the node's data directory",
     ),
     "stdout": (OutputLimitError, "FFmpeg wrote without end", "see the end of its log"),
     "stderr": (OutputLimitError, "FFmpeg complained without end", "see the end of its log"),

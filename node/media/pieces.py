@@ -17,7 +17,7 @@ from node.media.command import (
     encoded_sound,
     sound_command,
 )
-from node.media.convert import ConversionError, Converted, Media, RunReport, encode_limits
+from node.media.convert import ConversionError, Converted, Media, RunReport
 from node.media.encoders import needs
 from node.media.errors import (
     ERRORS,
@@ -123,7 +123,8 @@ class Pieces:
         chunk = split.chunks[number]
         words = ("slice", text_of(source), text_of(index_file), text_of(target))
         part = (chunk.first, chunk.stop, chunk.base, split.depth)
-        await self._said("cut_av", (*words, *map(str, part)), chunk.bytes + SLICE_SLACK_BYTES)
+        size = chunk.bytes + SLICE_SLACK_BYTES
+        await self._said("cut_av", (*words, *map(str, part)), size, writes=target)
 
     async def encode_chunk(
         self,
@@ -146,7 +147,13 @@ class Pieces:
         plan = chunk_plan(film.plan, film.split, film.split.chunks[number], film.probe)
         command = command_line(plan, media.ffmpeg.path, piece, output, threads=threads, exact=True)
         return await media.make(
-            command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
+            command,
+            output,
+            plan,
+            on_progress=on_progress,
+            on_verify=on_verify,
+            threads=threads,
+            sliced=True,
         )
 
     async def check_chunk(
@@ -168,7 +175,8 @@ class Pieces:
             return None
         zero_us = film.split.zero_us
         command = sound_command(plan, media.ffmpeg.path, source, output, zero_us=zero_us)
-        run = await media.runner.run(command, limits=encode_limits(plan), on_progress=on_progress)
+        limits = media.encode_limits(plan, output)
+        run = await media.runner.run(command, limits=limits, on_progress=on_progress)
         report = media.report(plan, run)
         verdict = judge_end(run, plan)
         if not verdict.ok:
@@ -190,9 +198,10 @@ class Pieces:
         """
         plan, media = film.plan, self._media
         words = ("join", text_of(parts.index), text_of(parts.picture), *map(text_of, parts.chunks))
-        joined = await self._said("join_av", words, encode_limits(plan).output_bytes)
+        size = media.encode_limits(plan, output).output_bytes
+        joined = await self._said("join_av", words, size, writes=parts.picture)
         command = assembly_command(plan, film.split, parts, ffmpeg=media.ffmpeg.path, output=output)
-        report = await media.run_judged(command, plan, on_progress)
+        report = await media.run_judged(command, output, plan, on_progress)
         found = await self._said("join_av", ("times", text_of(parts.index), text_of(output)), 0)
         fault = _time_fault(found, plan)
         if fault is not None:
@@ -205,17 +214,23 @@ class Pieces:
         return await media.looked_at(made, parts.source, output, plan, film.profile)
 
     async def _said(
-        self, module: str, words: Sequence[str], output_bytes: int | None
+        self,
+        module: str,
+        words: Sequence[str],
+        output_bytes: int | None,
+        *,
+        writes: AnyPath | None = None,
     ) -> dict[str, Any]:
         """What a child says; its faults are raised."""
         limits = Limits(
             time_ms=COPY_TIME_BASE_MS + (output_bytes or 0) // COPY_BYTES_PER_MS,
             memory_bytes=CHILD_MEMORY_BYTES,
             output_bytes=output_bytes,
+            writes=writes,
         )
         run = await self._child(module, words, limits)
         if not run.ok:
-            if run.stderr.said("disk_full"):
+            if run.reason == "disk" or run.stderr.said("disk_full"):
                 raise WorkDiskFullError(_last(run), "free space in the node's data directory")
             raise EncodeFailedError(f"{module} failed: {_last(run)}", "retry the job")
         said = _SAID.validate_json(run.stdout)

@@ -19,6 +19,7 @@ from node.media.errors import (
     UnsupportedSourceError,
 )
 from node.media.formats import STREAMS_MAX
+from node.media.stderr_log import plain
 
 StreamKind = Literal["video", "audio", "subtitle", "data", "attachment"]
 Ratio = tuple[int, int]
@@ -175,8 +176,16 @@ def probe_from_json(text: str) -> Probe:
     return _PROBE.validate_json(text)
 
 
-def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = None) -> Probe:
+def judge_probe(
+    raw: RawProbe,
+    *,
+    cut: str | None = None,
+    damaged: str | None = None,
+    later: str | None = None,
+) -> Probe:
     """The probe of a sound film.  `cut`, `damaged`: lines of the reader's stderr that tell of it.
+
+    A recording that begins between two keyframes lacks references there: only `later` complaints count.
 
     Raises the `SourceError` that says what is wrong with it.
     """
@@ -184,16 +193,17 @@ def judge_probe(raw: RawProbe, *, cut: str | None = None, damaged: str | None = 
         error = ERRORS.get(raw.fault, NotAVideoError)
         raise error(raw.what, _TODO.get(error.code, "check the file"))
     if raw.main < 0:
-        kinds = ", ".join(sorted({stream.kind for stream in raw.streams})) or "no stream"
+        kinds = ", ".join(sorted({stream.kind for stream in raw.streams}))
         raise NoVideoStreamError(
-            f"no moving picture in it (only {kinds})", _TODO["no_video_stream"]
+            f"no moving picture in it ({f'only {kinds}' if kinds else 'nothing at all'})",
+            _TODO["no_video_stream"],
         )
     video = next(stream for stream in raw.streams if stream.index == raw.main)
     if not video.codec:
         raise UnsupportedSourceError(
             "no decoder for its video", "convert it once with the program that made it"
         )
-    _check_whole(raw, cut, damaged)
+    _check_whole(raw, cut, later if raw.undecodable else damaged)
     if raw.frames < 1 or video.width < 1 or video.height < 1:
         _damaged("no picture of it can be decoded")
     return Probe(
@@ -225,9 +235,9 @@ def _check_whole(raw: RawProbe, cut: str | None, damaged: str | None) -> None:
     if raw.damaged_packets:
         _damaged(f"{raw.damaged_packets} of its packets cannot be decoded")
     if cut is not None:
-        _damaged(cut)
-    if damaged is not None and not raw.undecodable:
-        _damaged(damaged)
+        _damaged(plain(cut))
+    if damaged is not None:
+        _damaged(plain(damaged))
 
 
 def _damaged(what: str) -> NoReturn:
@@ -269,7 +279,12 @@ async def probe_file(runner: ChildRunner, python: str, path: AnyPath, *, size: i
     """
     result = await runner.run(probe_command(python, path), limits=probe_limits(size))
     said = result.stderr
-    return judge_probe(_raw_of(result), cut=said.said("cut"), damaged=said.said("damaged"))
+    return judge_probe(
+        _raw_of(result),
+        cut=said.said("cut"),
+        damaged=said.said("damaged"),
+        later=said.said("later"),
+    )
 
 
 def _raw_of(result: RunResult) -> RawProbe:

@@ -25,7 +25,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from node.media.formats import FORMATS, PROTOCOLS, STREAMS_MAX, is_place
+from node.media.formats import BEGUN, FORMATS, PROTOCOLS, STREAMS_MAX, is_place
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
@@ -242,6 +242,7 @@ def main_facts(
 def decode(path: str, index: int, packets_max: int | None) -> Decoded:
     """Decodes one stream, from its start, at most so many packets, and what they leave in the decoder."""
     seen = Decoded()
+    begun = False
     with open_film(path) as film:
         stream = film.streams[index]
         assert isinstance(stream, VideoStream)
@@ -257,6 +258,10 @@ def decode(path: str, index: int, packets_max: int | None) -> Decoded:
                 if packet.pts is not None and len(seen.early) < EARLY_PACKETS_MAX:
                     seen.early.append(packet.pts)
             take_all(seen, stream, packet)
+            if seen.frames > SAMPLE_PACKETS and packets_max is None and not begun:
+                begun = True
+                sys.stderr.write(f"{BEGUN}\n")
+                sys.stderr.flush()
         take_all(seen, stream, None)
     return seen
 

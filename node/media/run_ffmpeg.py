@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from mesh.clock import monotonic_ms
-from node.media.child import Limits, OnProgress, Reason, RunResult
+from node.media.child import (
+    DISK_RESERVE_BYTES,
+    DISK_RESERVE_PART,
+    STDOUT_BYTES_PER_S,
+    Limits,
+    OnProgress,
+    Reason,
+    RunResult,
+    text_of,
+)
 from node.media.progress import FFmpegProgress, ProgressParser
 from node.media.stderr_log import StderrLog
 
@@ -28,6 +37,8 @@ READ_BYTES: Final = 64 << 10
 WATCH_MS: Final = 250
 SLOW_TAIL_BYTES_PER_MS: Final = 10_000
 """Moving the index to the front rewrites the file without a word: 10 MB/s is waited for on top of the stall limit."""
+SILENT_MS: Final = 60_000
+"""An FFmpeg that told its progress and tells nothing for so long hangs; a slow frame is told of all the same."""
 LAUNCHER: Final = Path(__file__).with_name("launch_posix.py")
 _PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE", "AWS_CA_BUNDLE")
 """Not for children: our secrets, variables that make FFmpeg write elsewhere, and one with which
@@ -37,14 +48,18 @@ litestream 0.5 cannot start (it reads SSL_CERT_FILE)."""
 class _Watch:
     """What both readers and the limits share about one child."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, silent_ms: int = SILENT_MS) -> None:
         self.limits = limits
+        self.silent_ms = silent_ms
         self.started_ms = monotonic_ms()
         self.moved_ms = self.started_ms
+        self.heard_ms = self.started_ms
+        self.still_ms: int | None = None
         self.stderr = StderrLog()
         self.stdout = bytearray()
         self.parser = ProgressParser()
         self.progress: FFmpegProgress | None = None
+        self.heard_bytes = 0
         self.over: Reason | None = None
         self.group_killed = False
         self.stop = asyncio.Event()
@@ -55,6 +70,7 @@ class _Watch:
 
     def note(self, block: FFmpegProgress) -> None:
         before = self.progress
+        self.heard_ms = monotonic_ms()
         if before is None or block.advance != before.advance or block.end:
             self.moved_ms = monotonic_ms()
         self.progress = block
@@ -62,22 +78,68 @@ class _Watch:
         if limit is not None and (block.total_size or 0) > limit:
             self.end("output")
 
+    def hear(self, count: int) -> None:
+        """Bytes of progress; a program that prints without end is told by their rate."""
+        self.heard_bytes += count
+        seconds = (monotonic_ms() - self.started_ms) // 1000
+        if self.heard_bytes > self.limits.stdout_bytes + seconds * STDOUT_BYTES_PER_S:
+            self.end("stdout")
+
+    def suspended(self, *, still: bool) -> None:
+        """It stands still from now on, or goes on: what was lost counts for no limit."""
+        now_ms = monotonic_ms()
+        if still:
+            self.still_ms = self.still_ms or now_ms
+        elif self.still_ms is not None:
+            lost_ms, self.still_ms = now_ms - self.still_ms, None
+            self.started_ms += lost_ms
+            self.moved_ms += lost_ms
+            self.heard_ms += lost_ms
+
     def check(self) -> None:
+        if self.still_ms is not None:
+            return
         now_ms = monotonic_ms()
         limits = self.limits
+        if limits.writes is not None and _is_nearly_full(Path(text_of(limits.writes)).parent):
+            self.end("disk")
         if limits.time_ms is not None and now_ms - self.started_ms > limits.time_ms:
             self.end("time")
         if limits.stall_ms is not None:
             size = 0 if self.progress is None else self.progress.total_size or 0
-            if now_ms - self.moved_ms > limits.stall_ms + size // SLOW_TAIL_BYTES_PER_MS:
+            slow_tail_ms = size // SLOW_TAIL_BYTES_PER_MS
+            if now_ms - self.moved_ms > limits.stall_ms + slow_tail_ms:
+                self.end("stalled")
+            # It spoke twice a second and is silent now: it hangs, or somebody stopped it.
+            if self.progress is not None and now_ms - self.heard_ms > self.silent_ms + slow_tail_ms:
                 self.end("stalled")
 
 
 class FFmpegRunner:
     """The `ChildRunner` of this machine."""
 
-    def __init__(self, *, nice: int = NICE) -> None:
+    def __init__(self, *, nice: int = NICE, silent_ms: int = SILENT_MS) -> None:
         self._nice = nice
+        self._silent_ms = silent_ms
+        self._still = False
+        self._encoding: dict[int, _Watch] = {}
+        """Process groups that report progress, which the owner of the machine may let stand still."""
+
+    def suspend(self, *, still: bool) -> None:
+        """Lets FFmpeg stand still, runs that begin meanwhile too, or go on; its limits of time stand still with it.
+
+        POSIX only: elsewhere nothing is suspended, and a closed node finishes what it has.
+        """
+        self._still = still
+        for group, watch in self._encoding.items():
+            _suspend(group, watch, still=still)
+
+    def use_nice(self, nice: int) -> None:
+        """The priority from now on, of what runs too; who may not raise it keeps what it has."""
+        self._nice = nice
+        for group in self._encoding if sys.platform != "win32" else ():
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PGRP, group, nice)
 
     async def run(
         self,
@@ -87,15 +149,20 @@ class FFmpegRunner:
         on_progress: OnProgress | None = None,
     ) -> RunResult:
         """See `node.media.child.ChildRunner`."""
-        watch = _Watch(limits)
+        watch = _Watch(limits, self._silent_ms)
         try:
             process = await self._start(command, limits)
         except OSError as error:
             watch.stderr.feed(f"[fatal] cannot start {command[0]}: {error.strerror}".encode())
             return _result(command, watch, "start", None)
+        if on_progress is not None:
+            self._encoding[process.pid] = watch
+            if self._still:
+                _suspend(process.pid, watch, still=True)
         try:
             await self._attend(process, watch, on_progress)
         finally:
+            self._encoding.pop(process.pid, None)
             await _gone(process, watch)
         reason: Reason = watch.over or ("exited" if (process.returncode or 0) >= 0 else "signal")
         return _result(command, watch, reason, process.returncode)
@@ -262,6 +329,7 @@ async def _read_stdout(
             else:
                 watch.stdout += data
             continue
+        watch.hear(len(data))
         for block in watch.parser.feed(data):
             watch.note(block)
             on_progress(block)
@@ -291,6 +359,22 @@ async def _gone(process: _Child, watch: _Watch) -> None:
         process.close()
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _is_nearly_full(folder: Path) -> bool:
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return False  # the child will say what is wrong with it
+    return disk.free < min(DISK_RESERVE_BYTES, disk.total // DISK_RESERVE_PART)
+
+
+def _suspend(group: int, watch: _Watch, *, still: bool) -> None:
+    if sys.platform == "win32" or watch.group_killed:
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGSTOP if still else signal.SIGCONT)
+        watch.suspended(still=still)
 
 
 def _kill_group(pid: int, watch: _Watch) -> None:

@@ -23,7 +23,7 @@ from node.backup.destination import Destination, parse_destination
 from node.consensus.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
 from node.settings.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
 from node.settings.config_text import ConfigFault, ConfigFaultsError, Place, nearest, parse_toml
-from node.settings.sections import HistoryConfig, Section
+from node.settings.sections import HistoryConfig, ScheduleConfig, Section, WorkConfig
 
 ENVIRONMENT = {
     "DARKSTREAM_HOME": "home",
@@ -201,6 +201,9 @@ class TransferConfig(Section):
     cache_days: int = Field(default=7, ge=1, le=3_650)
     """And for how long after their last use."""
 
+    compress: bool = True
+    """Bytes that shrink travel compressed (zstd): ledgers and raw pictures do, films do not and are left alone."""
+
     @property
     def cache(self) -> dict[str, int]:
         """The bounds of the cache as `Films` wants them."""
@@ -279,6 +282,8 @@ class Config(Section):
     backup: BackupConfig = Field(default_factory=BackupConfig)
     transfer: TransferConfig = Field(default_factory=TransferConfig)
     history: HistoryConfig = Field(default_factory=HistoryConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    work: WorkConfig = Field(default_factory=WorkConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -372,6 +377,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "backup": BackupConfig,
     "transfer": TransferConfig,
     "history": HistoryConfig,
+    "schedule": ScheduleConfig,
+    "work": WorkConfig,
 }
 _HINTS = {
     "string_type": "write it as a text in quotes",

@@ -1,6 +1,10 @@
-"""Sections of the configuration about work: how long its history is kept."""
+"""Sections of the configuration about work: when and how a node works, and how long history is kept."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from node.work.hours import RANGES_MAX, parse_hours
 
 
 class Section(BaseModel):
@@ -16,3 +20,32 @@ class HistoryConfig(Section):
     """After so many days a job that is over is forgotten; 0: never."""
     keep_jobs: int = Field(default=500_000, ge=0, le=100_000_000)
     """Of more jobs that are over, the oldest are forgotten; 0: any number is kept."""
+
+
+def _hours(texts: tuple[str, ...]) -> tuple[str, ...]:
+    parse_hours(texts)
+    return texts
+
+
+def _as_tuple(value: Any) -> Any:  # noqa: ANN401 - a value of the file, judged by the field's own type
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ScheduleConfig(Section):
+    """When a node works; outside it finishes what runs and takes nothing new."""
+
+    hours: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_hours)] = Field(
+        default=(), max_length=RANGES_MAX
+    )
+    """`["mon-fri 22:00-06:00", "sat,sun 00:00-24:00"]`, in the machine's own time; none: always."""
+
+
+class WorkConfig(Section):
+    """How much of its machine a node takes; `mesh-cli nodes limit` changes it while it runs."""
+
+    nice: int = Field(default=10, ge=0, le=19)
+    """FFmpeg's priority: 19 takes only what nobody else wants."""
+    threads: int = Field(default=0, ge=0, le=1_024)
+    """Threads of one FFmpeg; 0: as many as it likes."""
+    busy_percent: int = Field(default=0, ge=0, le=100)
+    """While others use more of all processors, FFmpeg stands still and nothing new is taken; 0: never (Linux)."""

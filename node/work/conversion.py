@@ -43,7 +43,7 @@ class MediaConverter:
         self,
         media: Callable[[], Awaitable[Media]],
         parts: Callable[[Order, Path], Awaitable[Parts]],
-        threads: int = 0,
+        threads: Callable[[], int] = lambda: 0,
     ) -> None:
         """`parts` gives the owner's worker what a film is assembled of."""
         self._media = media
@@ -88,7 +88,7 @@ class MediaConverter:
                     number_of(order.task.id),
                     on_progress=watch.encoding,
                     on_verify=watch.verifying,
-                    threads=self._threads,
+                    threads=self._threads(),
                 )
             case "assemble":
                 return await Pieces(media).assemble(
@@ -117,7 +117,7 @@ class MediaConverter:
                     profile,
                     on_progress=watch.encoding,
                     on_verify=watch.verifying,
-                    threads=self._threads,
+                    threads=self._threads(),
                     without=failed,
                 )
             except ConversionError as error:

@@ -54,7 +54,10 @@ T = TypeVar("T")
 
 THREADS: Final = 8
 """Transfers and digests at once: two a slot of a large machine."""
-SWEEP_MS: Final = 10_000
+SWEEP_MS: Final = 500
+"""With the second in which the worker looks at the ledger at least: a cancelled job leaves no file after two."""
+TIDY_MS: Final = 10_000
+"""Old connections, and films in the cache that are older or more than they may be."""
 LEFTOVERS_MS: Final = 7 * 24 * 3_600_000
 """Partial files that nobody has written for a week belong to no job that still runs."""
 CACHE_BYTES: Final = 32 << 30
@@ -100,6 +103,19 @@ class Allowed:
                 "start the node with --allow DIR for its folder",
             )
         return root, path
+
+    def folder(self, text: str) -> Path:
+        """An allowed folder that is there, links resolved.  Raises `PathError`."""
+        try:
+            path = Path(os.path.realpath(text, strict=True))
+        except (ValueError, OSError):
+            raise PathError(f"{_shown(text)} is no folder here", "name one that exists") from None
+        if self._root(path) is None or not path.is_dir():
+            raise PathError(
+                f"{_shown(text)} is no folder that this node may read",
+                "start the node with --allow DIR for it",
+            )
+        return path
 
     def split(self, text: str) -> tuple[Path, str]:
         """An output's allowed folder and the name below it.  Raises `PathError`."""
@@ -161,7 +177,7 @@ class Films:
             bring=self._bring,
         )
         self._publishing = Publishing(allowed=allowed, records=trash)
-        self._swept_ms = -SWEEP_MS
+        self._swept_ms = self._tidied_ms = -TIDY_MS
         for made in (self._results, self._incoming):
             made.mkdir(parents=True, exist_ok=True)
             remove_old_partials(made, clock.wall_ms() - LEFTOVERS_MS)
@@ -296,14 +312,16 @@ class Films:
         return await self._run(work)
 
     async def sweep(self, replica: Replica) -> None:
-        """Deletes results and staging whose jobs need them no more; looks every ten seconds."""
+        """Deletes results, staging and pieces whose jobs need them no more; looks twice a second at most."""
         now_ms = clock.monotonic_ms()
         if now_ms - self._swept_ms < SWEEP_MS:
             return
         self._swept_ms = now_ms
-        self._client.tidy()
         try:
-            await self._run(lambda _: self._cache.sweep(clock.wall_ms()))
+            if now_ms - self._tidied_ms >= TIDY_MS:
+                self._tidied_ms = now_ms
+                self._client.tidy()
+                await self._run(lambda _: self._cache.sweep(clock.wall_ms()))
             await replica.read(self._sweep)
         except OSError as error:
             _log.warning("results could not be swept", reason=str(error))
@@ -381,6 +399,16 @@ class Films:
         probe = await (await self._media()).probe(path, size=manifest.size)
         plan = plan_of(job, probe, manifest.digest)
         return await self.pieces.plan(job, path, probe, plan, whole_plan(job, probe))
+
+    async def digest_of(self, source: str) -> str:
+        """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""
+        root, path = self._allowed.source(source)
+        manifest = await self._run(
+            lambda should_stop: make_manifest(
+                path, should_stop=should_stop, tables=self._tables, below=root
+            )
+        )
+        return manifest.digest
 
     async def take(self, job: Job, attempt: Attempt, on_bytes: ReportBytes) -> None:
         """Brings the result into staging and judges it; a part of a film to the other parts."""

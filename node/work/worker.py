@@ -37,7 +37,7 @@ from node.work.leases import WORK, Fence, LeaseTiming, WorkerHeartbeat
 from node.work.progress import Pace, Progress, ProgressBoard
 
 HEARTBEAT: Final = "worker.heartbeat"
-RECONCILE_S: Final = 2.0
+RECONCILE_S: Final = 1.0
 """The ledger is looked at again at least this often, also when nothing was applied."""
 BACKOFF_FIRST_MS: Final = 2_000
 BACKOFF_MAX_MS: Final = 60_000
@@ -144,8 +144,9 @@ class Worker:
         folder: Path,
         timing: LeaseTiming,
         fit: Callable[[], bool] = lambda: True,
+        closed: Callable[[], str] = lambda: "",
     ) -> None:
-        """`fit` says whether this node may take work at all: its replica may be wrong."""
+        """`fit`: whether this node may take work at all, its replica may be wrong; `closed`: why its owner takes none."""
         self._own = own
         self._name = name
         self._driver = driver
@@ -163,6 +164,7 @@ class Worker:
         self._interrupted: set[str] = set()
         self._over: set[str] = set()
         self._fit = fit
+        self._owner_closed = closed
         self._draining = False
 
     @property
@@ -175,7 +177,9 @@ class Worker:
         """Why it takes no new work; empty while it does."""
         if self._draining:
             return "stops and takes nothing new"
-        return "" if self._fit() else "has a damaged replica that is being rebuilt"
+        return (
+            self._owner_closed() if self._fit() else "has a damaged replica that is being rebuilt"
+        )
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -202,13 +206,25 @@ class Worker:
         # By the ledger: what was granted meanwhile was never begun.
         orders = await self._replica.read(self._orders)
         left = tuple(o.attempt.id for o in orders if o.attempt.id not in self._over)
-        if left:
-            batch = left[:LEASES_PER_COMMAND_MAX]
-            release = ReleaseLeases(node=self._own, attempts=batch, what="the node stops")
-            try:
-                await self._proposer.propose(release, cause="shutdown", timeout_s=2.0)
-            except DarkStreamError as error:
-                _log.info("leases could not be given back, they will expire", reason=error.what)
+        await self._release(left, "the node stops")
+
+    async def give_back(self, what: str) -> None:
+        """Stops what runs and gives its leases back; the node itself goes on."""
+        running = self.running
+        for attempt in running:
+            self._over.add(attempt)
+            self._stop(attempt)
+        await self._release(running, what)
+
+    async def _release(self, attempts: Sequence[str], what: str) -> None:
+        if not attempts:
+            return
+        batch = tuple(attempts[:LEASES_PER_COMMAND_MAX])
+        release = ReleaseLeases(node=self._own, attempts=batch, what=what)
+        try:
+            await self._proposer.propose(release, cause="shutdown", timeout_s=2.0)
+        except DarkStreamError as error:
+            _log.info("leases could not be given back, they will expire", reason=error.what)
 
     async def _heartbeats(self) -> None:
         while True:
@@ -240,6 +256,11 @@ class Worker:
                 if attempt not in wanted:
                     _log.info("lease is gone, stopping", attempt=attempt)
                     self._stop(attempt)
+            if not self.accepting and not self._draining:
+                # Granted before the coordinator heard that this node is closed.
+                begun = self._over | set(self._runs)
+                unbegun = [o.attempt.id for o in orders if o.attempt.id not in begun]
+                await self._release(unbegun, f"the node {self.closed}")
             for order in orders:
                 attempt = order.attempt.id
                 # This read may be older than the end of a run; a draining node begins nothing.

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import zmq
 
-from mesh import bulk_client_zmq, clock, download
+from mesh import bulk_client_zmq, bulk_lane_zmq, clock, download
 from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.bulk_lane_zmq import REST_MS
 from mesh.bulk_server_zmq import ZmqBulkServer
@@ -30,60 +29,21 @@ from mesh.errors import (
     UnreachableError,
     UsageError,
 )
-from mesh.ids import NodeId
 from mesh.limits import LinkRates, Rates
 from mesh.listener_zmq import Listener, Sender
-from mesh.transfer import BULK, ChunkAnswer, ChunkRequest, Manifest, ManifestAnswer, Source
-from mesh.transfer_files import FileSource, PartialFile, make_manifest
+from mesh.transfer import BULK, ChunkAnswer, ChunkRequest, Manifest, ManifestAnswer
+from mesh.transfer_files import FileSource, PartialFile
 from mesh.transport import (
     BULK_HEADER_BYTES_MAX,
     CHUNK_BYTES,
     WINDOW_BYTES_MAX,
     KeyPair,
-    Traffic,
 )
+from tests.film_owner import Owner
 from tests.meshwork import key_pair, node_of, wait_until
 from tests.strangers import GARBAGE, LOOPBACK, client, poke, taken_port
 
 SIZE = 24 * CHUNK_BYTES + 12_345
-
-
-@dataclass
-class Owner:
-    """A node that serves one film under the handle `film`."""
-
-    film: Path
-    keys: KeyPair = field(default_factory=key_pair)
-    member: KeyPair = field(default_factory=key_pair)
-    asked: list[tuple[NodeId, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tables = self.film.with_name("tables")
-        self.manifest = make_manifest(self.film, tables=self.tables)
-        self.server = ZmqBulkServer(self.keys, self.source_for, host=LOOPBACK)
-        self.server.set_trust({self.member.public: node_of(self.member)})
-
-    def source_for(self, node: NodeId, handle: str) -> Source:
-        self.asked.append((node, handle))
-        if handle != "film":
-            raise NotAllowedError("this handle is not yours", "ask for another")
-        return FileSource(self.film, self.manifest, self.tables / self.manifest.digest)
-
-    def fetch(self, to: Path, fetcher: ZmqBulkClient, **more: object) -> Manifest:
-        arguments: dict[str, object] = {
-            "peer": node_of(self.keys),
-            "public_key": self.keys.public,
-            "hosts": [LOOPBACK],
-            "port": self.server.port,
-            "handle": "film",
-            "target": PartialFile(to),
-            **more,
-        }
-        return fetcher.fetch(**arguments)  # type: ignore[arg-type]  # keywords by name, each typed where it is given
-
-    @property
-    def sent(self) -> Traffic:
-        return self.server.counters().peers.get(node_of(self.member), Traffic())
 
 
 @pytest.fixture
@@ -425,7 +385,10 @@ def test_names_are_resolved_and_addresses_that_nobody_answers_are_passed(
     assert (tmp_path / "out").stat().st_size == SIZE
 
 
-def test_a_revoked_peer_gets_nothing_more(owner: Owner, tmp_path: Path) -> None:
+def test_a_revoked_peer_gets_nothing_more(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_lane_zmq, "GIVE_UP_MS", 2_000)  # of dialling, instead of half a minute
     innocent = key_pair()
     both = {owner.member.public: node_of(owner.member), innocent.public: node_of(innocent)}
     owner.server.set_trust(both)

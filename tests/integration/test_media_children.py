@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from mesh.clock import monotonic_ms
+from node.media import run_ffmpeg
 from node.media.child import Limits, OnProgress, RunResult
 from node.media.progress import FFmpegProgress
 from node.media.run_ffmpeg import FFmpegRunner
@@ -135,6 +136,24 @@ def test_a_child_cannot_write_or_take_more_than_its_limits(tmp_path: Path) -> No
         assert "MemoryError" in ended.stderr.tail
 
 
+def test_progress_without_end_is_ended() -> None:
+    ended = run(
+        ["/bin/sh", "-c", "yes frame=1"], Limits(time_ms=20_000), on_progress=lambda _: None
+    )
+    assert ended.reason == "stdout"
+
+
+def test_a_child_is_ended_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all of it must be free, every disk is nearly full."""
+    monkeypatch.setattr(run_ffmpeg, "DISK_RESERVE_BYTES", 1 << 62)
+    limits = Limits(time_ms=20_000, writes=tmp_path / "out")
+    assert run(["/bin/sh", "-c", "exit 0"], replace(limits, writes=None)).ok
+    monkeypatch.setattr(run_ffmpeg, "DISK_RESERVE_PART", 1)
+    assert run(["/bin/sh", "-c", "sleep 60"], limits).reason == "disk"
+
+
 def test_no_progress_is_a_stall() -> None:
     script = "while :; do printf 'frame=1\\nout_time_us=5\\nprogress=continue\\n'; sleep 0.05; done"
     seen: list[FFmpegProgress] = []
@@ -143,6 +162,55 @@ def test_no_progress_is_a_stall() -> None:
     )
     assert (ended.reason, ended.progress) == ("stalled", FFmpegProgress(frame=1, out_time_us=5))
     assert len(seen) > 2
+
+
+TALKS = 'while :; do i=$((i+1)); printf "frame=$i\\nprogress=continue\\n"; sleep 0.05; done'
+
+
+def test_a_child_that_is_stopped_from_outside_is_noticed_by_its_silence() -> None:
+    """As a hung FFmpeg: its frames grew, and nothing is heard any more; no child is left."""
+    groups: list[int] = []
+
+    def stop(block: FFmpegProgress) -> None:
+        if block.frame == 3:
+            groups.extend(child.pid for child in psutil.Process().children())
+            os.kill(groups[0], signal.SIGSTOP)
+
+    limits = Limits(time_ms=60_000, stall_ms=60_000)
+    begun_ms = monotonic_ms()
+    work = FFmpegRunner(silent_ms=700).run(
+        ["/bin/sh", "-c", TALKS], limits=limits, on_progress=stop
+    )
+    ended = asyncio.run(work)
+    assert ended.reason == "stalled"
+    assert 700 <= monotonic_ms() - begun_ms < 10_000
+    assert until(lambda: not alive(groups[0]))
+
+
+def test_what_its_owner_suspends_goes_on_later_and_loses_no_time() -> None:
+    async def main() -> tuple[RunResult, list[int]]:
+        runner = FFmpegRunner(silent_ms=400)
+        seen: list[int] = []
+        script = TALKS.replace("while :", "while [ ${i:-0} -lt 40 ]")
+        limits = Limits(time_ms=6_000, stall_ms=400)
+        run = runner.run(
+            ["/bin/sh", "-c", script], limits=limits, on_progress=lambda b: seen.append(b.frame)
+        )
+        work = asyncio.ensure_future(run)
+        await asyncio.wait((work,), timeout=0.5)
+        assert seen
+        runner.suspend(still=True)
+        await asyncio.wait((work,), timeout=0.2)
+        before = len(seen)
+        await asyncio.wait((work,), timeout=1.2)
+        assert len(seen) == before, "it stands still"
+        assert not work.done(), "and no limit ends it"
+        runner.suspend(still=False)
+        return await work, seen
+
+    ended, seen = asyncio.run(main())
+    assert ended.reason == "exited"
+    assert seen[-1] == 40
 
 
 def test_progress_keeps_a_slow_child_alive() -> None:

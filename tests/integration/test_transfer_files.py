@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from mesh.transfer_files import (
     require_space,
 )
 from mesh.transport import CHUNK_BYTES
+from tests.small_disk import mounted
 
 DATA = b"".join(bytes([n]) * CHUNK_BYTES for n in range(3)) + b"tail"
 
@@ -260,20 +260,9 @@ def test_space_is_checked(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Two and a half mebibytes of tmpfs."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2560k", "darkstream-test", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small disk: {made.stderr.decode(errors='replace').strip()}")
-    try:
+    """Two and a half mebibytes."""
+    with mounted(tmp_path / "disk", 2_560) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_noticed_before_a_byte_travels(film: Path, small_disk: Path) -> None:

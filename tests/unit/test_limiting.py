@@ -10,7 +10,7 @@ from mesh.ids import NodeId
 from mesh.limits import RATE_BYTES_S_MAX, LinkRates, Rates, parse_rate, rate_text
 from node.requests import Requests
 from node.work.limiting import LIMITS, METHOD, Held, Limiting, NodeLimits, SetLimits
-from node.work.limits_files import LimitsFile
+from node.work.limits_files import KeptFile
 
 CONFIGURED = Rates(up=5, down=7)
 
@@ -20,7 +20,7 @@ class Stand:
         self.rates: list[LinkRates] = []
         self.slots: list[int | None] = []
         self.limiting = Limiting(
-            store=LimitsFile(file),
+            store=KeptFile(file, LIMITS, NodeLimits),
             configured=CONFIGURED,
             use_rates=self.rates.append,
             use_slots=self.slots.append,
@@ -82,7 +82,7 @@ def test_values_that_make_no_sense_change_nothing(file: Path, wrong: SetLimits) 
 @pytest.mark.parametrize("content", [b"", b"\xc1", LIMITS.encode(SetLimits(up=1))])
 def test_a_damaged_file_is_no_limit(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    assert LimitsFile(file).load() == NodeLimits()
+    assert KeptFile(file, LIMITS, NodeLimits).load() == NodeLimits()
 
 
 def test_others_are_heard_and_nonsense_is_refused(file: Path) -> None:

@@ -126,6 +126,27 @@ def test_a_source_that_was_known_to_begin_badly_may_complain_but_not_end_early()
     assert judge_run(run(stderr="File ended prematurely"), known).code == "damaged_source"
 
 
+@pytest.mark.parametrize(
+    ("line", "whole", "sliced"),
+    [
+        ("[mpeg2video @ 0x1] [error] ac-tex damaged at 3 4", False, False),
+        ("[h264 @ 0x1] [error] co located POCs unavailable", False, True),
+        ("[h264 @ 0x1] [error] mmco: unref short failure", True, True),
+        ("[vost#0:0/libx264 @ 0x1] [error] odd", True, True),
+        ("[mp4 @ 0x1] [error] odd", True, True),
+        ("[mpeg2video @ 0x1] [warning] odd", True, True),
+    ],
+)
+def test_every_error_about_what_is_read_counts(line: str, *, whole: bool, sliced: bool) -> None:
+    assert judge_run(run(stderr=line), plan()).ok == whole
+    assert judge_run(run(stderr=line), plan(), sliced=True).ok == sliced
+
+
+def test_a_disk_that_fills_is_the_nodes_fault() -> None:
+    verdict = judge_run(run(code=None, signal=9, reason="disk"), plan())
+    assert (verdict.code, verdict.failure) == ("work_disk_full", "encoder")
+
+
 def test_decoding_the_result() -> None:
     assert judge_decode(run(stderr="[warning] harmless"), plan()).ok
     for ended, code in (

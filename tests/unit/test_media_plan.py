@@ -347,6 +347,8 @@ def test_the_readers_complaints_count() -> None:
     assert judge_probe(raw(undecodable=3), damaged="error while decoding MB").undecodable == 3
     with pytest.raises(DamagedSourceError):
         judge_probe(raw(undecodable=3), cut="File ended prematurely")
+    with pytest.raises(DamagedSourceError, match=r"off: h264: error while"):
+        judge_probe(raw(undecodable=3), later="[h264 @ 0x1] error while decoding MB")
 
 
 def test_films_without_a_picture() -> None:

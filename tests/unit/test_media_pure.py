@@ -10,10 +10,11 @@ from mesh.errors import UsageError
 from node.media.encoders import FORMS, device_words, encoder_options, needs
 from node.media.errors import ERRORS, MediaError
 from node.media.ffmpeg_binary import parse_encoders, parse_version
+from node.media.formats import BEGUN
 from node.media.hardware import Device
 from node.media.profiles import BUILT_IN, VideoPolicy, built_in, output_name, profile_from_json
 from node.media.progress import LINE_BYTES_MAX, FFmpegProgress, ProgressParser
-from node.media.stderr_log import Complaint, StderrLog
+from node.media.stderr_log import Complaint, StderrLog, plain
 
 BLOCK = (
     b"frame=132\nfps=26.40\nstream_0_0_q=28.0\nbitrate=2094.7kbits/s\ntotal_size=1390864\n"
@@ -100,6 +101,30 @@ def test_what_ffmpeg_complains_of_is_classed_even_when_it_is_cut_in_pieces(
     for byte in line.encode():
         log.feed(bytes([byte]))
     assert log.summary().said(complaint) == line
+
+
+def test_complaints_before_and_behind_the_beginning_of_a_film() -> None:
+    log = StderrLog()
+    log.feed(
+        b"error while decoding MB 1\n"
+        + BEGUN.encode()
+        + b"\nconcealing 2\nerror while decoding MB 3\n"
+    )
+    assert log.summary().said("damaged") == "error while decoding MB 1"
+    assert log.summary().said("later") == "concealing 2"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("[aist#0:1/aac @ 0x5] [dec:aac @ 0x6] [error] Bad", "stream 1 (aac): Bad"),
+        ("[mov,mp4 @ 0x5] [error] Bad [here]", "mov,mp4: Bad [here]"),
+        ("[fatal] Bad", "Bad"),
+        ("Bad", "Bad"),
+    ],
+)
+def test_lines_for_people(line: str, shown: str) -> None:
+    assert plain(line) == shown
 
 
 def test_a_complaint_in_an_endless_line_is_found_once_and_bounded() -> None:

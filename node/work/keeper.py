@@ -1,0 +1,116 @@
+"""Keeps to what the owner of this machine allows: pauses FFmpeg, closes the node, ends a drain in time."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import structlog
+
+from mesh import clock
+from node.signals import Signal
+from node.work.hours import DAY_MINUTES
+from node.work.rules import Steps, WorkRules, closed_because, is_suspended
+
+LOOK_S: Final = 2.0
+"""Hours turn by the minute and use by the second; a person's word wakes it at once."""
+
+_log = structlog.get_logger("worker")
+
+
+class Children(Protocol):
+    """The programs that work for others: FFmpeg's runs."""
+
+    def suspend(self, *, still: bool) -> None:
+        """Lets those that encode stand still, new ones too, or go on."""
+        ...
+
+    def use_nice(self, nice: int) -> None:
+        """Their priority from now on, of those that run too where the system lets it."""
+        ...
+
+
+class Draining(Protocol):
+    """What works, and can give back what it has."""
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Attempts that run now."""
+        ...
+
+    async def give_back(self, what: str) -> None:
+        """Stops what runs and gives its leases back."""
+        ...
+
+
+class Keeper:
+    """Looks every two seconds, and at once when the rules change."""
+
+    def __init__(self, *, children: Children, used_percent: Callable[[], float | None]) -> None:
+        """`used_percent` is how much of all processors others used since it was asked last."""
+        self._children = children
+        self._used = used_percent
+        self._rules = WorkRules()
+        self._steps = Steps()
+        self._closed = ""
+        self._still = False
+        self._finish_ms: int | None = None
+        self._changed = Signal()
+        self.hand_over: Callable[[], object] = lambda: None
+        """Called when a drain begins: lead and vote go to others."""
+
+    @property
+    def closed(self) -> str:
+        """Why the node takes no new work now; empty while it does."""
+        return self._closed
+
+    @property
+    def threads(self) -> int:
+        """How many threads FFmpeg may use; 0: as it likes."""
+        return self._rules.threads
+
+    def use(self, rules: WorkRules, finish_s: int | None = None) -> None:
+        """These rules from now on; a drain gives back after `finish_s` what still runs, None: never."""
+        if rules.draining and not self._rules.draining:
+            self.hand_over()
+        if rules.draining:
+            if finish_s is not None:
+                self._finish_ms = clock.monotonic_ms() + 1_000 * finish_s
+        else:
+            self._finish_ms = None
+        self._rules = rules
+        self._children.use_nice(rules.nice)
+        self._look()
+        self._changed.set()
+
+    async def run(self, worker: Draining) -> None:
+        """Until cancelled."""
+        while True:
+            seen = self._changed.count
+            if self._rules.busy_percent:
+                used = await asyncio.to_thread(self._used)
+                self._steps.note(used, self._rules.busy_percent, clock.monotonic_ms())
+            else:
+                self._steps.note(None, 0, 0)
+            self._look()
+            if self._finish_ms is not None and clock.monotonic_ms() >= self._finish_ms:
+                self._finish_ms = None
+                await worker.give_back("the node drains, and its time is over")
+            await self._changed.wait(seen, LOOK_S)
+
+    def _look(self) -> None:
+        back = self._steps.back
+        closed = closed_because(self._rules, minute_of_week(clock.wall_ms()), stepped_back=back)
+        if closed != self._closed:
+            _log.info("takes work again" if not closed else f"this node {closed}")
+            self._closed = closed
+        still = is_suspended(self._rules, stepped_back=back)
+        if still != self._still:
+            self._still = still
+            self._children.suspend(still=still)
+
+
+def minute_of_week(wall_ms: int) -> int:
+    """Minutes since Monday 00:00 in this machine's time zone."""
+    now = datetime.fromtimestamp(wall_ms / 1_000, UTC).astimezone()
+    return now.weekday() * DAY_MINUTES + now.hour * 60 + now.minute

@@ -1,0 +1,75 @@
+"""The owner of a machine is its master: pause, drain, hours and priority of a node that works."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Node, cluster, form, wait_for
+from tests.integration.test_orders import encoders_of, film
+
+
+def states_of(pids: list[int]) -> set[str]:
+    """The kernel's letter for each process: T stands still."""
+    found: set[str] = set()
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            continue
+        found.add(text.rpartition(")")[2].split()[0])
+    return found
+
+
+def why(node: Node, job: str) -> str:
+    return str(node.cli("job", "show", job)["why_waiting"])
+
+
+@pytest.mark.slow
+def test_pause_drain_hours_and_priority_from_here_and_through_the_mesh(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["anna", "bert"]) as (anna, bert):
+        form([anna, bert], "--slots", "1")
+        anna.cli("nodes", "limit", "anna", "--slots", "0")
+        long = film(anna, "long.mkv", 60, "1280x720")
+        words = ("submit", str(long), "--no-split", "--profile", "archive")
+        (job,) = anna.cli(*words)["jobs"]
+        wait_for("FFmpeg runs on bert", lambda: encoders_of(bert), 90)
+        # Through the mesh: it stands still where it is, for longer than any stall or lease may take.
+        held = anna.cli("nodes", "pause", "bert")
+        assert (held["paused"], held["running"]) == (True, 1)
+        wait_for("it stands still", lambda: states_of(encoders_of(bert)) == {"T"}, 10)
+        (other,) = anna.cli("submit", str(film(anna, "b.mkv")), "--profile", "web")["jobs"]
+        wait_for("why it waits", lambda: "is paused by a person" in why(anna, other["id"]), 20)
+        assert "has no slots" in why(anna, other["id"])
+        shown = anna.call("nodes").stdout
+        assert "bert is paused by a person" in shown
+        # From the node itself.
+        held = bert.cli("nodes", "resume", "bert")
+        assert held["closed"] == ""
+        wait_for("it goes on", lambda: states_of(encoders_of(bert)) & {"R", "S", "D"}, 10)
+        assert anna.cli("job", "show", job["id"])["state"] == "running"
+        assert len(anna.cli("job", "show", job["id"])["tasks"][0]["attempts"]) == 1
+        anna.cli("nodes", "work", "bert", "--nice", "17", "--threads", "1")
+        wait_for(
+            "it has that priority",
+            lambda: {os.getpriority(os.PRIO_PROCESS, pid) for pid in encoders_of(bert)} == {17},
+            10,
+        )
+        # A drain with a finish time: what still runs is given back and waits, no try is counted.
+        anna.cli("nodes", "drain", "bert", "--within", "1s")
+        wait_for("it is given back", lambda: not encoders_of(bert), 20)
+        wait_for("it waits", lambda: "drains" in why(anna, job["id"]), 20)
+        (attempt,) = anna.cli("job", "show", job["id"])["tasks"][0]["attempts"]
+        assert attempt["state"] == "released"
+        # What was set holds over a restart; hours open and close by themselves.
+        bert.stop()
+        bert.start("--slots", "1").ready()
+        assert bert.cli("nodes", "work", "bert")["draining"] is True
+        never = ("mon 00:00-00:01", "mon 00:02-00:03")
+        bert.cli("nodes", "work", "bert", "--hours", never[0], "--hours", never[1])
+        bert.cli("nodes", "resume", "bert")
+        wait_for("outside its hours", lambda: "outside its hours" in why(anna, job["id"]), 20)
+        anna.cli("cancel", job["id"])
+        bert.cli("nodes", "work", "bert", "--hours", "always")
+        wait_for("b is done", lambda: anna.cli("job", "show", other["id"])["state"] == "done", 90)
+        assert anna.call("nodes", "work", "bert", "--hours", "sometimes").returncode == 2

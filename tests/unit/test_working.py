@@ -1,0 +1,193 @@
+"""The owner of a machine is its master: hours, pauses, drains, and stepping back for other users."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mesh.errors import UsageError
+from node.work.hours import DAY_MINUTES, parse_hours
+from node.work.keeper import Keeper
+from node.work.limits_files import KeptFile
+from node.work.rules import BUSY_AFTER_MS, FREE_AFTER_MS, Steps, WorkRules, closed_because
+from node.work.usage_files import Usage
+from node.work.working import WORKING, ConfiguredWork, KeptWork, SetWork, Working
+from tests.meshwork import eventually
+
+
+def at(day: int, clock: str) -> int:
+    hour, minute = clock.split(":")
+    return day * DAY_MINUTES + int(hour) * 60 + int(minute)
+
+
+@pytest.mark.parametrize(
+    ("text", "open_at", "closed_at"),
+    [
+        ("08:00-18:00", [at(0, "8:00"), at(6, "17:59")], [at(0, "18:00"), at(3, "7:59")]),
+        ("22:00-06:00", [at(0, "23:00"), at(0, "5:59"), at(6, "22:00")], [at(2, "12:00")]),
+        ("sun 22:00-06:00", [at(6, "23:00"), at(0, "5:59")], [at(0, "6:00"), at(5, "23:00")]),
+        ("fri-mon 00:00-24:00", [at(4, "0:00"), at(6, "9:00"), at(0, "23:59")], [at(1, "0:00")]),
+        ("sat,sun 10:00-11:00", [at(5, "10:30"), at(6, "10:00")], [at(4, "10:30")]),
+        ("MON 1:00 - 2:00", [at(0, "1:30")], [at(0, "2:00")]),
+    ],
+)
+def test_hours(text: str, open_at: list[int], closed_at: list[int]) -> None:
+    hours = parse_hours([text])
+    assert all(hours.are_open(minute) for minute in open_at)
+    assert not any(hours.are_open(minute) for minute in closed_at)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "always",
+        "25:00-26:00",
+        "8:00-8:00",
+        "8-18",
+        "foo 8:00-9:00",
+        "mon- 8:00-9:00",
+        "8:60-9:00",
+        "24:01-1:00",
+    ],
+)
+def test_what_are_no_hours_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_hours([text])
+
+
+def test_no_hours_are_always_and_several_add_up() -> None:
+    assert parse_hours([]).are_open(5)
+    hours = parse_hours(["mon 8:00-9:00", "tue 8:00-9:00"])
+    assert hours.opens_in(at(0, "10:00")) == 22 * 60
+    assert hours.opens_in(at(1, "8:30")) == 0
+    assert hours.opens_in(at(6, "8:00")) == 24 * 60
+
+
+def test_why_a_node_is_closed() -> None:
+    hours = parse_hours(["mon 8:00-9:00"])
+    assert closed_because(WorkRules(), 0, stepped_back=False) == ""
+    assert "paused" in closed_because(WorkRules(paused=True), 0, stepped_back=False)
+    assert "drains" in closed_because(WorkRules(draining=True), 0, stepped_back=False)
+    assert "begin in 1 h 30 min" in closed_because(
+        WorkRules(hours=hours), at(0, "6:30"), stepped_back=False
+    )
+    assert "used by others" in closed_because(WorkRules(), 0, stepped_back=True)
+
+
+def test_work_steps_back_after_some_use_and_returns_after_some_rest() -> None:
+    steps = Steps()
+    for now_ms in range(0, BUSY_AFTER_MS, 1_000):
+        steps.note(90, 50, now_ms)
+        assert not steps.back
+    steps.note(10, 50, BUSY_AFTER_MS)  # a moment of rest: it was nothing
+    steps.note(90, 50, BUSY_AFTER_MS + 1)
+    assert not steps.back
+    steps.note(90, 50, 2 * BUSY_AFTER_MS + 1)
+    assert steps.back
+    steps.note(45, 50, 99_000)  # below the limit, and not by enough
+    steps.note(45, 50, 99_000 + FREE_AFTER_MS)
+    assert steps.back
+    steps.note(30, 50, 200_000)
+    steps.note(30, 50, 200_000 + FREE_AFTER_MS)
+    assert not steps.back
+    steps.back = True
+    steps.note(None, 50, 0)
+    assert not steps.back, "what cannot be known stops nothing"
+
+
+def test_use_by_others_is_what_does_not_step_behind(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 50 10 800 0 0 0 0 0 0\ncpu0 1 2 3\n")
+    usage = Usage(stat)
+    assert usage.percent() is None
+    stat.write_text("cpu  150 100 10 900 0 0 0 0 0 0\n")
+    assert usage.percent() == 25.0
+    stat.write_text("nonsense")
+    assert usage.percent() is None
+    assert Usage(tmp_path / "none").percent() is None
+
+
+class Children:
+    def __init__(self) -> None:
+        self.still = False
+        self.nice = 0
+
+    def suspend(self, *, still: bool) -> None:
+        self.still = still
+
+    def use_nice(self, nice: int) -> None:
+        self.nice = nice
+
+
+class Busy:
+    def __init__(self) -> None:
+        self.running = ("a",)
+        self.told: list[str] = []
+
+    async def give_back(self, what: str) -> None:
+        self.told.append(what)
+
+
+def test_the_keeper_pauses_and_ends_a_drain_in_time() -> None:
+    async def body() -> None:
+        children, busy, handed = Children(), Busy(), []
+        keeper = Keeper(children=children, used_percent=lambda: None)
+        keeper.hand_over = lambda: handed.append(1)
+        task = asyncio.ensure_future(keeper.run(busy))
+        keeper.use(WorkRules(paused=True, nice=15))
+        assert children.still
+        assert children.nice == 15
+        assert "paused" in keeper.closed
+        keeper.use(WorkRules())
+        assert not children.still
+        assert keeper.closed == ""
+        keeper.use(WorkRules(draining=True))
+        assert not children.still, "what runs goes on"
+        assert handed == [1]
+        keeper.use(WorkRules(draining=True), finish_s=0)
+        await eventually(lambda: busy.told)
+        assert handed == [1]
+        task.cancel()
+
+    asyncio.run(body())
+
+
+def working(folder: Path, keeper: Keeper) -> Working:
+    store = KeptFile(folder / "work", WORKING, KeptWork)
+    configured = ConfiguredWork(hours=("8:00-9:00",), nice=5)
+    return Working(store=store, configured=configured, keeper=keeper, running=lambda: 3)
+
+
+def test_what_a_person_sets_holds_over_a_restart_until_it_is_taken_back(tmp_path: Path) -> None:
+    keeper = Keeper(children=Children(), used_percent=lambda: None)
+    held = working(tmp_path, keeper).held()
+    assert (held.hours, held.nice, held.paused, held.running) == (("8:00-9:00",), 5, False, 3)
+    held = working(tmp_path, keeper).change(
+        SetWork(paused=True, hours=("always",), nice=19, threads=2)
+    )
+    assert (held.hours, held.nice, held.threads) == ((), 19, 2)
+    assert "paused" in held.closed
+    held = working(tmp_path, keeper).held()
+    assert (held.paused, held.hours, held.nice, held.threads) == (True, (), 19, 2)
+    back = SetWork(paused=False, hours=("default",), nice=-1, threads=-1)
+    held = working(tmp_path, keeper).change(back)
+    assert (held.paused, held.hours, held.nice, held.threads) == (False, ("8:00-9:00",), 5, 0)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        SetWork(nice=20),
+        SetWork(threads=-2),
+        SetWork(busy_percent=101),
+        SetWork(hours=("x",)),
+        SetWork(finish_s=-1),
+    ],
+)
+def test_what_makes_no_sense_changes_nothing(tmp_path: Path, wanted: SetWork) -> None:
+    stand = working(tmp_path, Keeper(children=Children(), used_percent=lambda: None))
+    before = stand.held()
+    with pytest.raises(UsageError):
+        stand.change(wanted)
+    assert stand.held() == before
