@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that say what the code says: errors, configuration, commands, views, profiles.
+"""Writes the pages of docs/ that say what the code says: errors, configuration, commands, views, profiles, the API.
 
 `make docs` runs it; with `--check` it writes nothing and ends with 1 when a page is stale.
 """
@@ -7,15 +7,19 @@ import argparse
 import ast
 import importlib
 import inspect
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from node.gateway.service import NodeService
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mesh", "ledger", "node")
@@ -378,12 +382,22 @@ def profiles_page() -> str:
     )
 
 
+def openapi_document() -> str:
+    """What the HTTP API is, for programs; the version is the path's, so that a release changes nothing."""
+    from node.gateway.app import Faces  # noqa: PLC0415 - see errors_page
+
+    # The routes are described without a node behind them: none is called.
+    faces = Faces(cast("NodeService", None), "", "v1")
+    return json.dumps(faces.api.openapi(), indent=1, ensure_ascii=True) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors_page,
     "configuration.md": configuration_page,
     "cli.md": cli_page,
     "views.md": views_page,
     "profiles.md": profiles_page,
+    "openapi.json": openapi_document,
 }
 
 

@@ -185,7 +185,7 @@ def forget_jobs(change: Change, command: ForgetJobs) -> None:
         if not job.is_final:
             continue
         if job.state == "done" and job.source_digest:
-            made = f"{job.source_digest}/{job.definition}"
+            made = f"{job.source_bytes}/{job.source_digest}/{job.definition}"
             change.rows.put(Converted(id=made, output=job.output, at_ms=job.finished_at_ms))
         for task in change.rows.where(Task, job=job.id):
             change.rows.delete(Task, task.id)

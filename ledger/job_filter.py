@@ -12,6 +12,9 @@ def job_filters(
     first_seq: int | None,
     tenant: str | None,
     before_seq: int | None,
+    until_ms: int | None = None,
+    profile: str | None = None,
+    folder: str | None = None,
 ) -> list[tuple[str, list[SqlValue]]]:
     """The ends of queries (LIMIT comes last) with their values: the list is the union of what they give.
 
@@ -33,6 +36,12 @@ def job_filters(
         add("seq >= ?", first_seq)
     if tenant is not None:
         add("tenant = ?", tenant)
+    if until_ms is not None:
+        add("+created_at_ms < ?", until_ms)
+    if profile is not None:
+        add("profile = ?", profile)
+    if folder is not None:
+        add(*below(folder))
     if before_seq is not None:
         add("seq < ?", before_seq)
     if node is None:
@@ -53,3 +62,10 @@ def job_filters(
 
 def _where(conditions: list[str]) -> str:
     return f"WHERE {' AND '.join(conditions)} " if conditions else ""
+
+
+def below(folder: str) -> tuple[str, str, int, str, str]:
+    """The condition that a source is this file or lies below this folder, with its values."""
+    bare = folder.rstrip("/\\")
+    condition = "(source = ? OR substr(source, 1, ?) IN (? || '/', ? || '\\'))"
+    return condition, folder, len(bare) + 1, bare, bare

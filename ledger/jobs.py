@@ -388,7 +388,7 @@ class Sweep(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted(Row):
-    """What a job that was forgotten had made: `id` is the source's digest, a slash, and the profile's definition."""
+    """What a job that was forgotten had made: `id` is the source's size, its digest and the profile's definition, with slashes between."""
 
     id: str
     output: str

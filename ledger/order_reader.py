@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from ledger.job_filter import below
 from ledger.jobs import (
     JOB_TRANSITIONS,
     OPEN_JOB_STATES,
@@ -72,7 +73,18 @@ class OrderReader(RowReader):
         """One of them."""
         return self._one(Profile, "WHERE name = ?", (name,)) if self.schema() >= 3 else None
 
-    def converted(self, digest: str, profile_json: str) -> Job | Converted | None:
+    def may_know(self, size: int) -> bool:
+        """Whether a film or a result of this size is known: whether its content is worth reading."""
+        return self.schema() >= 3 and bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM job WHERE source_bytes = ?1 AND source_digest <> '')"
+                " OR EXISTS (SELECT 1 FROM attempt WHERE result_bytes = ?1 AND state = 'accepted')"
+                " OR EXISTS (SELECT 1 FROM converted WHERE id >= ?1 || '/' AND id < ?1 || '0')",
+                (size,),
+            )
+        )
+
+    def converted(self, size: int, digest: str, profile_json: str) -> Job | Converted | None:
         """What made, or will make, the result of this content with this profile; a failed job counts too.
 
         The newest job, cancelled ones left out; else what is kept of a job that was forgotten.
@@ -82,11 +94,11 @@ class OrderReader(RowReader):
             return None
         job = self._one(
             Job,
-            "WHERE source_digest = ? AND source_digest <> '' AND definition = ?"
+            "WHERE source_bytes = ? AND source_digest = ? AND source_digest <> '' AND definition = ?"
             " AND state <> 'cancelled' ORDER BY seq DESC",
-            (digest, definition),
+            (size, digest, definition),
         )
-        return job or self._one(Converted, "WHERE id = ?", (f"{digest}/{definition}",))
+        return job or self._one(Converted, "WHERE id = ?", (f"{size}/{digest}/{definition}",))
 
     def result_share(self, profile: str) -> float | None:
         """Bytes of a profile's latest results by those of their sources; None: there are none."""
@@ -99,13 +111,13 @@ class OrderReader(RowReader):
         )
         return None if found is None else float(found)
 
-    def is_result(self, digest: str) -> bool:
+    def is_result(self, size: int, digest: str) -> bool:
         """Whether this is the content of a result of ours."""
         return self.schema() >= 3 and bool(
             self._value(
-                "SELECT EXISTS (SELECT 1 FROM attempt WHERE result_digest = ?"
+                "SELECT EXISTS (SELECT 1 FROM attempt WHERE result_bytes = ? AND result_digest = ?"
                 " AND state = 'accepted')",
-                (digest,),
+                (size, digest),
             )
         )
 
@@ -137,14 +149,7 @@ def _conditions(sweep: Sweep) -> tuple[Sequence[str], Sequence[SqlValue]]:
         found.extend(value)
 
     if sweep.folder:
-        below = sweep.folder.rstrip("/\\")
-        add(
-            "(source = ? OR substr(source, 1, ?) IN (? || '/', ? || '\\'))",
-            sweep.folder,
-            len(below) + 1,
-            below,
-            below,
-        )
+        add(*below(sweep.folder))
     if sweep.node:
         add("(owner = ? OR id IN (SELECT job FROM attempt WHERE node = ?))", sweep.node, sweep.node)
     if sweep.profile:

@@ -14,6 +14,7 @@ import apsw
 
 from ledger.change import EVENTS_PER_COMMAND_BITS, first_event
 from ledger.commands import ENVELOPES, Outcome
+from ledger.history_reader import HistoryReader
 from ledger.job_filter import job_filters
 from ledger.jobs import (
     OPEN_JOB_STATES,
@@ -64,7 +65,7 @@ class AppliedState:
     checksum: bytes
 
 
-class Reader(WorkReader, OrderReader):
+class Reader(WorkReader, OrderReader, HistoryReader):
     """Rows of the ledger, as of the moment of each call."""
 
     # --- the mesh -------------------------------------------------------------------------------
@@ -147,6 +148,9 @@ class Reader(WorkReader, OrderReader):
         tenant: str | None = None,
         limit: int = 100,
         before_seq: int | None = None,
+        until_ms: int | None = None,
+        profile: str | None = None,
+        folder: str | None = None,
     ) -> tuple[Job, ...]:
         """Jobs, newest first; `node` owns or worked on them, `before_seq` continues a page."""
         filters = job_filters(
@@ -156,6 +160,9 @@ class Reader(WorkReader, OrderReader):
             first_seq=None if since_ms is None else self._first_created_since(since_ms),
             tenant=tenant,
             before_seq=before_seq,
+            until_ms=until_ms,
+            profile=profile,
+            folder=folder,
         )
         found = {j.seq: j for rest, v in filters for j in self._rows(Job, rest, (*v, limit))}
         return tuple(found[seq] for seq in sorted(found, reverse=True)[:limit])
@@ -200,16 +207,17 @@ class Reader(WorkReader, OrderReader):
         found = [j for state in states for j in self._rows(Job, rest, (owner, state, limit))]
         return self._with_profiles(sorted(found, key=lambda job: job.seq)[:limit])
 
-    def jobs_to_plan(self, owner: str, limit: int) -> tuple[Job, ...]:
-        """An owner's jobs that wait for a plan, as `jobs_of_owner`: begun ones, then by priority and age."""
+    def jobs_to_plan(self, owner: str, limit: int, *, oldest: bool = False) -> tuple[Job, ...]:
+        """An owner's jobs that wait for a plan, as `jobs_of_owner`: begun ones, then by priority and age.
+
+        `oldest`: it is the turn of the oldest one, whatever its priority.
+        """
         begun = self.jobs_of_owner(owner, ("planning",), limit)
-        rest = self._rows(
-            Job,
-            "WHERE owner = ? AND state = 'queued' AND planned = 0"
-            " ORDER BY priority DESC, seq LIMIT ?",
-            (owner, limit - len(begun)),
-        )
-        return begun + self._with_profiles(rest)
+        waiting = "WHERE owner = ? AND state = 'queued' AND planned = 0 ORDER BY"
+        first = self._rows(Job, f"{waiting} seq LIMIT 1", (owner,)) if oldest else ()
+        rest = self._rows(Job, f"{waiting} priority DESC, seq LIMIT ?", (owner, limit - len(begun)))
+        found = {job.id: job for job in (*first, *rest)}
+        return begun + self._with_profiles(tuple(found.values())[: limit - len(begun)])
 
     def jobs_without_owner(self, limit: int) -> tuple[Job, ...]:
         """Jobs that nobody can go on with: their owner was revoked or removed."""

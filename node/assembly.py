@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from random import SystemRandom
@@ -58,7 +59,7 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
 from node.threads import resolve
-from node.work.assembling import keep, keeping_of, limiting_of, prepared
+from node.work.assembling import keep, keeping_of, limiting_of, prepared, watchable, watcher_of
 from node.work.conversion import MediaConverter
 from node.work.films import Allowed, Contact, Films, default_folders
 from node.work.leases import LeaseTiming
@@ -156,7 +157,9 @@ class Assembly:
 
     def _limits_and_traffic(self) -> tuple[Limiting, Traffic]:
         config, home, machine = self._config, self._home, self._machine
-        self._keeper, self._working = keeping_of(config, home, machine, self._running)
+        self._keeper, self._working = keeping_of(
+            config, home, machine, lambda: len(self._worker.running) if self._worker else 0
+        )
         limiting = limiting_of(config, home, self._use_rates, machine.use_slots)
         traffic = Traffic(
             own=self._identity.node_id,
@@ -309,29 +312,11 @@ class Assembly:
             _log.warning("jobs that only this node knew", jobs=count, file=str(path))
 
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
-        name = self._config.name
         self._films.pieces.serve(member.requests)
-        self._worker = worker = Worker(
-            own=member.own,
-            name=name,
-            driver=member.driver,
-            proposer=member.proposer,
-            requests=member.requests,
-            replica=self._replica,
-            board=member.board,
-            converter=MediaConverter(
-                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
-            ),
-            sources=self._films,
-            results=self._films,
-            folder=self._home / CACHE_FOLDER / "attempts",
-            timing=leases,
-            fit=lambda: not member.quarantine.fault,
-            closed=lambda: self._keeper.closed,
-        )
+        self._worker = worker = self._worker_of(member, leases)
         owner = Owner(
             own=member.own,
-            name=name,
+            name=self._config.name,
             driver=member.driver,
             proposer=member.proposer,
             replica=self._replica,
@@ -348,6 +333,7 @@ class Assembly:
             status=self._service.status,
         )
         self._duties = duties = duties_of(self._config, member)
+        watcher = watcher_of(member, self._films, self._service.submit)
         self._service.begin(
             Parts(
                 driver=member.driver,
@@ -367,6 +353,9 @@ class Assembly:
                 disk_free_bytes=lambda: free_bytes(self._home),
                 standing_of=member.standing_of,
                 digest_of=self._films.digest_of,
+                own=member.own,
+                folder_of=partial(watchable, self._allowed),
+                watched=lambda: watcher.states,
                 restoring=Restoring(
                     member.own, self._replica, member.requests, self._films.restore
                 ),
@@ -377,7 +366,28 @@ class Assembly:
         group.create_task(keeping, name="keeper")
         group.create_task(owner.run(), name="owner")
         group.create_task(feed.run(), name="feed")
+        group.create_task(watcher.run(), name="watcher")
         group.create_task(duties.run(), name="backup")
+
+    def _worker_of(self, member: MemberNode, leases: LeaseTiming) -> Worker:
+        return Worker(
+            own=member.own,
+            name=self._config.name,
+            driver=member.driver,
+            proposer=member.proposer,
+            requests=member.requests,
+            replica=self._replica,
+            board=member.board,
+            converter=MediaConverter(
+                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
+            ),
+            sources=self._films,
+            results=self._films,
+            folder=self._home / CACHE_FOLDER / "attempts",
+            timing=leases,
+            fit=lambda: not member.quarantine.fault,
+            closed=lambda: self._keeper.closed,
+        )
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -458,9 +468,6 @@ class Assembly:
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
         return await prepared(request, self._identity.node_id, self._allowed)
-
-    def _running(self) -> int:
-        return len(self._worker.running) if self._worker is not None else 0
 
     def _use_rates(self, rates: LinkRates) -> None:
         self._bulk.set_rates(rates)

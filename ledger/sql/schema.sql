@@ -108,7 +108,7 @@ CREATE INDEX job_by_creation ON job (created_at_ms) WHERE seq & 1023 = 0;
 -- Two live jobs of an owner must never write one file: looked up at submission.
 CREATE INDEX job_by_output ON job (output);
 -- Films whose content was converted already, and what is old enough to be forgotten.
-CREATE INDEX job_by_digest ON job (source_digest) WHERE source_digest <> '';
+CREATE INDEX job_by_content ON job (source_bytes, source_digest) WHERE source_digest <> '';
 CREATE INDEX job_by_end ON job (finished_at_ms) WHERE finished_at_ms > 0;
 
 -- Units of leasable work.  needs and excluded are JSON lists.
@@ -166,7 +166,9 @@ CREATE INDEX attempt_by_task ON attempt (task, state);
 CREATE INDEX attempt_by_node ON attempt (node, state);
 CREATE INDEX attempt_leased ON attempt (id) WHERE state = 'leased';
 -- Whether a file is one of our own results.
-CREATE INDEX attempt_by_result ON attempt (result_digest) WHERE state = 'accepted';
+CREATE INDEX attempt_by_result ON attempt (result_bytes, result_digest) WHERE state = 'accepted';
+-- Statistics: everything that they read, so that long texts are never walked over.
+CREATE INDEX attempt_counted ON attempt (granted_at_ms, node, state, job, frames, encode_ms, fetch_ms, fetched_bytes, result_bytes);
 
 -- History: every change of state, with the log index that made it; a job's first line is the job itself.
 CREATE TABLE event (

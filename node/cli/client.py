@@ -108,6 +108,10 @@ class Api:
         """The JSON answer of a POST."""
         return self._call("POST", path, body=body)
 
+    def delete(self, path: str) -> Json:
+        """The JSON answer of a DELETE."""
+        return self._call("DELETE", path)
+
     def _call(
         self,
         method: str,

@@ -138,6 +138,9 @@ def status(ctx: click.Context, *, consistent: bool, as_json: bool) -> int:
 @click.option("--status", type=click.Choice(STATES), help="Only jobs in this state.")
 @click.option("--node", help="Only jobs of this node (name or id).")
 @click.option("--since", type=Since(), metavar="T", help="Only jobs since: 2h, 1d or 2026-11-24.")
+@click.option("--until", type=Since(), metavar="T", help="Only jobs before.")
+@click.option("--profile", "-p", help="Only jobs with this profile.")
+@click.option("--folder", metavar="DIR", help="Only jobs whose films lie in this folder or below.")
 @click.option("--tenant", help="Only jobs of this tenant.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @_consistent
@@ -145,14 +148,15 @@ def status(ctx: click.Context, *, consistent: bool, as_json: bool) -> int:
 @click.pass_context
 def jobs(
     ctx: click.Context,
+    /,
     *,
     status: str | None,
     node: str | None,
     since: int | None,
-    tenant: str | None,
     limit: int,
     consistent: bool,
     as_json: bool,
+    **more: str | int | None,
 ) -> int:
     """Jobs, newest first."""
     api = api_of(ctx)
@@ -164,7 +168,10 @@ def jobs(
             status=status,
             node=node,
             since_ms=since,
-            tenant=tenant,
+            until_ms=more["until"],
+            profile=more["profile"],
+            folder=more["folder"],
+            tenant=more["tenant"],
             limit=min(limit - len(found), 1_000),
             cursor=cursor,
             consistent=_asked(consistent=consistent and cursor is None),
@@ -376,7 +383,7 @@ def _faults_told(faults: list[Json]) -> ConfigFaultsError:
 
 cli.add_command(ledger)
 cli.add_command(profiles)
-add_work_commands(cli, nodes)
+add_work_commands(cli, nodes, job)
 
 
 main = main_of(cli)

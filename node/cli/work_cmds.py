@@ -10,7 +10,9 @@ from mesh.errors import UsageError
 from node.cli.client import Api, api_of
 from node.cli.faults import Json, print_json
 from node.cli.faults import safe as safe_text
+from node.cli.history_cmds import job_history, job_logs, stats
 from node.cli.options import STATES, Duration, Since, common_options
+from node.cli.watch_cmds import watch
 
 F = TypeVar("F", bound=Callable[..., Any])
 LOOK_S: Final = 0.2
@@ -271,9 +273,11 @@ def release(ctx: click.Context, *, name: str, as_json: bool) -> int:
     return 0
 
 
-def add_work_commands(cli: click.Group, nodes: click.Group) -> None:
-    """Adds them to `mesh-cli` and to its group of nodes."""
-    for command in (cancel, retry, priority):
+def add_work_commands(cli: click.Group, nodes: click.Group, job: click.Group) -> None:
+    """Adds them to `mesh-cli` and to its groups of nodes and of one job."""
+    for command in (job_history, job_logs):
+        job.add_command(command)
+    for command in (cancel, retry, priority, stats, watch):
         cli.add_command(command)
     for command in (pause, resume, drain, work, release):
         nodes.add_command(command)

@@ -1,7 +1,8 @@
 """The mesh as one node sees it, for its faces: who belongs, who leads, who lives, who asks to join."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -32,6 +33,7 @@ from node.work.restoring import Restoring
 from node.work.standing import Standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
+from node.work.watcher import Watched
 from node.work.worker import Worker
 
 PENDING_TOLD_MAX: Final = 10
@@ -63,6 +65,11 @@ class Parts:
     disk_free_bytes: Callable[[], int]
     standing_of: Callable[[NodeId], Standing]
     digest_of: Callable[[str], Awaitable[str]]
+    own: NodeId
+    folder_of: Callable[[str, str | None], Path]
+    """A folder that may be watched, with an output that may be written."""
+    watched: Callable[[], Mapping[str, Watched]]
+    """How the watched folders of this machine stand, by id."""
     restoring: Restoring
 
 

@@ -159,6 +159,9 @@ class Service:
                 tenant=wanted.tenant,
                 limit=wanted.limit + 1,
                 before_seq=before,
+                until_ms=wanted.until_ms,
+                profile=wanted.profile,
+                folder=wanted.folder,
             )
             page = found[: wanted.limit]
             return JobsPage(

@@ -88,9 +88,9 @@ async def _known(parts: Parts, job: JobSpec, content: str, first: JobSpec) -> st
         return f"{first.source} has the same content"
 
     def asked(reader: Reader) -> str:
-        if reader.is_result(content):
+        if reader.is_result(job.source_bytes, content):
             return "it is a result of a conversion itself"
-        known = reader.converted(content, job.profile_json)
+        known = reader.converted(job.source_bytes, content, job.profile_json)
         if known is None:
             return ""
         if isinstance(known, Job):

@@ -10,19 +10,30 @@ from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import ConflictError, NotFoundError
 from mesh.ids import NodeId, sortable_id
+from node.faces import watching
+from node.faces.feed import names_of
+from node.faces.history import job_history, stats_of
 from node.faces.mesh_view import Parts
 from node.gateway.work_models import (
     Changed,
     ChangeRequest,
+    JobHistory,
     JobsChosen,
     NodeWork,
     OrderInfo,
     Released,
+    Stats,
     Unchanged,
+    Watches,
+    WatchInfo,
+    WatchRequest,
     WorkRequest,
 )
 from node.work.working import METHOD, WORKING, HeldWork, SetWork
 
+STATS_MS: Final = 5_000
+STATS_KEPT: Final = 8
+"""Beginnings that are remembered: a page asks for a few."""
 WORK_S: Final = 10.0
 """For a node to hear how to work and keep it on its disk."""
 _WAS_OVER: Final = frozenset({"failed", "cancelled"})
@@ -34,6 +45,7 @@ class Work:
     def __init__(self, name: str, member: Callable[[], Parts]) -> None:
         self._name = name
         self._member = member
+        self._stats: dict[int, tuple[int, Stats]] = {}
 
     # --- many jobs ------------------------------------------------------------------------------
 
@@ -92,6 +104,46 @@ class Work:
         if found is None:
             raise NotFoundError(f"no order {order}", "the last hundred are kept")
         return _order_info(found)
+
+    # --- what was done --------------------------------------------------------------------------
+
+    async def history(self, job: str) -> JobHistory:
+        """Everything that happened to a job."""
+
+        def read(reader: Reader) -> JobHistory:
+            found = job_named(reader, job)
+            events, attempts = reader.events(found.id), reader.attempts(found.id)
+            return job_history(found, events, attempts, names_of(reader))
+
+        return await self._member().replica.read(read)
+
+    async def stats(self, since_ms: int) -> Stats:
+        """What was done since then; a count over all attempts, so it is not made anew each time."""
+        now_ms = clock.monotonic_ms()
+        known = self._stats.get(since_ms)
+        if known is None or now_ms - known[0] > STATS_MS:
+            parts = self._member()
+            made = await parts.replica.read(
+                lambda reader: stats_of(reader.done(since_ms), since_ms, names_of(reader))
+            )
+            if len(self._stats) >= STATS_KEPT:
+                self._stats.clear()
+            known = self._stats[since_ms] = now_ms, made
+        return known[1]
+
+    # --- watched folders --------------------------------------------------------------------------
+
+    async def add_watch(self, request: WatchRequest) -> WatchInfo:
+        """Watches a folder of this machine."""
+        return await watching.add(self._member(), request)
+
+    async def watches(self) -> Watches:
+        """All watched folders."""
+        return await watching.listed(self._member())
+
+    async def remove_watch(self, watch: str) -> WatchInfo:
+        """Watches no more."""
+        return await watching.remove(self._member(), watch, self._name)
 
     # --- nodes ----------------------------------------------------------------------------------
 

@@ -177,6 +177,9 @@ class JobFilter(Question):
     node: Name | None = None
     since_ms: int | None = Field(default=None, ge=0, lt=1 << 53)
     tenant: Name | None = None
+    until_ms: int | None = Field(default=None, ge=0, lt=1 << 53)
+    profile: Name | None = None
+    folder: PathText | None = None
     limit: int = Field(default=PAGE_DEFAULT, ge=1, le=PAGE_MAX)
     cursor: str | None = Field(default=None, min_length=1, max_length=128)
 

@@ -10,9 +10,19 @@ from pydantic import Field, model_validator
 from ledger.jobs import JobState
 from ledger.orders import ORDERED_PER_COMMAND_MAX
 from mesh.limits import RATE_BYTES_S_MAX
-from node.gateway.models import NAME_CHARS_MAX, PATH_CHARS_MAX, PRIORITY_MAX, Answer, Name, Question
+from node.gateway.models import (
+    NAME_CHARS_MAX,
+    PATH_CHARS_MAX,
+    PRIORITY_MAX,
+    Answer,
+    AttemptInfo,
+    Name,
+    Question,
+    SubmitRequest,
+)
 from node.settings.config import SLOTS_MAX
 from node.work.hours import RANGES_MAX
+from node.work.watch_rules import Filters
 from node.work.working import FINISH_S_MAX, NICE_MAX, THREADS_MAX
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
@@ -140,3 +150,77 @@ class Released(Answer):
 
     id: str
     name: str
+
+
+class WatchRequest(Question):
+    """A folder of the machine of the node that is asked: the one path of `submit`, converted as that says."""
+
+    submit: SubmitRequest
+    filters: Filters = Field(default_factory=Filters)
+
+
+class WatchInfo(Answer):
+    """A watched folder.  `counts` are its files by what became of them, where its own node is asked."""
+
+    id: str
+    node: str
+    folder: str
+    profile: str
+    output: str | None = None
+    filters: Filters = Field(default_factory=Filters)
+    counts: dict[str, int] = Field(default_factory=dict[str, int])
+    """seen (it settles or waits), submitted, known (converted, queued, or a result of ours), refused."""
+    fault: str = ""
+
+
+class Watches(Answer):
+    """All watched folders of the mesh."""
+
+    watches: list[WatchInfo]
+
+
+class HistoryLine(Answer):
+    """One line of a job's history: `kind` is `job.<state>`, `node` a name, `what` more for people."""
+
+    at_ms: int
+    kind: str
+    node: str = ""
+    what: str = ""
+
+
+class JobHistory(Answer):
+    """Everything that happened to a job, and every attempt with its command line and its reason."""
+
+    id: str
+    state: JobState
+    source: str
+    lines: list[HistoryLine]
+    attempts: list[AttemptInfo]
+
+
+class DoneLine(Answer):
+    """Attempts counted under one name: of a node, a profile, or a day (`2026-11-27`, UTC).
+
+    `good` ended with a result, `bad` failed, expired or were refused; durations and bytes are sums.
+    """
+
+    name: str
+    attempts: int
+    good: int
+    bad: int
+    frames: int
+    fps: float
+    """Frames encoded a second, over all."""
+    encode_ms: int
+    fetch_ms: int
+    fetched_bytes: int
+    result_bytes: int
+
+
+class Stats(Answer):
+    """What was done since `since_ms`."""
+
+    since_ms: int
+    nodes: list[DoneLine]
+    profiles: list[DoneLine]
+    days: list[DoneLine]

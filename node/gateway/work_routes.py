@@ -3,15 +3,20 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path
+from fastapi import FastAPI, Path, Query
 
 from node.gateway.models import NAME_CHARS_MAX
 from node.gateway.work_models import (
     Changed,
     ChangeRequest,
+    JobHistory,
     NodeWork,
     OrderInfo,
     Released,
+    Stats,
+    Watches,
+    WatchInfo,
+    WatchRequest,
     WorkRequest,
 )
 from node.gateway.work_service import WorkService
@@ -34,6 +39,31 @@ def add_work_routes(
     async def order(order: _Id) -> OrderInfo:
         """How far an order about many jobs is."""
         return await work().order(order)
+
+    @app.get(f"{api}/jobs/{{job}}/history", responses=errors)
+    async def history(job: _Id) -> JobHistory:
+        """Everything that happened to a job, with all its attempts."""
+        return await work().history(job)
+
+    @app.get(f"{api}/stats", responses=errors)
+    async def stats(since_ms: Annotated[int, Query(ge=0, lt=1 << 53)] = 0) -> Stats:
+        """What was done, by node, profile and day."""
+        return await work().stats(since_ms)
+
+    @app.post(f"{api}/watches", responses=errors)
+    async def add_watch(request: WatchRequest) -> WatchInfo:
+        """Converts what appears in a folder of this node's machine."""
+        return await work().add_watch(request)
+
+    @app.get(f"{api}/watches", responses=errors)
+    async def watches() -> Watches:
+        """All watched folders."""
+        return await work().watches()
+
+    @app.delete(f"{api}/watches/{{watch}}", responses=errors)
+    async def remove_watch(watch: _Id) -> WatchInfo:
+        """Watches a folder no more; its jobs go on."""
+        return await work().remove_watch(watch)
 
     @app.post(f"{api}/nodes/{{name}}/work", responses=errors)
     async def set_work(name: _Name, request: WorkRequest) -> NodeWork:

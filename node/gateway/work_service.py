@@ -5,9 +5,14 @@ from typing import Protocol
 from node.gateway.work_models import (
     Changed,
     ChangeRequest,
+    JobHistory,
     NodeWork,
     OrderInfo,
     Released,
+    Stats,
+    Watches,
+    WatchInfo,
+    WatchRequest,
     WorkRequest,
 )
 
@@ -21,6 +26,26 @@ class WorkService(Protocol):
 
     async def order(self, order: str) -> OrderInfo:
         """How far an order about many jobs is.  Raises `NotFoundError`."""
+        ...
+
+    async def history(self, job: str) -> JobHistory:
+        """Everything that happened to a job.  Raises `NotFoundError`."""
+        ...
+
+    async def stats(self, since_ms: int) -> Stats:
+        """What was done since then, by node, profile and day; up to five seconds old."""
+        ...
+
+    async def add_watch(self, request: WatchRequest) -> WatchInfo:
+        """Watches a folder of this machine.  Raises `PathError`, `ConflictError`, `UsageError`."""
+        ...
+
+    async def watches(self) -> Watches:
+        """All watched folders."""
+        ...
+
+    async def remove_watch(self, watch: str) -> WatchInfo:
+        """Watches no more.  Raises `NotFoundError`."""
         ...
 
     async def set_work(self, name: str, request: WorkRequest) -> NodeWork:

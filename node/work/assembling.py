@@ -2,19 +2,19 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 from mesh import clock
 from mesh.ids import sortable_id
 from mesh.limits import LinkRates
-from node.gateway.models import SubmitRequest
+from node.gateway.models import SubmitRequest, SubmitResult
 from node.machine import Machine
 from node.media.profiles import BUILT_IN
 from node.member import MemberNode
 from node.settings.config import Config
-from node.work.films import Allowed
+from node.work.films import Allowed, Films
 from node.work.keeper import Draining, Keeper
 from node.work.limiting import LIMITS, Limiting, NodeLimits
 from node.work.limits_files import KeptFile
@@ -23,6 +23,9 @@ from node.work.submission import Submission
 from node.work.submission_files import prepare
 from node.work.usage_files import Usage
 from node.work.wanted import profile_of
+from node.work.watch_files import WatchedFolder
+from node.work.watch_rules import WatchSettings
+from node.work.watcher import Watcher
 from node.work.working import WORKING, ConfiguredWork, KeptWork, Working
 
 WORK_FILE: Final = "work"
@@ -62,6 +65,36 @@ async def prepared(request: SubmitRequest, owner: str, allowed: Allowed) -> Subm
         profile_names=tuple({*BUILT_IN, profile.name}),
         new_id=new_job_id,
     )
+
+
+def watcher_of(
+    member: MemberNode,
+    films: Films,
+    submit: Callable[[SubmitRequest], Awaitable[SubmitResult]],
+) -> Watcher:
+    """Who converts what appears in the watched folders of this machine."""
+
+    def opened(folder: Path, settings: WatchSettings) -> WatchedFolder:
+        filters = settings.filters
+        return WatchedFolder(folder, filters.take, filters.min_bytes)
+
+    return Watcher(
+        own=member.own,
+        driver=member.driver,
+        replica=member.replica,
+        open_folder=opened,
+        digest=films.digest_of,
+        submit=submit,
+        profile_json=lambda request: profile_of(request).to_json(),
+    )
+
+
+def watchable(allowed: Allowed, text: str, output: str | None) -> Path:
+    """A folder that may be watched, with an output that may be written.  Raises `PathError`."""
+    folder = allowed.folder(text)
+    if output is not None:
+        allowed.split(str(Path(output) / "film"))
+    return folder
 
 
 async def keep(

@@ -104,6 +104,19 @@ class Allowed:
             )
         return root, path
 
+    def folder(self, text: str) -> Path:
+        """An allowed folder that is there, links resolved.  Raises `PathError`."""
+        try:
+            path = Path(os.path.realpath(text, strict=True))
+        except (ValueError, OSError):
+            raise PathError(f"{_shown(text)} is no folder here", "name one that exists") from None
+        if self._root(path) is None or not path.is_dir():
+            raise PathError(
+                f"{_shown(text)} is no folder that this node may read",
+                "start the node with --allow DIR for it",
+            )
+        return path
+
     def split(self, text: str) -> tuple[Path, str]:
         """An output's allowed folder and the name below it.  Raises `PathError`."""
         path = Path(text)

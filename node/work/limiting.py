@@ -80,7 +80,7 @@ class LimitStore(Protocol):
         """What was kept last."""
         ...
 
-    def save(self, limits: NodeLimits) -> None:
+    def save(self, limits: NodeLimits, /) -> None:
         """Replaces it, durably.  Raises `StorageError`."""
         ...
 

@@ -27,6 +27,7 @@ from ledger.commands import (
 )
 from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
+from ledger.scheduler import OLDEST_EVERY
 from mesh import clock
 from mesh.errors import (
     ConflictError,
@@ -130,6 +131,7 @@ class Owner:
         self._intake = intake
         self._busy: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._unwanted: set[str] = set()
+        self._planned = 0
         self._silent_since_ms: dict[str, int] = {}
         self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
         self._takes = asyncio.Semaphore(TAKES_AT_ONCE)
@@ -165,7 +167,8 @@ class Owner:
         ]
         room = PLANNED_AHEAD_MAX - reader.count_ready_tasks(self._own)
         if room > 0:
-            waiting = reader.jobs_to_plan(self._own, limit=room)
+            turn = self._planned % OLDEST_EVERY == OLDEST_EVERY - 1
+            waiting = reader.jobs_to_plan(self._own, limit=room, oldest=turn)
             steps.extend((job, self._plan) for job in waiting)
         chosen = [
             (job.id, job, step if is_plain_id(job.id) else self._reject) for job, step in steps
@@ -247,7 +250,9 @@ class Owner:
             if not await self._commit(job, StartPlanning(job=job.id)):
                 return
             plan = await self._planner.plan(job)
-            await self._commit(job, _planned(job, plan))
+            self._planned += 1
+        # The next film is read while the mesh hears of this one.
+        await self._commit(job, _planned(job, plan))
 
     async def _take(self, job: Job) -> None:
         attempt = await self._current(job, "finished")

@@ -10,38 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-VIDEO_EXTENSIONS = frozenset(
-    [
-        "3g2",
-        "3gp",
-        "asf",
-        "avi",
-        "divx",
-        "dv",
-        "f4v",
-        "flv",
-        "m2ts",
-        "m2v",
-        "m4v",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "mts",
-        "mxf",
-        "ogm",
-        "ogv",
-        "rm",
-        "rmvb",
-        "ts",
-        "vob",
-        "webm",
-        "wmv",
-        "y4m",
-    ]
-)
-"""What a folder is searched for.  A file that is named itself may have any name: its probe decides."""
+from node.work.extensions import VIDEO_EXTENSIONS
+
 FILES_MAX = 10_000
 """Films of one submission: ten commands of the ledger."""
 ENTRIES_MAX = 1_000_000

@@ -314,11 +314,11 @@ def test_what_was_no_run_of_ffmpeg_is_no_strike() -> None:
 
 def test_what_is_forgotten_leaves_what_was_converted() -> None:
     ledger = at_work("done")
-    found = ledger.reader.converted("d" * 64, "{}")
+    found = ledger.reader.converted(1_000, "d" * 64, "{}")
     assert isinstance(found, Job)
-    assert ledger.reader.is_result("e" * 64)
-    assert not ledger.reader.is_result("f" * 64)
-    assert ledger.reader.converted("d" * 64, '{"other": 1}') is None
+    assert ledger.reader.is_result(77, "e" * 64)
+    assert not ledger.reader.is_result(77, "f" * 64)
+    assert ledger.reader.converted(1_000, "d" * 64, '{"other": 1}') is None
     ledger.submitted("open")
     ledger.must(o.ForgetJobs(jobs=("j", "open", "unknown")))
     assert ledger.reader.job("j") is None
@@ -326,8 +326,12 @@ def test_what_is_forgotten_leaves_what_was_converted() -> None:
     for table in ("task", "attempt"):
         assert ledger.store.connection.execute(f"SELECT count(*) FROM {table}").get == 0
     assert ledger.store.connection.execute("SELECT count(*) FROM event WHERE job = 'j'").get == 0
-    kept = ledger.reader.converted("d" * 64, "{}")
-    assert kept == Converted(id=f"{'d' * 64}/{found.definition}", output=found.output, at_ms=77)
+    assert ledger.reader.may_know(1_000)
+    assert not ledger.reader.may_know(100)
+    kept = ledger.reader.converted(1_000, "d" * 64, "{}")
+    assert kept == Converted(
+        id=f"1000/{'d' * 64}/{found.definition}", output=found.output, at_ms=77
+    )
     sound(ledger)
 
 

@@ -81,6 +81,8 @@ def test_planning_order() -> None:
     reader = ledger.reader
     assert [j.id for j in reader.jobs_to_plan("anna", 9)] == ["older", "urgent", "old"]
     assert [j.id for j in reader.jobs_to_plan("anna", 2)] == ["older", "urgent"]
+    assert [j.id for j in reader.jobs_to_plan("anna", 2, oldest=True)] == ["older", "old"]
+    assert [j.id for j in reader.jobs_to_plan("anna", 9, oldest=True)] == ["older", "old", "urgent"]
     assert [j.id for j in reader.jobs_of_owner("anna", ("queued", "planning"))] == [
         "old",
         "older",

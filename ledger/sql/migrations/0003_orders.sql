@@ -55,9 +55,10 @@ CREATE TABLE converted (
     at_ms INTEGER NOT NULL
 ) STRICT;
 
-CREATE INDEX job_by_digest ON job (source_digest) WHERE source_digest <> '';
+CREATE INDEX job_by_content ON job (source_bytes, source_digest) WHERE source_digest <> '';
 CREATE INDEX job_by_end ON job (finished_at_ms) WHERE finished_at_ms > 0;
-CREATE INDEX attempt_by_result ON attempt (result_digest) WHERE state = 'accepted';
+CREATE INDEX attempt_by_result ON attempt (result_bytes, result_digest) WHERE state = 'accepted';
+CREATE INDEX attempt_counted ON attempt (granted_at_ms, node, state, job, frames, encode_ms, fetch_ms, fetched_bytes, result_bytes);
 
 CREATE VIEW nodes AS
 SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = node.node), node.node)
