@@ -27,7 +27,7 @@ def left_of(node: Node) -> list[Path]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_job_is_cancelled_at_every_stage(tmp_path: Path) -> None:
     with cluster(tmp_path, ["anna", "bert"]) as (anna, bert):
         form([anna, bert], "--slots", "1")
