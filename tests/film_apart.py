@@ -20,7 +20,7 @@ from node.media.split import SplitPlan, plan_split, why_whole
 T = TypeVar("T")
 TOO_SHORT = "it is shorter than"
 """The one reason against splitting that tests overrule: their films are short."""
-ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1"})
+ENCODERS = frozenset({"libx264", "libx265", "libsvtav1", "ffv1", "prores_ks"})
 
 
 def now(work: Coroutine[Any, Any, T]) -> T:

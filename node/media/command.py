@@ -80,6 +80,18 @@ def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str
     )  # fmt: skip
 
 
+def decode_parts_command(
+    ffmpeg: str, path: AnyPath, *, begin_us: int | None, length_us: int = 0
+) -> tuple[str, ...]:
+    """Decodes a short part of the picture, or with `begin_us` None all sound, and writes nothing."""
+    words = [ffmpeg, *GLOBAL]
+    if begin_us is not None:
+        words += ["-ss", f"{begin_us}us", "-t", f"{length_us}us"]
+    words += [*_opened(0), "-i", "file:" + text_of(path)]
+    words += ["-map", "0:a?" if begin_us is None else "0:v:0"]
+    return (*words, "-fps_mode", "passthrough", "-enc_time_base:v", "1:1000000", "-f", "null", "-")
+
+
 def sound_command(
     plan: EncodePlan, ffmpeg: str, source: AnyPath, output: AnyPath, *, zero_us: int
 ) -> tuple[str, ...]:

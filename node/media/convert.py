@@ -9,13 +9,14 @@ from itertools import cycle
 from typing import Final
 
 from node.media.child import GIB, MINUTE_MS, AnyPath, ChildRunner, Limits, OnProgress, RunResult
-from node.media.command import command_line, decode_command
+from node.media.command import command_line, decode_command, decode_parts_command
 from node.media.errors import MediaError
 from node.media.ffmpeg_binary import FFmpegBinary
 from node.media.judge import (
     ResultFacts,
     Verdict,
     judge_decode,
+    judge_decode_end,
     judge_packets,
     judge_result,
     judge_run,
@@ -34,6 +35,8 @@ TIME_PER_FILM_MS: Final = 400
 OUTPUT_BASE_BYTES: Final = 1 * GIB
 OUTPUT_PER_SOURCE: Final = 20
 """A result of twenty times its source is a fault (lossless from a phone is about ten)."""
+SEAM_US: Final = 400_000
+"""What is decoded behind a seam: ten frames; each part begins with a keyframe."""
 DECODE_MEMORY_BYTES: Final = 8 * GIB
 
 
@@ -163,6 +166,19 @@ class Media:
 
         Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
         """
+        report = await self.run_judged(command, output, plan, on_progress, sliced=sliced)
+        return await self.prove(output, plan, report, on_verify or _ignore, threads)
+
+    async def run_judged(
+        self,
+        command: Sequence[str],
+        output: AnyPath,
+        plan: EncodePlan,
+        on_progress: OnProgress,
+        *,
+        sliced: bool = False,
+    ) -> RunReport:
+        """Runs the command; the first half of a proof.  Raises `ConversionError`."""
         limits = self.encode_limits(plan, output)
         if plan.smaller:  # what follows would be thrown away
             limits = replace(limits, output_bytes=plan.source_bytes)
@@ -171,9 +187,9 @@ class Media:
         verdict = judge_run(run, plan, sliced=sliced)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
-        return await self._prove(output, plan, report, on_verify or _ignore, threads)
+        return report
 
-    async def _prove(
+    async def prove(
         self,
         output: AnyPath,
         plan: EncodePlan,
@@ -181,13 +197,43 @@ class Media:
         on_verify: OnProgress,
         threads: int,
     ) -> Converted:
+        """The second half: all of the result is decoded and compared with the plan."""
         decode = await self.runner.run(
             decode_command(self.ffmpeg.path, output, threads=threads),
             limits=self.decode_limits(plan),
             on_progress=on_verify,
         )
         report = _verified(report, decode)
-        verdict = judge_decode(decode, plan)
+        return await self._prove_facts(judge_decode(decode, plan), output, plan, report)
+
+    async def prove_copied(
+        self, output: AnyPath, plan: EncodePlan, report: RunReport, seams_us: Sequence[int]
+    ) -> Converted:
+        """The second half for a picture that was copied from parts that are proven: seams and sound are decoded.
+
+        `seams_us` are the beginnings of parts, from the start of the file.
+        """
+        parts: list[int | None] = [*seams_us]
+        if any(stream.kind == "audio" for stream in plan.streams):
+            parts.append(None)
+        verdict = Verdict(ok=True)
+        for begin_us in parts:
+            decode = await self.runner.run(
+                decode_parts_command(
+                    self.ffmpeg.path, output, begin_us=begin_us, length_us=SEAM_US
+                ),
+                limits=self.decode_limits(plan),
+                on_progress=_ignore,
+            )
+            report = _verified(report, decode)
+            verdict = judge_decode_end(decode)
+            if not verdict.ok:
+                break
+        return await self._prove_facts(verdict, output, plan, report)
+
+    async def _prove_facts(
+        self, verdict: Verdict, output: AnyPath, plan: EncodePlan, report: RunReport
+    ) -> Converted:
         if verdict.ok:
             try:
                 verdict = judge_result(await self.probe(output, size=plan.source_bytes), plan)
@@ -254,7 +300,7 @@ def _verified(report: RunReport, decode: RunResult) -> RunReport:
         encoder=report.encoder,
         ffmpeg=report.ffmpeg,
         encode_ms=report.encode_ms,
-        verify_ms=decode.duration_ms,
+        verify_ms=report.verify_ms + decode.duration_ms,
         frames=report.frames,
         notes=report.notes,
     )

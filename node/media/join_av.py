@@ -4,6 +4,7 @@
 times are from the contract.
 """
 
+import hashlib
 import json
 import sys
 from array import array
@@ -15,6 +16,7 @@ import av
 import av.logging
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from node.media.index import index_from_bytes
@@ -22,7 +24,23 @@ from node.media.probe_av import WARNING_LEVEL, FaultError, main_stream, open_fil
 from node.media.retime import dts_of, ranks_of, reorder_depth
 
 JOIN_PACKETS_MAX = 8_000_000
-REORDERING = frozenset({"h264", "hevc"})
+IN_MOV = frozenset({"h264", "hevc", "prores"})
+
+
+class Packets:
+    """A digest over pictures as they were encoded: equal ones were copied, byte for byte and in order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, packet: "Packet[Any]") -> None:
+        """The next in decode order."""
+        self._hash.update(packet.size.to_bytes(8, "big"))
+        self._hash.update(packet)
+
+    def digest(self) -> str:
+        """Of all so far."""
+        return self._hash.hexdigest()
 
 
 def moving(film: InputContainer) -> VideoStream:
@@ -33,7 +51,7 @@ def moving(film: InputContainer) -> VideoStream:
     return stream
 
 
-def times_in(path: str) -> "array[int]":
+def times_in(path: str, packets: Packets | None = None) -> "array[int]":
     """Presentation times in decode order."""
     with open_film(path) as film:
         stream = moving(film)
@@ -43,6 +61,8 @@ def times_in(path: str) -> "array[int]":
                 if packet.pts is None or len(times) >= JOIN_PACKETS_MAX:
                     raise FaultError("result_damaged", "a packet of it tells no time")
                 times.append(packet.pts)
+                if packets is not None:
+                    packets.add(packet)
     return times
 
 
@@ -67,9 +87,10 @@ def join(index_file: str, target: str, chunks: list[str]) -> dict[str, Any]:
     shown = array("q", ((at - contract[0]) * numerator for at in contract))
     decoded = dts_of(shown, depth)
     at = 0
-    # MOV tells decode times, which reordered pictures need; NUT holds what MOV does not (FFV1).
+    packets = Packets()
+    # MOV tells decode times, which reordered pictures need; NUT holds what MOV does not (FFV1, AV1).
     with open_film(chunks[0]) as film:
-        container = "mov" if moving(film).codec_context.name in REORDERING else "nut"
+        container = "mov" if moving(film).codec_context.name in IN_MOV else "nut"
     options = {"avoid_negative_ts": "disabled"}
     if container == "mov":
         options["video_track_timescale"] = str(denominator)
@@ -88,9 +109,10 @@ def join(index_file: str, target: str, chunks: list[str]) -> dict[str, Any]:
                     packet.pts, packet.dts = shown[ranks[at]], decoded[at]
                     packet.duration = duration(shown, ranks[at])
                     packet.stream = copy
+                    packets.add(packet)
                     out.mux(packet)
                     at += 1
-    return {"frames": at, "depth": depth}
+    return {"frames": at, "depth": depth, "packets": packets.digest()}
 
 
 def same_headers(chunk: str, number: int, first: bytes | None) -> bytes:
@@ -118,7 +140,8 @@ def compare_times(index_file: str, result: str) -> dict[str, Any]:
     with open_film(result) as film:
         base = moving(film).time_base
     assert base is not None
-    times = sorted(times_in(result))
+    packets = Packets()
+    times = sorted(times_in(result, packets))
     off = max(
         (
             abs((made - times[0]) * base - (wanted - contract[0]) * unit)
@@ -130,6 +153,7 @@ def compare_times(index_file: str, result: str) -> dict[str, Any]:
         "frames": len(times),
         "off_us": float(off * 1_000_000),
         "tick_us": float(max(base, unit) * 1_000_000),
+        "packets": packets.digest(),
     }
 
 

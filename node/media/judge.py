@@ -172,6 +172,17 @@ def _judge_progress(run: RunResult, plan: EncodePlan) -> Verdict:
 
 def judge_decode(run: RunResult, plan: EncodePlan) -> Verdict:
     """Whether the result decodes from beginning to end, without a word of complaint, to every frame."""
+    verdict = judge_decode_end(run)
+    if not verdict.ok:
+        return verdict
+    frames = 0 if run.progress is None else run.progress.frame
+    if frames != plan.frames:
+        return _frames(frames, plan, "in the result")
+    return Verdict(ok=True)
+
+
+def judge_decode_end(run: RunResult) -> Verdict:
+    """Whether a decode came to its end without a word of complaint, whatever it counted."""
     if run.reason != "exited" or run.exit_code != 0:
         stopped = _STOPPED.get(run.reason)
         what = stopped[1] if stopped else f"decoding it ended with code {run.exit_code}"
@@ -179,9 +190,6 @@ def judge_decode(run: RunResult, plan: EncodePlan) -> Verdict:
     if run.stderr.errors:
         what = f"the result has {run.stderr.errors} faults: {plain(run.stderr.first_error)}"
         return _no(DecodeFailedError, what, "retry the job")
-    frames = 0 if run.progress is None else run.progress.frame
-    if frames != plan.frames:
-        return _frames(frames, plan, "in the result")
     return Verdict(ok=True)
 
 

@@ -144,7 +144,9 @@ class FilmPieces:
             return "it was asked for"
         if await self._run(lambda _: self._reader.schema()) < SINCE[PlanPieces]:
             return "a member runs an older version, which knows no pieces"
-        nodes, members = await self._run(lambda _: (self._reader.nodes(), self._reader.members()))
+        nodes, members, measured = await self._run(
+            lambda _: (self._reader.nodes(), self._reader.members(), self._reader.speeds())
+        )
         own = next((node for node in nodes if node.node == self._own), None)
         role = next((member.role for member in members if member.node == self._own), "witness")
         if own is None or own.slots < 1 or role == "witness":
@@ -152,7 +154,12 @@ class FilmPieces:
         chip = chips_of(nodes, members, plan.needs)
         if chip:
             return f"{chip} makes it, and chunks of chips were not proven to fit together"
-        group = choose_group(nodes, members, joinable(plan.needs))
+        group = choose_group(
+            nodes,
+            members,
+            joinable(plan.needs),
+            {node: speeds.get(job.profile, 0) for node, speeds in measured.items()},
+        )
         if group is None or len(group.speeds) < 2:
             return "no two workers have the same FFmpeg and encoder"
         index = self._index_file(job)

@@ -1,6 +1,6 @@
 """Who makes a film in pieces, and of which tasks it consists: pure, from the ledger's rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -42,7 +42,7 @@ class Group:
     encoder: str
     ffmpeg: str
     speeds: tuple[float, ...]
-    """Of each slot, relative to the others: processors a slot, until real speeds are kept."""
+    """Of each slot, relative to the others."""
 
     @property
     def need(self) -> str:
@@ -51,16 +51,26 @@ class Group:
 
 
 def choose_group(
-    nodes: Iterable[Node], members: Iterable[Member], needs: Sequence[str]
+    nodes: Iterable[Node],
+    members: Iterable[Member],
+    needs: Sequence[str],
+    measured: Mapping[str, float] | None = None,
 ) -> Group | None:
-    """The strongest group for an encoder of `needs`, whose earlier names are better; None without any."""
+    """The strongest group for an encoder of `needs`, whose earlier names are better; None without any.
+
+    `measured` is how fast nodes were lately with this profile.  A slot of a node that made nothing yet
+    is as fast as its processors, by what the measured ones did with theirs.
+    """
+    measured = measured or {}
     working = {m.node for m in members if m.state == "active" and m.role != "witness"}
     able = [node for node in nodes if node.node in working and node.slots > 0 and node.ffmpeg]
+    known = [measured[n.node] * n.slots / max(1, n.cpus) for n in able if measured.get(n.node)]
+    a_cpu = sum(known) / len(known) if known else 1.0
     for encoder in needs:
         groups: dict[str, list[float]] = {}
         for node in able:
             if can_do((encoder,), node.encoders, node.ffmpeg):
-                speed = max(1, node.cpus) / node.slots
+                speed = measured.get(node.node) or a_cpu * max(1, node.cpus) / node.slots
                 groups.setdefault(node.ffmpeg, []).extend([speed] * node.slots)
         if groups:
             ffmpeg = max(sorted(groups), key=lambda name: sum(groups[name]))

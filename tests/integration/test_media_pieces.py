@@ -7,12 +7,14 @@ chunks is marked `media` (`make test-media`), and runs on every FFmpeg named in 
 
 import os
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
 
+from node.media.child import Limits, OnProgress, RunResult
 from node.media.convert import ConversionError, Media
 from node.media.errors import MediaError
 from node.media.pieces import Film, Pieces
@@ -222,13 +224,46 @@ def test_an_edit_list_that_begins_in_a_group(
     shows_each_frame_once(apart.assemble(), source)
 
 
+class Recording(FFmpegRunner):
+    """The real runner, which remembers what was decoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded: list[Sequence[str]] = []
+
+    async def run(
+        self, command: Sequence[str], *, limits: Limits, on_progress: OnProgress | None = None
+    ) -> RunResult:
+        if "null" in command:
+            self.decoded.append(command)
+        return await super().run(command, limits=limits, on_progress=on_progress)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_pictures_that_were_only_copied_are_not_decoded_again(
+    media: Media, clips: Clips, tmp_path: Path, codec: str
+) -> None:
+    base = quick("web")
+    picture = base.video.model_copy(update={"codec": codec})
+    wanted = base.model_copy(update={"video": picture})
+    apart = Apart(media, clips.get("split_open.mp4"), wanted, tmp_path, 2_000).encode_all()
+    runner = Recording()
+    media.runner = runner
+    result = apart.assemble()
+    assert [("-ss" in words, words[list(words).index("-map") + 1]) for words in runner.decoded] == [
+        *[(True, "0:v:0")] * (len(apart.film.split.chunks) - 1),
+        (False, "0:a?"),
+    ]
+    shows_each_frame_once(result, clips.get("split_open.mp4"))
+
+
 @pytest.mark.media
-@pytest.mark.parametrize("codec", ["hevc", "av1", "ffv1", "h264"])
+@pytest.mark.parametrize("codec", ["hevc", "av1", "ffv1", "h264", "prores"])
 def test_every_codec_can_be_joined_in_both_containers(
     media: Media, clips: Clips, tmp_path: Path, codec: str
 ) -> None:
     for container in ("mp4", "matroska"):
-        if (codec, container) == ("ffv1", "mp4"):
+        if container == "mp4" and codec in ("ffv1", "prores"):
             continue
         base = quick("archive")
         picture = base.video.model_copy(update={"codec": codec, "crf": 30, "bits": 8})

@@ -16,10 +16,18 @@ from mesh.ids import NodeId
 from mesh.transport import CHUNK_BYTES
 from node.media.pieces import Film
 from node.media.profiles import BUILT_IN
-from node.media.split import SplitPlan
+from node.media.split import SplitPlan, chunk_ms
 from node.work.film_pieces import SLICES, FilmPieces, SliceReady, SliceWanted
 from node.work.films import Allowed, Films
-from node.work.splitting import JobPlan, choose_group, job_plan_from_json, number_of, tasks_of
+from node.work.splitting import (
+    JobPlan,
+    chips_of,
+    choose_group,
+    job_plan_from_json,
+    joinable,
+    number_of,
+    tasks_of,
+)
 from tests.ledger_helper import Ledger, grant
 from tests.unit.test_ledger_pieces import pieces
 from tests.unit.test_media_split import long_film, planned
@@ -46,6 +54,26 @@ def test_the_strongest_group_of_one_build_makes_all_chunks() -> None:
     group = choose_group(nodes[:2], members, ("libx264",))
     assert group is not None
     assert group.speeds == (4.0, 4.0, 4.0)
+
+
+def test_chunks_are_as_long_as_nodes_were_fast_lately() -> None:
+    nodes = [node("a", slots=2, cpus=8), node("b"), node("c", cpus=2)]
+    members = [member(n.node) for n in nodes]
+    group = choose_group(nodes, members, ("libx264",), {"a": 500.0, "b": 0.0, "gone": 9.0})
+    assert group is not None
+    # a: 500 a slot, 125 a processor; what the others do is guessed from that.
+    assert group.speeds == (500.0, 500.0, 500.0, 250.0)
+    short = chunk_ms(600_000, choose_group(nodes, members, ("libx264",), {"a": 9, "c": 1}).speeds)  # type: ignore[union-attr]  # there is a group
+    assert short < chunk_ms(600_000, group.speeds)
+
+
+def test_a_chip_that_comes_first_and_is_there_makes_its_film_whole() -> None:
+    nodes = [node("a"), node("b", encoders=("libx264", "h264_nvenc"))]
+    members = [member(n.node) for n in nodes]
+    assert chips_of(nodes, members, ("h264_qsv", "h264_nvenc", "libx264")) == "h264_nvenc"
+    assert chips_of(nodes, members, ("libx264", "h264_nvenc")) == ""
+    assert chips_of(nodes[:1], members, ("h264_nvenc", "libx264")) == ""
+    assert joinable(("h264_nvenc", "libx264")) == ("libx264",)
 
 
 def test_who_does_no_work_is_in_no_group() -> None:

