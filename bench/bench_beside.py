@@ -53,7 +53,7 @@ def beside(voters: list[Node], client: Node, size: int, seconds: float) -> tuple
     owner.cli("submit", str(film), "--profile", "web", "--no-split")
     place = worker.home / "cache" / "sources"
     wait_for("it travels", lambda: any(place.glob("*.journal")), 120)
-    name = rf'darkstream_transfer_bytes_total{{peer="{worker.name}",direction="sent"}}'
+    name = rf'darkstream_transfer_bytes_total{{direction="sent",peer="{worker.name}"}}'
     sent, begun_ms = metric(owner, name), monotonic_ms()
     figures = ours(voters, client, 1, seconds, 0)
     passed_s = (monotonic_ms() - begun_ms) / 1_000
