@@ -209,9 +209,9 @@ def decoded(path: Path) -> tuple[Seen | None, list[str]]:
     # A recording that begins between two keyframes complains until its first picture, and may.
     begun = lines.index(FIRST) + 1 if FIRST in lines else 0
     complaints = [line for line in lines[begun:] if line.strip()]
-    if done.returncode:
+    if done.returncode or complaints:
         return None, complaints or [f"ended with {done.returncode}"]
-    return see(path), complaints
+    return see(path), []
 
 
 def table(outcomes: list[Outcome]) -> None:

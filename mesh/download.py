@@ -90,6 +90,7 @@ class Download:
         if asked_ms is None and (rest or index not in self._again or self._have[index]):
             return "ignore"
         self._arrived_ms = now_ms
+        self.window_bytes = max(self.window_bytes, WINDOW_BYTES_MIN)
         if not intact or length != self.manifest.length(index):
             return self._wrong(index)
         self._have[index] = 1
@@ -108,6 +109,9 @@ class Download:
         if self._in_flight and now_ms - self._arrived_ms > self._patience_ms():
             self.asked_again += len(self._in_flight)
             self.lost(now_ms)
+            # One chunk asks whether anybody is there: a whole window would travel a third time when
+            # what is asked here waits in a dead connection that comes back to life.
+            self.window_bytes = self.manifest.chunk_bytes
 
     @property
     def may_ask(self) -> bool:

@@ -25,6 +25,7 @@ from mesh.joining import JOIN, JoinGrant
 from mesh.log import LogStorage
 from mesh.messages import Hello, Message, Notice, PeerAddress, Request, Response
 from mesh.protocol import Raft, RandomSource, Timing
+from mesh.soundness import check_sound
 from mesh.transport import ControlTransport, Received
 from node.consensus.compaction import Keep
 from node.consensus.driver import Driver
@@ -278,6 +279,7 @@ class MemberNode:
             case _:
                 if node_of(message.sender) != sender:
                     raise WireError(f"node {sender} spoke in the name of {message.sender}")
+                check_sound(message)
                 self.driver.receive(message)
 
     # --- who belongs ------------------------------------------------------------------------------

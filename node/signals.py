@@ -38,29 +38,32 @@ class Signal:
 
 
 class PacedSignal(Signal):
-    """A signal that wakes at once after quiet, and at most once every `interval_s` while busy.
+    """A signal that wakes at once after quiet, and on average once every `interval_s` while busy.
 
     For those who look at everything anew each time: a thousand changes a second are then twenty
-    looks, and where more than `FLOOD_PER_S` come, five.  The last change of a burst is always
-    announced.
+    looks, and where more than `FLOOD_PER_S` come, five.  The first `burst` changes after quiet are
+    told one by one: a job on an idle mesh is a chain of changes, each of which waits for the one
+    before.  The last change of a burst is always announced.
     """
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, burst: int = 1) -> None:
         super().__init__()
         self._interval_s = interval_s
+        self._burst = self._left = burst
         self._resting: asyncio.TimerHandle | None = None
         self._missed = 0
 
     def set(self, changes: int = 1) -> None:
         """Announces changes now, or when the present interval is over."""
-        if self._resting is not None:
-            self._missed += changes
+        if self._left > 0:
+            self._left -= 1
+            super().set()
+            if self._resting is None:
+                self._rest(self._interval_s)
         else:
-            self._announce(self._interval_s)
+            self._missed += changes
 
-    def _announce(self, rest_s: float) -> None:
-        super().set()
-        self._missed = 0
+    def _rest(self, rest_s: float) -> None:
         loop = asyncio.get_running_loop()
         self._resting = loop.call_later(rest_s, self._rested, rest_s)
 
@@ -68,7 +71,13 @@ class PacedSignal(Signal):
         self._resting = None
         if self._missed:
             flood = self._missed > FLOOD_PER_S * rested_s
-            self._announce(self._interval_s * (FLOOD_REST if flood else 1))
+            self._missed = 0
+            super().set()
+            self._rest(self._interval_s * (FLOOD_REST if flood else 1))
+            return
+        self._left += 1
+        if self._left < self._burst:
+            self._rest(self._interval_s)
 
 
 class Alarm:

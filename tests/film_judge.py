@@ -8,9 +8,10 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
-from tests.fingerprint import Shown, farthest, numbers_of, print_of
+from tests.fingerprint import Print, Shown, farthest, numbers_of, print_of
 
 SILENCE = 1e-4
 """Mean power below which a piece of sound tells no time."""
@@ -89,12 +90,17 @@ def _picture(path: Path) -> tuple[list[Shown], Fraction, Fraction]:
         stream.thread_type = "AUTO"
         tick = stream.time_base
         assert tick is not None
-        found = [
-            (frame.pts, print_of(frame)) for frame in film.decode(stream) if frame.pts is not None
-        ]
-        if (
-            film.format.name == "avi"
-        ):  # which tells no presentation times: decoders give their order
+        found: list[tuple[int, Print]] = []
+        for packet in film.demux(stream):
+            try:
+                found += [(f.pts, print_of(f)) for f in packet.decode() if f.pts is not None]
+            except FFmpegError:
+                if (
+                    found
+                ):  # a recording that begins between two keyframes is silent until the second
+                    raise
+        # AVI tells no presentation times: decoders give their order.
+        if film.format.name == "avi":
             times = sorted(pts for pts, _ in found)
             found = [(pts, one) for pts, (_, one) in zip(times, found, strict=True)]
     found.sort(key=lambda shown: shown[0])

@@ -1,6 +1,7 @@
 """Small real films for tests, made by the FFmpeg that the product would use, once a session."""
 
 import functools
+import os
 import subprocess
 from pathlib import Path
 
@@ -42,4 +43,23 @@ def make_raw_film(path: Path, seconds: float, size: str = "640x360") -> Path:
         check=True,
         timeout=120,
     )
+    return path
+
+
+def make_noise_film(path: Path, size_bytes: int) -> Path:
+    """About so many bytes of raw pictures that no packing shrinks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame_bytes, noise = 1280 * 720 * 3 // 2, os.urandom(64 << 20)
+    argv = [
+        *(ffmpeg(), "-v", "error", "-nostdin", "-y", "-f", "rawvideo", "-pix_fmt", "yuv420p"),
+        *("-s", "1280x720", "-r", "25", "-i", "-", "-c:v", "copy", str(path)),
+    ]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as made:
+        assert made.stdin is not None
+        for number in range(size_bytes // frame_bytes):
+            # Another stretch of it for each picture: chunks must not repeat.
+            start = number * 9_973 % (len(noise) - frame_bytes)
+            made.stdin.write(noise[start : start + frame_bytes])
+        made.stdin.close()
+    assert made.returncode == 0
     return path

@@ -7,7 +7,6 @@ A slice is NUT: the one container here that holds every codec and any time base 
 rounds to milliseconds, MP4 lacks codecs).  Both versions of FFmpeg lose no frame in it.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from node.media.index import DISCARD, KEY, PacketIndex, index_from_bytes, table_of
-from node.media.probe_av import WARNING_LEVEL, FaultError, check_file, main_stream, open_film
+from node.media.probe_av import FaultError, answered, check_file, main_stream, open_film
 from node.media.retime import dts_of
 
 MICRO = 1_000_000
@@ -197,19 +196,5 @@ def run(words: list[str]) -> dict[str, Any]:
             raise SystemExit(2)
 
 
-def main(words: list[str]) -> int:
-    """Prints one JSON object; faults of the film are part of it, so the exit code is 0."""
-    av.logging.restore_default_callback()
-    av.logging.set_libav_level(WARNING_LEVEL)
-    try:
-        said = run(words)
-    except FaultError as fault:
-        said = {"fault": str(fault), "code": fault.code}
-    except FFmpegError as error:
-        said = {"fault": f"reading it broke off: {error.strerror}", "code": "damaged_source"}
-    sys.stdout.write(json.dumps(said))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(run, sys.argv[1:], broken="reading it broke off", code="damaged_source"))

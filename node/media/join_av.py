@@ -5,7 +5,6 @@ times are from the contract.
 """
 
 import hashlib
-import json
 import sys
 from array import array
 from fractions import Fraction
@@ -15,12 +14,11 @@ from typing import Any
 import av
 import av.logging
 from av.container import InputContainer
-from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from node.media.index import index_from_bytes
-from node.media.probe_av import WARNING_LEVEL, FaultError, main_stream, open_film
+from node.media.probe_av import FaultError, answered, main_stream, open_film
 from node.media.retime import dts_of, ranks_of, reorder_depth
 
 JOIN_PACKETS_MAX = 8_000_000
@@ -168,19 +166,5 @@ def run(words: list[str]) -> dict[str, Any]:
             raise SystemExit(2)
 
 
-def main(words: list[str]) -> int:
-    """Prints one JSON object; faults of the chunks are part of it, so the exit code is 0."""
-    av.logging.restore_default_callback()
-    av.logging.set_libav_level(WARNING_LEVEL)
-    try:
-        said = run(words)
-    except FaultError as fault:
-        said = {"fault": str(fault), "code": fault.code}
-    except FFmpegError as error:
-        said = {"fault": f"joining broke off: {error.strerror}", "code": "result_damaged"}
-    sys.stdout.write(json.dumps(said))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(run, sys.argv[1:], broken="joining broke off", code="result_damaged"))

@@ -10,7 +10,7 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, cast
@@ -441,6 +441,25 @@ def _reason(error: Exception) -> str:
 
 def _text(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode("utf-8")[:TEXT_MAX]
+
+
+def answered(
+    run: Callable[[list[str]], dict[str, Any]], words: list[str], *, broken: str, code: str
+) -> int:
+    """Does what the words say and prints one JSON object; faults of films are part of it, so 0.
+
+    `broken` and `code` tell of a film that breaks off where `run` did not expect it.
+    """
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(WARNING_LEVEL)
+    try:
+        said = run(words)
+    except FaultError as fault:
+        said = {"fault": str(fault), "code": fault.code}
+    except FFmpegError as error:
+        said = {"fault": f"{broken}: {error.strerror}", "code": code}
+    sys.stdout.write(json.dumps(said))
+    return 0
 
 
 def main(arguments: list[str]) -> int:

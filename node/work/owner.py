@@ -250,8 +250,9 @@ class Owner:
             if not await self._commit(job, StartPlanning(job=job.id)):
                 return
             plan = await self._planner.plan(job)
-            await self._commit(job, _planned(job, plan))
             self._planned += 1
+        # The next film is read while the mesh hears of this one.
+        await self._commit(job, _planned(job, plan))
 
     async def _take(self, job: Job) -> None:
         attempt = await self._current(job, "finished")

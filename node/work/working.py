@@ -91,7 +91,7 @@ class WorkStore(Protocol):
         """What was kept last."""
         ...
 
-    def save(self, kept: KeptWork) -> None:
+    def save(self, kept: KeptWork, /) -> None:
         """Replaces it, durably.  Raises `StorageError`."""
         ...
 

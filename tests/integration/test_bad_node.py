@@ -31,7 +31,7 @@ def of(node: Node, name: str) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_bad_node_eats_no_queue_and_comes_back_when_it_is_mended(tmp_path: Path) -> None:
     with cluster(tmp_path, ["anna", "bert"]) as (anna, bert):
         program, broken = wrapped(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from tests.cluster import Node, cluster, form, wait_for
 from tests.integration.test_orders import film, states
 
-FILMS = 12
+FILMS = 9
 SETTLE = "1s"
 
 

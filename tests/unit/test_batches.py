@@ -182,6 +182,25 @@ def test_what_is_no_answer_is_refused(answers: list[object]) -> None:
         decoded_answers(pack(answers), 1)
 
 
+def test_a_paced_signal_lets_a_short_chain_through_and_then_keeps_its_pace() -> None:
+    async def main() -> None:
+        signal = PacedSignal(0.05, burst=3)
+        for told in (1, 2, 3, 3, 3):
+            signal.set()
+            assert signal.count == told
+        assert await signal.wait(3, 5) == 4  # the last one of a burst is told as well
+        signal.set()
+        assert signal.count == 4, "still busy"
+        await signal.wait(4, 5)
+        quiet = signal.count
+        assert await signal.wait(quiet, 0.3) == quiet
+        for told in (1, 2, 3):  # after quiet the chain is free again
+            signal.set()
+            assert signal.count == quiet + told
+
+    asyncio.run(main())
+
+
 def test_a_paced_signal_wakes_at_once_and_then_at_its_pace() -> None:
     async def main() -> None:
         signal = PacedSignal(0.02)

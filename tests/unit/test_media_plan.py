@@ -318,7 +318,9 @@ def raw(**facts: object) -> RawProbe:
 
 def test_a_sound_film_is_taken_as_it_is() -> None:
     assert judge_probe(raw(declared_ms=60_020)).frames == 100
-    assert judge_probe(raw(declared_ms=61_000)).frames == 100  # within two percent
+    assert judge_probe(raw(declared_ms=61_000)).frames == 100  # a second
+    long = {"duration_ms": 7_200_000, "end_ms": 7_200_000}
+    assert judge_probe(raw(**long, declared_ms=7_207_000)).frames == 100
     assert judge_probe(raw(duration_ms=2_000, end_ms=62_000, declared_ms=62_000)).frames == 100
 
 
@@ -326,6 +328,7 @@ def test_a_sound_film_is_taken_as_it_is() -> None:
     ("facts", "said"),
     [
         ({"declared_ms": 120_000}, "claims 120.00 s but holds 60.00 s"),
+        ({"declared_ms": 61_001}, "claims 61.00 s but holds 60.00 s"),
         ({"declared_frames": 101}, "index names 101 frames"),
         ({"damaged_packets": 1}, "cannot be decoded"),
         ({"read_error": "Input/output error"}, "broke off"),
