@@ -22,6 +22,9 @@ def main() -> int:
         with av.open(sys.argv[1]) as film:
             streams = [s for s in film.streams if s.type in ("video", "audio")]
             for stream in streams:
+                if stream.codec_context is None:
+                    print(f"no decoder for {stream.type}", file=sys.stderr)
+                    return 1
                 stream.codec_context.options = {"err_detect": STRICT}
             for packet in film.demux(streams):
                 if packet.is_corrupt:

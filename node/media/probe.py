@@ -204,6 +204,12 @@ def judge_probe(
         raise UnsupportedSourceError(
             "no decoder for its video", "convert it once with the program that made it"
         )
+    sounds = [stream for stream in raw.streams if stream.kind == "audio"]
+    if sounds and not any(stream.codec for stream in sounds):
+        # One of several may be left out with a note; a film that falls silent is no film kept.
+        raise UnsupportedSourceError(
+            "no decoder for its sound", "convert it once with the program that made it"
+        )
     _check_whole(raw, cut, later if raw.undecodable else damaged)
     if raw.frames < 1 or video.width < 1 or video.height < 1:
         _damaged("no picture of it can be decoded")

@@ -64,6 +64,7 @@ _PATTERNS: Final[tuple[tuple[Complaint, str], ...]] = (
     ("damaged", "Packet mismatch"),
     ("damaged", "freeing incomplete packet"),
     ("damaged", "Invalid packet"),
+    ("damaged", "Skipping invalid undecodable NALU"),
 )
 _WRITERS: Final = re.compile(
     r"\[(?:[vas]ost#|out#|enc:|vf#|af#|fc#|Parsed_|lib|mp4 @|mov @|matroska @|nut @|null @|error\]|fatal\])"

@@ -341,6 +341,12 @@ def test_films_that_lie_are_refused(facts: dict[str, object], said: str) -> None
         judge_probe(raw(**facts))
 
 
+def test_a_film_whose_only_sound_nobody_can_decode_is_refused() -> None:
+    with pytest.raises(UnsupportedSourceError, match="its sound"):
+        judge_probe(raw(streams=(video(), sound(1, codec=""))))
+    assert judge_probe(raw(streams=(video(), sound(1, codec=""), sound(2)))).frames == 100
+
+
 def test_the_readers_complaints_count() -> None:
     with pytest.raises(DamagedSourceError, match="ended prematurely"):
         judge_probe(raw(), cut="File ended prematurely")
