@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import av
-import av.logging
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.logging
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
