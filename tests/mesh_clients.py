@@ -217,7 +217,7 @@ class Client(threading.Thread):
             status, body = api.ask("/api/v1/jobs", {"paths": [key], "profile": "web"})
             if status == 200 and len(body["jobs"]) == 1:
                 answer = Accepted(body["jobs"][0]["id"])
-            elif status == 409:
+            elif status == 409 or (status == 200 and _codes(body) == ["conflict"]):
                 answer = Conflict()
             elif status < 500:
                 self._history.strange.append(f"submit {key}: {status} {body}")
@@ -257,6 +257,10 @@ def _seen(key: str, jobs: Iterable[Any]) -> Seen | None:
         return None
     # Two jobs of one film are an id that no state of the model has.
     return Seen("+".join(sorted(job["id"] for job in found)), found[0]["state"])
+
+
+def _codes(body: Any) -> list[str]:
+    return [fault["code"] for fault in body["faults"]]
 
 
 def reads_can_be_consistent(api: Api) -> bool:
