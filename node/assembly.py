@@ -467,7 +467,7 @@ class Assembly:
         return serving.source_for(peer, handle)
 
     async def _prepare(self, request: SubmitRequest) -> Submission:
-        return await prepared(request, self._identity.node_id, self._allowed)
+        return await prepared(request, self._identity.node_id, self._allowed, self._replica)
 
     def _use_rates(self, rates: LinkRates) -> None:
         self._bulk.set_rates(rates)

@@ -63,6 +63,11 @@ def print_block(name: str, lines: Sequence[str]) -> None:
         print(f"{'' if number else name:<13}  {safe(line)}")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def size(count: int) -> str:
     """Bytes as a person reads them."""
     value = float(count)

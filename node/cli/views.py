@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from node.cli.faults import Json, print_json, safe
 from node.cli.media_text import plan_lines, probe_lines
 from node.cli.show import (
+    counted,
     duration,
     fault_text,
     moment,
@@ -60,7 +61,11 @@ def print_submitted(answer: Json) -> None:
         ]
         total = size(sum(job["source_bytes"] for job in answer["jobs"]))
         likely = f", likely to {size(sum(known))}" if known else ""
-        print(safe(f"{len(answer['jobs'])} films of {total}{likely}; nothing was submitted"))
+        print(
+            safe(
+                f"{counted(len(answer['jobs']), 'film')} of {total}{likely}; nothing was submitted"
+            )
+        )
 
 
 def print_status(status: Json) -> None:

@@ -12,6 +12,7 @@ from node.cli.faults import Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.history_cmds import job_history, job_logs, stats
 from node.cli.options import STATES, Duration, Since, common_options
+from node.cli.show import counted
 from node.cli.watch_cmds import watch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,7 +155,7 @@ def _print(answer: Json, action: str) -> None:
     if (order := answer["order"]) is not None:
         how = "" if order["done"] else f" so far; order {order['id']} goes on"
         left = f", {order['skipped']} left as they were" if order["skipped"] else ""
-        print(safe_text(f"{order['changed']} jobs {_DONE[action]}{left}{how}"))
+        print(safe_text(f"{counted(order['changed'], 'job')} {_DONE[action]}{left}{how}"))
 
 
 def _work(ctx: click.Context, name: str, *, as_json: bool, **wanted: object) -> Json:

@@ -9,6 +9,7 @@ from typing import Final
 from mesh import clock
 from mesh.ids import sortable_id
 from mesh.limits import LinkRates
+from node.consensus.replica import Replica
 from node.gateway.models import SubmitRequest, SubmitResult
 from node.machine import Machine
 from node.media.profiles import BUILT_IN
@@ -52,9 +53,12 @@ def new_job_id() -> str:
     return sortable_id("j", clock.wall_ms(), secrets.token_bytes(5))
 
 
-async def prepared(request: SubmitRequest, owner: str, allowed: Allowed) -> Submission:
+async def prepared(
+    request: SubmitRequest, owner: str, allowed: Allowed, replica: Replica
+) -> Submission:
     """What this machine finds of a request: it searches folders and looks at files, in a thread."""
     profile = profile_of(request)
+    kept = await replica.read(lambda reader: reader.profiles())
     return await asyncio.to_thread(
         prepare,
         request,
@@ -62,7 +66,7 @@ async def prepared(request: SubmitRequest, owner: str, allowed: Allowed) -> Subm
         owner=owner,
         allowed=allowed.folders,
         check_output=allowed.split,
-        profile_names=tuple({*BUILT_IN, profile.name}),
+        profile_names=tuple({*BUILT_IN, *(one.name for one in kept), profile.name}),
         new_id=new_job_id,
     )
 

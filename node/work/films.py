@@ -105,9 +105,11 @@ class Allowed:
         return root, path
 
     def folder(self, text: str) -> Path:
-        """An allowed folder that is there, links resolved.  Raises `PathError`."""
+        """An allowed folder that is there, links resolved.  Raises `PathError`, `NotFoundError`."""
         try:
             path = Path(os.path.realpath(text, strict=True))
+        except FileNotFoundError:
+            raise NotFoundError(f"{_shown(text)} does not exist", "check the path") from None
         except (ValueError, OSError):
             raise PathError(f"{_shown(text)} is no folder here", "name one that exists") from None
         if self._root(path) is None or not path.is_dir():

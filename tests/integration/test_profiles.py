@@ -39,6 +39,10 @@ def test_a_profile_added_anywhere_is_known_everywhere(tmp_path: Path) -> None:
         assert done["output"] == str(bert.films / "film.tiny.mp4")
         assert done["state"] == "done"
 
+        # Its result is a result for every profile, and no film to be converted.
+        folder = bert.cli("submit", str(bert.films), "--profile", "web", "--dry-run")["jobs"]
+        assert [job["source"] for job in folder] == [str(film)]
+
         # What is shown can be added again, under another name too.
         shown = bert.call("profiles", "show", "tiny").stdout
         again = tmp_path / "again.toml"
