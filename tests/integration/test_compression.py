@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from mesh.bulk_client_zmq import ZmqBulkClient
+from mesh.bulk_lane_zmq import Gate
 from mesh.compression import Shrinker
+from mesh.ids import NodeId
 from mesh.limits import LinkRates, Rates
 from mesh.transport import CHUNK_BYTES
 from tests.film_owner import Owner
@@ -57,10 +59,19 @@ def test_what_does_not_shrink_comes_as_it_is(owner: Owner, tmp_path: Path) -> No
         other.server.stop()
 
 
-def test_a_limit_counts_what_goes_over_the_link(owner: Owner, tmp_path: Path) -> None:
-    # At this rate the plain bytes would take twelve seconds, the compressed ones less than three.
-    brought, _ = fetch(owner, tmp_path / "out", rate=CHUNK_BYTES)
-    assert brought < SIZE / 3
+def test_a_limit_counts_what_goes_over_the_link(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[int] = []
+    spend = Gate.spend
+
+    def counted(self: Gate, peer: NodeId, count: int) -> None:
+        spent.append(count)
+        spend(self, peer, count)
+
+    monkeypatch.setattr(Gate, "spend", counted)
+    brought, _ = fetch(owner, tmp_path / "out", rate=4 * CHUNK_BYTES)
+    assert sum(spent) == brought < SIZE / 3
 
 
 @pytest.mark.parametrize("said", [b"", b"nonsense", b"\x28\xb5\x2f\xfd" + bytes(40)])

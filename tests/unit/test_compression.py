@@ -2,6 +2,7 @@
 
 import os
 import random
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -60,6 +61,11 @@ def test_a_bomb_is_refused_by_what_it_claims() -> None:
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 30))
     assert len(bomb) < 200_000
     silent = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 << 20))
-    for claim in (bomb, silent, bomb[:40], b""):
-        with pytest.raises(WireError):
-            Expander().plain(memoryview(claim), CHUNK_BYTES)
+    tracemalloc.start()
+    try:
+        for claim in (bomb, silent, bomb[:40], b""):
+            with pytest.raises(WireError):
+                Expander().plain(memoryview(claim), CHUNK_BYTES)
+        assert tracemalloc.get_traced_memory()[1] < 4 * CHUNK_BYTES
+    finally:
+        tracemalloc.stop()
