@@ -66,6 +66,7 @@ AttemptEvent = Literal["finish", "keep", "accept", "fail", "expire", "release", 
 
 JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
     ("queued", "start_planning"): "planning",
+    ("queued", "plan"): "queued",  # planned before anybody had to be told that it is
     ("queued", "lease"): "running",
     ("queued", "fail"): "failed",
     ("planning", "start_planning"): "planning",  # the owner started anew
@@ -146,6 +147,8 @@ AT_OWNER: Final = frozenset({"audio", "assemble"})
 COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
 
+PLANNED_AT_ONCE: Final = 3
+"""The form of the ledger from which on a plan needs no `job.start_planning` before it."""
 
 SEQ_BITS: Final = 10
 """A job's `seq` is log index * 2^10 + its place in the command; a task's is its job's, shifted alike."""

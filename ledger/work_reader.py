@@ -1,11 +1,14 @@
 """What the scheduler decides by, as far as the ledger knows: ready tasks, nodes, leases, speeds."""
 
+import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from ledger.jobs import Attempt, Job, Member, Node, Task
 from ledger.row_reader import RowReader
-from ledger.scheduler import NodeView, RunningView, SchedulerView, TaskView
+from ledger.lines import with_waits
+from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, task_view
 
 READY_TASKS_MAX: Final = 512
 """Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
@@ -13,6 +16,8 @@ NEEDS_MAX: Final = 64
 """Different needs (lists of encoders) that one round looks at: profiles have a handful."""
 OLDEST_LOOKED_AT: Final = 16
 """The oldest ready tasks, which a round looks at however low their priority is."""
+AHEAD_SINCE: Final = 3
+"""The form from which on leases may wait at workers: those of before begin each at once."""
 LATER_COUNTED_MAX: Final = 1_000
 """Jobs to be planned that a round counts: more makes no difference to what is decided now, and counting 10,000 took four fifths of a round."""
 BEFORE_COUNTED_MAX: Final = 10_000
@@ -38,21 +43,34 @@ class WorkReader(RowReader):
         ]
         oldest = self._rows(Task, "WHERE state = 'ready' ORDER BY seq LIMIT ?", (OLDEST_LOOKED_AT,))
         tasks = {task.id: task for task in (*found, *oldest)}
-        active = self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
+        active = self.active_attempts()
         busy = Counter(attempt.node for attempt in active)
         reported = {node.node: node for node in self._rows(Node, "ORDER BY node")}
         members = self._rows(Member, "WHERE state = 'active' ORDER BY name")
-        jobs = self._jobs_of([task.job for task in tasks.values()])
+        leased = {
+            task.id: task
+            for task in self._rows(
+                Task, "WHERE id IN (SELECT task FROM attempt WHERE state = 'leased')"
+            )
+        }
+        views = self._task_views((*tasks.values(), *leased.values()))
         ordered = sorted(tasks.values(), key=lambda task: (-task.priority, task.seq))
+        nodes = tuple(
+            _node_view(member, reported[member.node], busy[member.node])
+            for member in members
+            if member.node in reported
+        )
+        running = [
+            RunningView(attempt=attempt.id, node=attempt.node, task=views[attempt.task])
+            for attempt in sorted(active, key=lambda attempt: (attempt.token, attempt.id))
+            if attempt.task in views  # it ended between two of these reads
+        ]
         return SchedulerView(
-            tasks=tuple(_task_view(task, *jobs[task.job]) for task in ordered),
-            nodes=tuple(
-                _node_view(member, reported[member.node], busy[member.node])
-                for member in members
-                if member.node in reported
-            ),
-            running=self._running(active),
+            tasks=tuple(views[task.id] for task in ordered if task.id in views),
+            nodes=nodes,
+            running=with_waits(running, {node.node: node.slots for node in nodes}),
             later=self._later(),
+            ahead=self.schema() >= AHEAD_SINCE,
         )
 
     def speeds(self) -> dict[str, dict[str, int]]:
@@ -72,6 +90,25 @@ class WorkReader(RowReader):
             found[node.node] = {str(profile): int(speed) for profile, speed in rows}
         return found
 
+    def states_of(self, jobs: Sequence[str]) -> dict[str, str]:
+        """The states of these jobs, of those that are there."""
+        rows = self._fetch(
+            "SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(jobs)),),
+        )
+        return {str(job): str(state) for job, state in rows}
+
+    def finished_parts(self, owner: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Attempts at parts of an owner's films that it has not taken yet, each with its job, by the films' age."""
+        # The results of whole films move their jobs on from `running`.
+        rows = self._fetch(
+            "SELECT attempt.id, attempt.job FROM job JOIN attempt ON attempt.job = job.id"
+            " WHERE job.owner = ? AND job.state = 'running' AND attempt.state = 'finished'"
+            " ORDER BY job.seq, attempt.number LIMIT ?",
+            (owner, limit),
+        )
+        return [(str(attempt), str(job)) for attempt, job in rows]
+
     def planned_before(self, job: Job) -> int:
         """How many films its owner plans before this one, counted up to a bound."""
         return int(
@@ -82,31 +119,24 @@ class WorkReader(RowReader):
             )
         )
 
-    def _running(self, active: tuple[Attempt, ...]) -> tuple[RunningView, ...]:
-        profiles = self._jobs_of([attempt.job for attempt in active])
-        costs = {
-            attempt.id: self._value("SELECT cost FROM task WHERE id = ?", (attempt.task,))
-            for attempt in active
-        }
-        return tuple(
-            RunningView(
-                attempt=attempt.id,
-                node=attempt.node,
-                cost=int(costs[attempt.id]),
-                profile=profiles[attempt.job][1],
-            )
-            for attempt in active
-        )
+    def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
+        """Leases that are out, of one node or of all."""
+        if node is None:
+            return self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
+        return self._rows(Attempt, "WHERE node = ? AND state = 'leased' ORDER BY id", (node,))
 
-    def _jobs_of(self, jobs: list[str]) -> dict[str, tuple[str, str, int]]:
-        """Tenant, profile and bytes of the source of these jobs."""
-        found: dict[str, tuple[str, str, int]] = {}
-        for job in dict.fromkeys(jobs):
-            tenant, profile, size = self._value(
-                "SELECT tenant, profile, source_bytes FROM job WHERE id = ?", (job,)
+    def _task_views(self, tasks: Sequence[Task]) -> dict[str, TaskView]:
+        """Tasks with what their jobs tell of them."""
+        ids = json.dumps(sorted({task.job for task in tasks}))
+        jobs = {
+            str(job): (str(tenant), str(profile), int(size))
+            for job, tenant, profile, size in self._fetch(
+                "SELECT id, tenant, profile, source_bytes FROM job"
+                " WHERE id IN (SELECT value FROM json_each(?))",
+                (ids,),
             )
-            found[job] = str(tenant), str(profile), int(size)
-        return found
+        }
+        return {task.id: task_view(task, *jobs[task.job]) for task in tasks if task.job in jobs}
 
     def _later(self) -> int:
         return int(
@@ -128,26 +158,6 @@ class WorkReader(RowReader):
                 break
             found.append(str(after))
         return found
-
-
-def _task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> TaskView:
-    return TaskView(
-        task=task.id,
-        job=task.job,
-        kind=task.kind,
-        owner=task.owner,
-        needs=task.needs,
-        cost=task.cost,
-        priority=task.priority,
-        seq=task.seq,
-        attempts=task.attempts,
-        excluded=task.excluded,
-        backoff_ms=task.backoff_ms,
-        tenant=tenant,
-        profile=profile,
-        # Of a slice the share of the film is not known here; it is made for the worker's own disk.
-        source_bytes=0 if task.kind == "chunk" else source_bytes,
-    )
 
 
 def _node_view(member: Member, node: Node, busy: int) -> NodeView:

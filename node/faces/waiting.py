@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger.jobs import Job
-from ledger.scheduler import SchedulerView, explain, find
+from ledger.scheduler import explain, find
+from ledger.scheduler_view import SchedulerView
 
 _WAITS: Final = frozenset({"queued", "planning", "waiting", "running"})
 _OWNERS_TURN: Final = frozenset({"queued", "planning", "verifying", "publishing"})

@@ -41,7 +41,7 @@ from node.work.splitting import (
     number_of,
     tasks_of,
 )
-from node.work.worker import Order, ReportBytes
+from node.work.attempts import Order, ReportBytes
 
 CUT: Final = "film.cut"
 CUT_TIMEOUT_S: Final = 300.0

@@ -48,7 +48,7 @@ from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
 from node.work.owner import Plan
 from node.work.publishing import Publishing
-from node.work.worker import Order, ReportBytes
+from node.work.attempts import Order, ReportBytes
 
 T = TypeVar("T")
 
