@@ -351,6 +351,16 @@ def explain(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
     return found + _before(view, task, now_ms)
 
 
+def explain_lease(view: SchedulerView, job: str) -> list[str]:
+    """Where leases of a job wait for a slot, which they were granted ahead of."""
+    names = {node.node: node.name for node in view.nodes}
+    return [
+        f"{names.get(run.node, run.node)} has it next: it begins there when a slot is free"
+        for run in view.running
+        if run.waits and run.task.job == job
+    ]
+
+
 def _before(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
     """Which other tasks come first."""
     others = [o for o in view.tasks if o.eligible_at_ms <= now_ms and o.task != task.task]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger.jobs import Job
-from ledger.scheduler import explain, find
+from ledger.scheduler import explain, explain_lease, find
 from ledger.scheduler_view import SchedulerView
 
 _WAITS: Final = frozenset({"queued", "planning", "waiting", "running"})
@@ -25,7 +25,7 @@ class Seen:
 
 
 def reasons(job: Job, seen: Seen) -> list[str]:
-    """Empty for a job that is over or being worked on."""
+    """Empty for a job that is over or being worked on; a lease ahead of a slot is told."""
     if job.is_final:
         return []
     found: list[str] = []
@@ -33,7 +33,9 @@ def reasons(job: Job, seen: Seen) -> list[str]:
         found.append("no coordinator: too few voters can be reached, nothing new is decided")
     if not seen.owner_heard and (job.state in _OWNERS_TURN or not seen.leased):
         found.append(f"its owner {seen.owner}, which has the film, is not heard")
-    if seen.leased or job.state not in _WAITS:
+    if seen.leased:
+        return found + explain_lease(seen.view, job.id)
+    if job.state not in _WAITS:
         return found
     if job.state == "planning":
         return found or [f"its owner {seen.owner} reads and plans it now"]

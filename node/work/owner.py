@@ -147,8 +147,9 @@ class Owner:
     async def _look(self, group: asyncio.TaskGroup) -> float:
         steps, gone = await self._replica.read(self._looked)
         for key in gone:
-            self._unwanted.add(key)
-            self._busy[key][1].cancel()
+            if key in self._busy:  # it may have come to its end meanwhile
+                self._unwanted.add(key)
+                self._busy[key][1].cancel()
         for key, job, step in steps:
             if key not in self._busy:
                 work = self._guarded(key, job, step)
@@ -157,10 +158,11 @@ class Owner:
 
     def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
         """What is to be done, and which of what is being done nobody wants any more."""
-        states = reader.states_of([job.id for job, _ in tuple(self._busy.values())])
+        busy = tuple(self._busy.items())
+        states = reader.states_of([job.id for _, (job, _) in busy])
         gone = [
             key
-            for key, (job, _) in tuple(self._busy.items())
+            for key, (job, _) in busy
             if states.get(job.id, "cancelled") == "cancelled" and key not in self._unwanted
         ]
         return self._steps(reader), gone

@@ -248,6 +248,10 @@ def test_a_job_tells_what_else_it_waits_for() -> None:
     assert reasons(found, seen(has_coordinator=False))[:1] == blind
     assert reasons(found, seen()) == ["n: has none of the encoders x"]
     assert reasons(found, seen(leased=True)) == []
+    held = (replace(run("a", "n", waits=True), task=task("j")), run("b", "n", waits=True))
+    ahead = view([], [node("n")], running=held)
+    next_one = "n has it next: it begins there when a slot is free"
+    assert reasons(found, seen(leased=True, view=ahead)) == [next_one]
     silent = ["its owner Anna, which has the film, is not heard"]
     assert reasons(found, seen(owner_heard=False))[:1] == silent
     new = replace(found, planned=0)
