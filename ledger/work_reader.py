@@ -47,12 +47,7 @@ class WorkReader(RowReader):
         busy = Counter(attempt.node for attempt in active)
         reported = {node.node: node for node in self._rows(Node, "ORDER BY node")}
         members = self._rows(Member, "WHERE state = 'active' ORDER BY name")
-        leased = {
-            task.id: task
-            for task in self._rows(
-                Task, "WHERE id IN (SELECT task FROM attempt WHERE state = 'leased')"
-            )
-        }
+        leased = self.tasks_named([attempt.task for attempt in active])
         views = self._task_views((*tasks.values(), *leased.values()))
         ordered = sorted(tasks.values(), key=lambda task: (-task.priority, task.seq))
         nodes = tuple(
@@ -89,6 +84,11 @@ class WorkReader(RowReader):
             )
             found[node.node] = {str(profile): int(speed) for profile, speed in rows}
         return found
+
+    def tasks_named(self, tasks: Sequence[str]) -> dict[str, Task]:
+        """These tasks by their ids, those that are there."""
+        rest = "WHERE id IN (SELECT value FROM json_each(?))"
+        return {task.id: task for task in self._rows(Task, rest, (json.dumps(list(tasks)),))}
 
     def states_of(self, jobs: Sequence[str]) -> dict[str, str]:
         """The states of these jobs, of those that are there."""

@@ -17,10 +17,9 @@ Digest = Callable[[str], Awaitable[str]]
 
 async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> SubmitResult:
     """Makes the jobs; with `dry_run` only says which, and to how many bytes."""
-    made = await _without_queued(parts, await parts.prepare(request))
+    made, schema = await _without_queued(parts, await parts.prepare(request))
     if request.once:
         made = await _without_converted(parts, made, digest)
-    schema = await parts.replica.read(lambda reader: reader.schema())
     if not request.dry_run:
         for command in commands_of(made.jobs, schema):
             await parts.proposer.commit(command, cause=made.jobs[0].id)
@@ -41,14 +40,18 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
     )
 
 
-async def _without_queued(parts: Parts, made: Submission) -> Submission:
-    """Films whose output another job is about to write are told, and hold up nobody else."""
+async def _without_queued(parts: Parts, made: Submission) -> tuple[Submission, int]:
+    """Films whose output another job is about to write are told, and hold up nobody else.
 
-    def writers(reader: Reader) -> dict[str, Job]:
+    With the form of the ledger, which one look tells as well.
+    """
+
+    def read(reader: Reader) -> tuple[dict[str, Job], int]:
         found = ((job, reader.job_of_output(job.owner, job.output)) for job in made.jobs)
-        return {job.id: other for job, other in found if other is not None and not other.is_final}
+        queued = {j.id: other for j, other in found if other is not None and not other.is_final}
+        return queued, reader.schema()
 
-    others = await parts.replica.read(writers)
+    others, schema = await parts.replica.read(read)
     faults = [
         PathFault(
             path=job.source,
@@ -59,7 +62,7 @@ async def _without_queued(parts: Parts, made: Submission) -> Submission:
         for job in made.jobs
         if job.id in others
     ]
-    return _left(made, set(others), faults)
+    return _left(made, set(others), faults), schema
 
 
 async def _without_converted(parts: Parts, made: Submission, digest: Digest) -> Submission:

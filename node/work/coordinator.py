@@ -44,6 +44,8 @@ IDLE_ROUND_S: Final = 2.0
 """While nothing is leased and nothing waits: no clock runs out, and what is new wakes the round."""
 SPEEDS_MS: Final = 15_000
 """Speeds of nodes are measured anew so often: they are means over many films."""
+FIRST_SPEEDS_MS: Final = 1_000
+"""And so often while something is ready whose profile nobody has done yet."""
 ORPHANS_MS: Final = 500
 """They are looked for so often: a mesh with thousands of them ends some thirty a second."""
 ORPHANS_A_ROUND: Final = 16
@@ -84,7 +86,7 @@ class Coordinator:
         self._orphans_ms = -ORPHANS_MS
         self._eligible_ms: dict[str, int] = {}
         self._turns = Turns()
-        self._speeds: tuple[int, Mapping[str, Mapping[str, int]]] | None = None
+        self._speeds: tuple[int, Mapping[str, Mapping[str, int]]] = (-SPEEDS_MS, {})
         self._back: dict[str, tuple[str, ...]] = {}
         self._at_rest: tuple[int, SchedulerView] | None = None
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
@@ -261,13 +263,17 @@ class Coordinator:
         }
 
     async def _read(self, now_ms: int) -> SchedulerView:
-        if self._speeds is None or now_ms - self._speeds[0] > SPEEDS_MS:
+        view = await self._replica.read(lambda reader: reader.schedulable())
+        old_ms = now_ms - self._speeds[0]
+        profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
+        new = any(task.profile not in profiles for task in view.tasks)
+        if old_ms > SPEEDS_MS or (new and old_ms > FIRST_SPEEDS_MS):
             self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
-        return await self._replica.read(lambda reader: reader.schedulable())
+        return view
 
     def _known(self, view: SchedulerView, now_ms: int) -> SchedulerView:
         """The ledger's view with what only a coordinator knows: who is heard, who still waits."""
-        speeds = {} if self._speeds is None else self._speeds[1]
+        speeds = self._speeds[1]
         known = replace(
             view,
             tasks=tuple(

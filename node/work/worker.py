@@ -232,10 +232,14 @@ class Worker:
         return RECONCILE_S
 
     def _leased(self, reader: Reader) -> tuple[Sequence[Order], int | None]:
+        attempts = reader.active_attempts(node=self._own)
+        # A job does not change while it is leased; a task's priority may.
+        known = {order.attempt.id: order.job for order in tuple(self._held.values())}
+        tasks = reader.tasks_named([attempt.task for attempt in attempts])
         orders: list[Order] = []
-        for attempt in reader.active_attempts(node=self._own):
-            task = reader.task(attempt.task)
-            job = reader.job(attempt.job)
+        for attempt in attempts:
+            task = tasks.get(attempt.task)
+            job = known.get(attempt.id) or reader.job(attempt.job)
             # The id names a folder; a lease with another kind of id expires.
             if task is not None and job is not None and is_plain_id(attempt.id):
                 orders.append(Order(job=job, task=task, attempt=attempt))
