@@ -26,14 +26,12 @@ from ledger.commands import (
     RefuseResult,
     ReleaseLeases,
     StartPlanning,
-    TaskSpec,
 )
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
     PARTS,
     PLANNED_AT_ONCE,
-    SEQ_BITS,
     Attempt,
     AttemptEvent,
     Job,

@@ -29,7 +29,9 @@ def lead_ms(fetch_ms: float) -> float:
 class Line:
     """One node's slots and what waits for them."""
 
-    def __init__(self, slots: int, begun: Sequence[float], waiting: Sequence[tuple[int, float]]) -> None:
+    def __init__(
+        self, slots: int, begun: Sequence[float], waiting: Sequence[tuple[int, float]]
+    ) -> None:
         """`begun` are the rests of what runs, `waiting` priority and length of what does not yet, in its order."""
         self._slots = slots
         self._begun = sorted(begun)
@@ -106,9 +108,9 @@ def ends_of_waiting(view: SchedulerView) -> Mapping[str, float]:
         heapq.heapify(ends)
     found: dict[str, float] = {}
     for run in sorted((r for r in view.running if r.waits), key=lambda r: -r.task.priority):
-        if ends := slots.get(run.node):
-            found[run.attempt] = ends[0] + run.rest_ms
-            heapq.heapreplace(ends, found[run.attempt])
+        if begun := slots.get(run.node):
+            found[run.attempt] = begun[0] + run.rest_ms
+            heapq.heapreplace(begun, found[run.attempt])
     return found
 
 

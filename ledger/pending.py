@@ -32,7 +32,7 @@ RowChange = tuple[str, Values]
 _BEYOND_INT64: Final = 1 << 63
 
 
-class Altered(tuple[SqlValue, ...]):
+class Altered(tuple[SqlValue, ...]):  # noqa: SLOT001 - a tuple has no slots for more
     """A stored row of which only the columns `names` differ from what is stored."""
 
     names: tuple[str, ...]

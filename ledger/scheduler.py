@@ -32,6 +32,10 @@ AHEAD_LOOKED_AT_MAX: Final = 64
 """Tasks that one round tries in vain to lease ahead once all slots are taken: each costs a look at every node."""
 BACK_MS: Final = 2_000
 """What a lease that is asked back must win by at least: asking and granting anew take a heartbeat."""
+LATE_TIMES: Final = 2
+"""Times the time that a lease may be granted ahead: one that likely waits longer, because others take longer than was reckoned or more urgent ones came, is asked back."""
+OVERRUN: Final = 0.1
+"""Of the time that it ran, where that is more than was reckoned for all of it."""
 PRIORITY_MAX: Final = 1 << 31
 NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
@@ -116,11 +120,16 @@ class _Round:
                 return
 
     def back(self) -> Iterator[tuple[str, str]]:
-        """Leases that wait elsewhere for longer than a slot that is left would take to do them."""
-        if not self._view.ahead or self._places.free <= 0:
+        """Leases that wait too long where they are, or longer than a slot that is left would take to do them."""
+        if not self._view.ahead:
             return
+        nodes = {node.node: node for node in self._view.nodes}
         ends_ms = ends_of_waiting(self._view)
         for run in reversed([run for run in self._view.running if run.attempt in ends_ms]):
+            lead = lead_ms(_fetch_ms(run.task, nodes[run.node]))
+            if ends_ms[run.attempt] - run.rest_ms > LATE_TIMES * lead:
+                yield run.node, run.attempt
+                continue
             able = [node for node in self._open_for(run.task) if self._places.is_free(node)]
             able = [node for node in able if self._places.can(run.task, node)]
             if not able or not self._places.speeds.known(run.task.profile):
@@ -242,8 +251,10 @@ class _Places:
         if line.free > 0:
             return ""
         taken = f"has no free slot ({min(line.held, node.slots)} of {node.slots} taken"
-        if not self._ahead or not self.speeds.known(task.profile):
-            return f"{taken})"
+        if not self._ahead or not node.speeds.get(task.profile):
+            return (
+                f"{taken})"  # of what was never measured here nobody knows how long it would wait
+            )
         if line.starts_ms(task.priority) > lead_ms(_fetch_ms(task, node)):
             return f"{taken})"
         if not line.has_room(task.priority):
@@ -322,7 +333,8 @@ def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int
             continue
         speed = speeds.of(node, run.task.profile)
         ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
-        rest_ms = max(0.0, 1_000 * run.task.cost / speed - ran_ms)
+        # What ran longer than was reckoned is likely to do so for some time more.
+        rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
         running.append(replace(run, rest_ms=rest_ms))
         cost_left += rest_ms * speed / 1_000
     return replace(view, running_cost=int(cost_left), running=tuple(running))

@@ -18,7 +18,16 @@ from ledger.change import RefusedError
 from ledger.commands import ENVELOPES, Command, Envelope, FormMesh, MigrateLedger, Outcome, unseal
 from ledger.jobs import Row
 from ledger.pending import Altered, PendingRows, RowChange, Values
-from ledger.rows import Alteration, Alterer, SqlValue, columns_of, decoded, encoded, likened, table_of
+from ledger.rows import (
+    Alteration,
+    Alterer,
+    SqlValue,
+    columns_of,
+    decoded,
+    encoded,
+    likened,
+    table_of,
+)
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
 from ledger.touched import Touched, touched

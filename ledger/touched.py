@@ -22,9 +22,7 @@ _WHOSE: Final[dict[type[Row], str]] = {
 
 @cache
 def _places(schema: int) -> dict[str, int]:
-    return {
-        table_of(cls): columns_of(cls, schema).index(column) for cls, column in _WHOSE.items()
-    }
+    return {table_of(cls): columns_of(cls, schema).index(column) for cls, column in _WHOSE.items()}
 
 
 def touched(changes: Iterable[RowChange], schema: int) -> set[Touched]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from ledger.jobs import Attempt, Job, Member, Node, Task
-from ledger.row_reader import RowReader
 from ledger.lines import with_waits
+from ledger.row_reader import RowReader
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, task_view
 
 READY_TASKS_MAX: Final = 512

@@ -17,10 +17,10 @@ from mesh.ids import NodeId, RaftId
 from node.consensus.news import News
 from node.consensus.replica import Replica
 from node.signals import Signal
+from node.work.attempts import Conversion, Order, ReportBytes, ReportFrames
 from node.work.leases import WORK, WorkerHeartbeatAck
 from node.work.owner import Plan
 from node.work.progress import ProgressBoard
-from node.work.attempts import Conversion, Order, ReportBytes, ReportFrames
 from tests.ledger_helper import Ledger, task_spec
 from tests.meshwork import eventually
 
@@ -196,8 +196,18 @@ class Shelf:
         self.take_fault: Exception | None = None
         self.publish_fault: Exception | None = None
         self.discard_fault: Exception | None = None
+        self.plans: list[str] = []
+        self.given_up: list[str] = []
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
 
     async def plan(self, job: Job) -> Plan:
+        self.plans.append(job.id)
+        try:
+            await self.goes_on.wait()
+        except asyncio.CancelledError:
+            self.given_up.append(job.id)
+            raise
         if self.plan_fault is not None:
             raise self.plan_fault
         return Plan(

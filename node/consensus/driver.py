@@ -55,7 +55,7 @@ READS_MAX: Final = 4_096
 _log = structlog.get_logger("consensus")
 
 T = TypeVar("T")
-News = LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot
+CoreNews = LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot
 """What neither the disk nor another node is concerned with."""
 
 
@@ -415,7 +415,7 @@ class Driver:
         last = entries[-1]
         return held + self.raft.persisted(last.index, last.term, clock.monotonic_ms())
 
-    def _tell(self, effect: News) -> None:
+    def _tell(self, effect: CoreNews) -> None:
         match effect:
             case LeaderChanged(term=term, leader=leader):
                 self._follow_leader(term, leader)

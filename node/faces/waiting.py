@@ -33,10 +33,8 @@ def reasons(job: Job, seen: Seen) -> list[str]:
         found.append("no coordinator: too few voters can be reached, nothing new is decided")
     if not seen.owner_heard and (job.state in _OWNERS_TURN or not seen.leased):
         found.append(f"its owner {seen.owner}, which has the film, is not heard")
-    if seen.leased:
+    if seen.leased or job.state not in _WAITS:
         return found + explain_lease(seen.view, job.id)
-    if job.state not in _WAITS:
-        return found
     if job.state == "planning":
         return found or [f"its owner {seen.owner} reads and plans it now"]
     if not job.planned:

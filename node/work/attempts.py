@@ -125,6 +125,11 @@ class Turn:
         """Whether the attempt has, or had, its slot."""
         return self._given.is_set()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it has none yet and wants one."""
+        return not self._given.is_set() and not self.is_over
+
     def give(self) -> None:
         """From now on it has one."""
         self._given.set()
@@ -188,18 +193,20 @@ class Attempts:
             await self._attempt(order, folder, turn)
         except AttemptError as error:
             log.warning("attempt failed", code=error.cause_code, reason=error.what)
-            await self._fail(order, error)
+            await self._fail(order, turn, error)
         except DarkStreamError as error:
             log.warning("attempt failed", code=error.code, reason=error.what)
-            await self._fail(order, AttemptError(error, _class_of(error)))
+            await self._fail(order, turn, AttemptError(error, _class_of(error)))
         except OSError as error:
             log.warning("attempt failed", reason=str(error))
             fault = DiskFullError if error.errno == 28 else DarkStreamError
-            await self._fail(order, AttemptError(fault(f"{self._name}: {error}"), "transient"))
+            await self._fail(
+                order, turn, AttemptError(fault(f"{self._name}: {error}"), "transient")
+            )
         except FOREIGN_FAULTS as error:
             log.exception("attempt failed")
             fault_here = DarkStreamError(f"{self._name}: internal fault: {error!r}")
-            await self._fail(order, AttemptError(fault_here, "transient"))
+            await self._fail(order, turn, AttemptError(fault_here, "transient"))
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
 
@@ -252,7 +259,8 @@ class Attempts:
                 _log.warning("result refused", attempt=order.attempt.id, code=outcome.code)
             return
 
-    async def _fail(self, order: Order, error: AttemptError) -> None:
+    async def _fail(self, order: Order, turn: Turn, error: AttemptError) -> None:
+        turn.end()
         conversion = error.conversion
         number = order.attempt.number
         ceiling = min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS << min(number, 10))

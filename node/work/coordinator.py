@@ -216,7 +216,9 @@ class Coordinator:
         what = f"the worker was silent for {self._timing.expiry_ms / 1000:g} s"
         for start in range(0, len(expired), LEASES_PER_COMMAND_MAX):
             batch = tuple(expired[start : start + LEASES_PER_COMMAND_MAX])
-            await self._proposer.commit(ExpireLeases(attempts=batch, what=what), cause="coordinator")
+            await self._proposer.commit(
+                ExpireLeases(attempts=batch, what=what), cause="coordinator"
+            )
 
     async def _fail_jobs_without_owner(self, now_ms: int) -> None:
         if now_ms - self._orphans_ms < ORPHANS_MS:

@@ -31,6 +31,7 @@ from node.media.probe import Probe
 from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
+from node.work.attempts import Order, ReportBytes
 from node.work.conversion import film_of
 from node.work.owner import Plan
 from node.work.splitting import (
@@ -41,7 +42,6 @@ from node.work.splitting import (
     number_of,
     tasks_of,
 )
-from node.work.attempts import Order, ReportBytes
 
 CUT: Final = "film.cut"
 CUT_TIMEOUT_S: Final = 300.0

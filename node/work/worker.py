@@ -154,7 +154,9 @@ class Worker:
         # By the ledger: what was granted meanwhile was never begun.
         orders, _ = await self._replica.read(self._leased)
         over = self._attempts.over
-        await self._release([o.attempt.id for o in orders if o.attempt.id not in over], "the node stops")
+        await self._release(
+            [o.attempt.id for o in orders if o.attempt.id not in over], "the node stops"
+        )
 
     async def give_back(self, what: str) -> None:
         """Stops what runs and gives all leases back; the node itself goes on."""
@@ -250,7 +252,7 @@ class Worker:
         return [
             order
             for attempt, order in self._held.items()
-            if attempt not in self._runs or not self._runs[attempt][0].is_given
+            if attempt not in self._runs or self._runs[attempt][0].is_awaited
         ]
 
     def _begin(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.cluster import Node, cluster, form, wait_for
-from tests.integration.test_orders import encoders_of, film
+from tests.integration.test_orders import film
 
 
 def attempts(node: Node, job: str) -> list[dict[str, Any]]:

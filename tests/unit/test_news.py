@@ -4,7 +4,7 @@ import asyncio
 
 from ledger import commands as c
 from mesh.ids import NodeId
-from node.consensus.news import News, follow
+from node.consensus.news import News, Touches, follow
 from node.signals import Signal
 from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of
 
@@ -13,9 +13,16 @@ CONCERNS = ("all", "leases", "films", "work", "members")
 
 def woken(ledger: Ledger, node: str) -> set[str]:
     """Which signals of a node the ledger's last batch sets."""
-    news = News(NodeId(node))
-    news.tell(ledger.store.touched)
-    return {name for name in CONCERNS if getattr(news, name).count}
+    return told(ledger.store.touched, node)
+
+
+def told(touched: Touches, node: str) -> set[str]:
+    async def main() -> set[str]:
+        news = News(NodeId(node))
+        news.tell(touched)
+        return {name for name in CONCERNS if getattr(news, name).count}
+
+    return asyncio.run(main())
 
 
 def test_each_change_wakes_those_whom_it_concerns() -> None:
@@ -41,9 +48,7 @@ def test_what_is_refused_or_was_applied_concerns_nobody_but_those_who_follow_all
     ledger = Ledger().formed("bert").submitted("j")
     assert ledger.do(c.SubmitJobs(jobs=(job_spec("j"),))).code
     assert woken(ledger, "anna") == {"all"}
-    news = News(NodeId("anna"))
-    news.tell(None)
-    assert all(getattr(news, name).count for name in CONCERNS)
+    assert told(None, "anna") == set(CONCERNS)
 
 
 def test_who_follows_looks_again_at_news_and_when_its_time_is_over() -> None:
@@ -72,4 +77,3 @@ def test_who_follows_looks_again_at_news_and_when_its_time_is_over() -> None:
         following.cancel()
 
     asyncio.run(main())
-

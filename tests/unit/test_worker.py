@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
+from ledger.orders import ChangeJobs
+from ledger.scheduler import OLDEST_EVERY
 from mesh import clock
 from mesh.errors import DiskFullError, SourceChangedError, TransferError
 from mesh.ids import NodeId
-from node.work.leases import LeaseTiming
-from ledger.orders import ChangeJobs
-from ledger.scheduler import OLDEST_EVERY
 from node.work.attempts import BEGUN, AttemptError
+from node.work.leases import LeaseTiming
 from node.work.worker import Worker
 from tests.ledger_helper import grant, node_report
 from tests.work_bench import CONVERSION, Bench, Mesh, eventually
@@ -173,6 +173,7 @@ def test_an_attempt_that_a_crash_cut_short_is_failed_not_begun_anew(tmp_path: Pa
         stand = Stand(tmp_path)
         (stand.folder / "a1").mkdir(parents=True)
         (stand.folder / "a1" / "source.mkv").write_bytes(b"half")
+        (stand.folder / "a1" / BEGUN).touch()
         stand.lease("j1", "a1")
         return stand
 
@@ -328,10 +329,11 @@ def test_the_most_urgent_begins_first_but_the_oldest_has_its_turn(tmp_path: Path
     count = OLDEST_EVERY + 2
 
     async def body(stand: Stand) -> None:
-        for n in range(count):
-            if n:
-                change = ChangeJobs(jobs=(f"k{n}",), action="priority", priority=n, by="me")
-                assert stand.mesh.do(change).ok
+        stand.lease("k0", "a0")
+        await eventually(lambda: stand.bench.converting == ["a0"])
+        for n in range(1, count):
+            change = ChangeJobs(jobs=(f"k{n}",), action="priority", priority=n, by="me")
+            assert stand.mesh.do(change).ok
             stand.lease(f"k{n}", f"a{n}")
         await eventually(lambda: len(stand.worker.waiting) == count - 1)
         stand.bench.goes_on.set()
@@ -375,7 +377,9 @@ def test_a_node_without_slots_gives_back_what_waits(tmp_path: Path) -> None:
     run(lambda: crowded(tmp_path, 1, slots=0), body)
 
 
-def test_what_an_idle_node_would_do_sooner_is_given_back_unless_it_has_begun(tmp_path: Path) -> None:
+def test_what_an_idle_node_would_do_sooner_is_given_back_unless_it_has_begun(
+    tmp_path: Path,
+) -> None:
     async def body(stand: Stand) -> None:
         for n in range(3):
             stand.lease(f"k{n}", f"a{n}")
