@@ -76,6 +76,7 @@ class Mesh:
         self.is_leader = True
         self.leader_changed = Signal()
         self.news = News(NodeId(own))
+        self.news.all = Signal()  # a paced one needs a running loop
         self.ledger_changed = Changed(self.news)
         self.applied_index = 0
         self.down = False
