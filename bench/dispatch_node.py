@@ -13,8 +13,9 @@ from ledger.jobs import Attempt, Job
 from node import assembly
 from node.cli.mesh_node import main
 from node.consensus.replica import Replica
-from node.work.attempts import Conversion, Order, ReportBytes
+from node.work.attempts import Conversion, ReportBytes
 from node.work.films import Films
+from node.work.order import Order
 from node.work.owner import Plan
 
 STARTS = os.environ["DISPATCH_STARTS"]

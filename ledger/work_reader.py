@@ -98,6 +98,16 @@ class WorkReader(RowReader):
         )
         return {str(job): str(state) for job, state in rows}
 
+    def is_to_plan(self, job: str) -> bool:
+        """Whether a job waits for its plan, or for the end of its planning."""
+        return bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM job WHERE id = ? AND planned = 0"
+                " AND state IN ('queued', 'planning'))",
+                (job,),
+            )
+        )
+
     def finished_parts(self, owner: str, limit: int = 100) -> list[tuple[str, str]]:
         """Attempts at parts of an owner's films that it has not taken yet, each with its job, by the films' age."""
         # The results of whole films move their jobs on from `running`.

@@ -17,8 +17,9 @@ from mesh.ids import NodeId, RaftId
 from node.consensus.news import News
 from node.consensus.replica import Replica
 from node.signals import Signal
-from node.work.attempts import Conversion, Order, ReportBytes, ReportFrames
+from node.work.attempts import Conversion, ReportBytes, ReportFrames
 from node.work.leases import WORK, WorkerHeartbeatAck
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.progress import ProgressBoard
 from tests.ledger_helper import Ledger, task_spec

@@ -11,7 +11,6 @@ from typing import Final, Protocol
 import structlog
 
 from ledger.commands import AttemptReport, FailAttempt, FailureClass, FinishAttempt
-from ledger.jobs import Attempt, Job, Task
 from mesh import clock
 from mesh.errors import DarkStreamError, DiskFullError, NoCoordinatorError, SourceChangedError
 from mesh.ids import NodeId
@@ -21,6 +20,7 @@ from node.consensus.replica import Replica
 from node.media.errors import MediaError
 from node.membership.foreign import FOREIGN_FAULTS
 from node.work.leases import Fence
+from node.work.order import Order
 from node.work.progress import Pace, Progress, ProgressBoard
 
 BACKOFF_FIRST_MS: Final = 2_000
@@ -29,15 +29,6 @@ BEGUN: Final = "begun"
 """A file in an attempt's folder: it had a slot.  What a killed process had only fetched ahead is nobody's failure."""
 
 _log = structlog.get_logger("worker")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """One attempt with everything that it needs."""
-
-    job: Job
-    task: Task
-    attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

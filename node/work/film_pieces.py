@@ -31,8 +31,9 @@ from node.media.probe import Probe
 from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
-from node.work.attempts import Order, ReportBytes
+from node.work.attempts import ReportBytes
 from node.work.conversion import film_of
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import (
     JobPlan,

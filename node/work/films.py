@@ -44,9 +44,10 @@ from node.consensus.replica import Replica
 from node.gateway.models import Restored
 from node.media.convert import Media
 from node.threads import run_stoppable
-from node.work.attempts import Order, ReportBytes
+from node.work.attempts import ReportBytes
 from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 

@@ -25,7 +25,7 @@ from ledger.commands import (
     StartPlanning,
     TaskSpec,
 )
-from ledger.jobs import PLANNED_AT_ONCE, Attempt, Job
+from ledger.jobs import PLANNED_AT_ONCE, Attempt, AttemptState, Job, JobState
 from ledger.queries import Reader
 from ledger.scheduler import OLDEST_EVERY
 from mesh import clock
@@ -264,8 +264,8 @@ class Owner:
     async def _read_film(self, job: Job) -> Plan | None:
         """The plan; that it is being made is told where it takes long enough for somebody to ask."""
         # The step may have been chosen by a read that is older than the plan's end.
-        now, schema = await self._replica.read(lambda r: (r.job(job.id), r.schema()))
-        if now is None or now.planned or now.state not in ("queued", "planning"):
+        wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
+        if not wanted:
             return None
         begun = StartPlanning(job=job.id)
         if schema < PLANNED_AT_ONCE and not await self._commit(job, begun):
@@ -285,7 +285,7 @@ class Owner:
     async def _take(self, job: Job) -> None:
         attempt = await self._current(job, "verifying", "finished")
         if attempt is not None and await self._take_in(job, attempt):
-            await self._publish(job)
+            await self._publish_result(job, attempt)
 
     async def _take_part(self, attempt_id: str, job: Job) -> None:
         # The step may have been chosen by a read that is older than its end.
@@ -365,8 +365,10 @@ class Owner:
 
     async def _publish(self, job: Job) -> None:
         attempt = await self._current(job, "publishing", "accepted")
-        if attempt is None:
-            return
+        if attempt is not None:
+            await self._publish_result(job, attempt)
+
+    async def _publish_result(self, job: Job, attempt: Attempt) -> None:
         try:
             await self._intake.publish(job, attempt)
         except TransferError:
@@ -390,15 +392,16 @@ class Owner:
         self._board.over(job.id)
         _log.info("published", job=job.id, output=Path(job.output).name)
 
-    async def _current(self, job: Job, state: str, of_attempt: str) -> Attempt | None:
+    async def _current(self, job: Job, state: JobState, of_attempt: AttemptState) -> Attempt | None:
         """The attempt that the job's step is about, while the job is in that step's state."""
         # The step may have been chosen by a read that is older than this job's last step.
-        now, attempts = await self._replica.read(
-            lambda reader: (reader.job(job.id), reader.attempts(job.id))
+        return await self._replica.read(
+            lambda reader: (
+                next(reversed(reader.attempts(job.id, of_attempt)), None)
+                if reader.states_of((job.id,)).get(job.id) == state
+                else None
+            )
         )
-        if now is None or now.state != state:
-            return None
-        return next((a for a in reversed(attempts) if a.state == of_attempt), None)
 
 
 def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:

@@ -6,7 +6,7 @@ The coordinator reckons with the same order (`ledger.lines`).
 from collections.abc import Collection
 
 from ledger.scheduler import OLDEST_EVERY
-from node.work.attempts import Order
+from node.work.order import Order
 
 
 def next_turn(waiting: Collection[Order], begun: int) -> Order:

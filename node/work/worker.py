@@ -25,8 +25,9 @@ from node.consensus.proposer import Proposer
 from node.consensus.replica import Replica
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
-from node.work.attempts import BEGUN, Attempts, Converter, Order, Results, Sources, Turn
+from node.work.attempts import BEGUN, Attempts, Converter, Results, Sources, Turn
 from node.work.leases import WORK, Fence, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
+from node.work.order import Order
 from node.work.progress import ProgressBoard
 from node.work.turns import in_line, next_turn
 

@@ -15,6 +15,10 @@ def attempts(node: Node, job: str) -> list[dict[str, Any]]:
     return found
 
 
+def is_done(node: Node, job: dict[str, str]) -> bool:
+    return bool(node.cli("job", "show", job["id"])["state"] == "done")
+
+
 def fetched(node: Node) -> set[str]:
     """Attempts whose films lie on the node as a whole, and have no result yet."""
     folders = (node.home / "cache" / "attempts").glob("*/source*")
@@ -30,8 +34,7 @@ def test_the_next_film_is_fetched_meanwhile_and_given_back_when_the_node_pauses(
         anna.cli("nodes", "limit", "anna", "--slots", "0")
         words = ("submit", "--no-split", "--profile", "web")
         (known,) = anna.cli(*words, str(film(anna, "known.mkv", 2, "640x360")))["jobs"]
-        done = lambda job: anna.cli("job", "show", job["id"])["state"] == "done"  # noqa: E731
-        wait_for("a speed is known", lambda: done(known), 90)
+        wait_for("a speed is known", lambda: is_done(anna, known), 90)
         jobs = [
             anna.cli(*words, str(film(anna, name, 4, "1280x720")))["jobs"][0]
             for name in ("one.mkv", "two.mkv")
