@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -18,12 +19,17 @@ from mesh.limits import Limits, LinkRates
 from mesh.listener_zmq import Listener, Sender
 from mesh.transfer import (
     BULK,
+    BUNDLE_FILES_MAX,
     DIGESTS_MAX,
     HANDLE_CHARS_MAX,
+    BundleAnswer,
+    BundleRequest,
     ChunkAnswer,
     ChunkRequest,
     DigestsAnswer,
     DigestsRequest,
+    HaveAnswer,
+    HaveRequest,
     ManifestAnswer,
     ManifestRequest,
     Refusal,
@@ -75,12 +81,16 @@ class _Open:
     shrinker: Shrinker = field(default_factory=Shrinker)
 
 
+_Ask = ChunkRequest | BundleRequest
+"""What is answered with up to a chunk's bytes, in turn."""
+
+
 @dataclass(slots=True)
 class _Queue:
     """What a peer asked for and has not got, in order; and what it has got and not taken."""
 
     told_ms: int
-    asks: deque[tuple[Sender, ChunkRequest]] = field(default_factory=deque)
+    asks: deque[tuple[Sender, _Ask]] = field(default_factory=deque)
     untaken: deque[tuple[bytes, zmq.MessageTracker]] = field(default_factory=deque)
 
     def is_over(self) -> bool:
@@ -191,7 +201,7 @@ class ZmqBulkServer:
         except WireError as error:
             self._refuse_malformed(node, error)
             return
-        if isinstance(request, ChunkRequest):
+        if isinstance(request, _Ask):
             self._put_by(sender, node, request)
         else:
             self._serve(sender, node, request)
@@ -208,8 +218,9 @@ class ZmqBulkServer:
             answer = [BULK.encode(Refusal(code=error.code, what=error.what, todo=error.todo))]
         tracker = self._listener.reply_tracked(sender, answer)
         if tracker is not None:
-            self._tally.sent(node, len(answer[-1]))
-            self._limits.spend(node, "up", len(answer[-1]))
+            size = sum(map(len, answer[1:])) or len(answer[0])
+            self._tally.sent(node, size)
+            self._limits.spend(node, "up", size)
             if node in self._queues:
                 self._queues[node].untaken.append((sender.routing, tracker))
 
@@ -221,6 +232,10 @@ class ZmqBulkServer:
         match request:
             case ChunkRequest():
                 return self._chunk(self._opened(node, request.handle), request)
+            case HaveRequest(handle=handle):
+                return [BULK.encode(HaveAnswer()), self._opened(node, handle).source.there()]
+            case BundleRequest():
+                return self._bundle(node, request)
             case ManifestRequest(handle=handle):
                 source = self._opened(node, handle).source
                 return [BULK.encode(ManifestAnswer(manifest=source.manifest))]
@@ -247,6 +262,33 @@ class ZmqBulkServer:
             return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
         return [BULK.encode(ChunkAnswer(offset=offset, digest=digest, length=length)), small]
 
+    def _bundle(self, node: NodeId, request: BundleRequest) -> list[bytes]:
+        if not 0 < len(request.handles) <= BUNDLE_FILES_MAX:
+            raise WireError("bulk: a bundle of no files or of too many")
+        files: list[bytes] = []
+        left_out: list[int] = []
+        room = CHUNK_BYTES
+        for place, handle in enumerate(request.handles):
+            data = self._small(node, handle, room)
+            if data is None:
+                left_out.append(place)
+            else:
+                room -= len(data)
+                files.append(data)
+        head = BundleAnswer(number=request.number, left_out=tuple(left_out))
+        return [BULK.encode(head), *files]
+
+    def _small(self, node: NodeId, handle: str, room: int) -> bytes | None:
+        """A whole file; None for one that has no room or is refused, which is told who asks for it alone."""
+        if len(handle) > HANDLE_CHARS_MAX:
+            return None
+        try:
+            with closing(self._source_for(node, handle)) as source:
+                size = source.manifest.size
+                return source.read(0, size, bare=True)[0] if size <= room else None
+        except DarkStreamError:
+            return None
+
     def _opened(self, node: NodeId, handle: str) -> _Open:
         if len(handle) > HANDLE_CHARS_MAX:
             raise WireError("bulk: a handle that is too long")
@@ -269,7 +311,7 @@ class ZmqBulkServer:
 
     # --- whose turn it is -------------------------------------------------------------------------
 
-    def _put_by(self, sender: Sender, node: NodeId, request: ChunkRequest) -> None:
+    def _put_by(self, sender: Sender, node: NodeId, request: _Ask) -> None:
         queue = self._queues.setdefault(node, _Queue(told_ms=clock.monotonic_ms()))
         if (sender, request) in queue.asks:
             return  # asked again out of impatience

@@ -1,0 +1,122 @@
+"""Small files of one peer travel together: whoever comes while some are on their way joins them.
+
+A hundred short results are a hundred coroutines that want one file each: each in a thread and an
+exchange of its own would cost more than their bytes.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+from mesh.bulk_bundle_zmq import Brought, NextFile
+from mesh.errors import DarkStreamError, TransferError
+from mesh.ids import NodeId
+from mesh.transfer import Manifest, Wanted
+from mesh.transfer_files import PartialFile
+from mesh.transport import CHUNK_BYTES
+from node.work.film_pieces import RunInThread
+
+Several = Callable[[NodeId, NextFile, Callable[[], bool]], Generator[Brought]]
+"""(peer, next file, whether to stop) → what became of each file; runs in a thread."""
+
+
+class _Item:
+    """One file, and whether its caller still wants it."""
+
+    def __init__(self, handle: str, path: Path, expected: Manifest) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.wanted = Wanted(
+            handle=handle,
+            expected=expected,
+            target=PartialFile(path),
+            claim=self._claim,
+            should_stop=lambda: self.is_dropped,
+        )
+        self.is_dropped = False
+        self._is_claimed = False
+        self._lock = threading.Lock()
+
+    def _claim(self) -> bool:
+        with self._lock:
+            self._is_claimed = not self.is_dropped
+            return self._is_claimed
+
+    def drop(self) -> bool:
+        """Its caller is gone; whether nothing will be written for it."""
+        with self._lock:
+            self.is_dropped = True
+            return not self._is_claimed
+
+    def tell(self, error: DarkStreamError | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+class SmallFiles:
+    """Brings files of a chunk at most; all methods are for the loop's thread."""
+
+    def __init__(self, several: Several, run: RunInThread) -> None:
+        self._several = several
+        self._run = run
+        self._queues: dict[NodeId, deque[_Item]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @staticmethod
+    def are(expected: Manifest) -> bool:
+        """Whether a file is small enough."""
+        return expected.size <= CHUNK_BYTES
+
+    async def bring(self, peer: NodeId, handle: str, path: Path, expected: Manifest) -> None:
+        """Returns when the file lies there, verified and durable.  Raises what a transfer can meet."""
+        item = _Item(handle, path, expected)
+        queue = self._queues.get(peer)
+        if queue is None:
+            queue = self._queues[peer] = deque()
+            task = asyncio.get_running_loop().create_task(self._drain(peer, queue))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        queue.append(item)
+        try:
+            await asyncio.shield(item.future)
+        except asyncio.CancelledError:
+            # Only when nothing is written any more may the caller remove what was.
+            if not item.drop():
+                await asyncio.wait((item.future,))
+            if item.future.done() and not item.future.cancelled():
+                item.future.exception()
+            raise
+
+    async def _drain(self, peer: NodeId, queue: deque[_Item]) -> None:
+        loop = asyncio.get_running_loop()
+        under_way: dict[int, _Item] = {}
+
+        def next_file() -> Wanted | None:
+            while queue:
+                item = queue.popleft()
+                if item.is_dropped:
+                    continue
+                under_way[id(item.wanted)] = item
+                return item.wanted
+            return None
+
+        def work(should_stop: Callable[[], bool]) -> None:
+            for done in self._several(peer, next_file, should_stop):
+                item = under_way.pop(id(done.wanted))
+                loop.call_soon_threadsafe(item.tell, done.error)
+
+        fault: DarkStreamError = TransferError("the transfer was stopped", "try again")
+        try:
+            while queue:
+                await self._run(work)
+        except DarkStreamError as error:
+            fault = error
+        finally:
+            del self._queues[peer]
+            for item in (*under_way.values(), *queue):
+                item.tell(fault)
