@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import structlog
+
 from mesh.bulk_bundle_zmq import Brought, NextFile
 from mesh.errors import DarkStreamError, TransferError
 from mesh.ids import NodeId
@@ -17,6 +19,8 @@ from mesh.transfer import Manifest, Wanted
 from mesh.transfer_files import PartialFile
 from mesh.transport import CHUNK_BYTES
 from node.work.film_pieces import RunInThread
+
+_log = structlog.get_logger("transfer")
 
 Several = Callable[[NodeId, NextFile, Callable[[], bool]], Generator[Brought]]
 """(peer, next file, whether to stop) → what became of each file; runs in a thread."""
@@ -52,7 +56,9 @@ class _Item:
     def tell(self, error: DarkStreamError | None) -> None:
         if self.future.done():
             return
-        if error is None:
+        if self.is_dropped and not self._is_claimed:
+            self.future.cancel()  # nobody waits for it any more
+        elif error is None:
             self.future.set_result(None)
         else:
             self.future.set_exception(error)
@@ -80,7 +86,7 @@ class SmallFiles:
             queue = self._queues[peer] = deque()
             task = asyncio.get_running_loop().create_task(self._drain(peer, queue))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._drained)
         queue.append(item)
         try:
             await asyncio.shield(item.future)
@@ -91,6 +97,11 @@ class SmallFiles:
             if item.future.done() and not item.future.cancelled():
                 item.future.exception()
             raise
+
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("small files could not be brought", exc_info=error)
 
     async def _drain(self, peer: NodeId, queue: deque[_Item]) -> None:
         loop = asyncio.get_running_loop()
