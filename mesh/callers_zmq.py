@@ -53,7 +53,6 @@ class Callers:
         descriptor = next(number for number, host in self._hosts.items() if host == crowded)
         return descriptor, self.left(descriptor)
 
-
     def greedy(self, port: int) -> list[tuple[int, str]]:
         """Those to hang up on, when all strangers sent too much together: who sent most, first.
 

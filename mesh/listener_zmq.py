@@ -165,9 +165,8 @@ class _Bound:
         self._io_threads = io_threads
         self._open_to_all = open_to_all
         self._callers = Callers()
-        self._looked_ms = 0
         self._hung_up: set[int] = set()
-        self._failed = 0
+        self._failed = self._looked_ms = 0
         self.port = 0
         self._endpoint = ""
 

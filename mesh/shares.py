@@ -79,7 +79,8 @@ class Pool:
         self, manifest: Manifest, spans: Spans, have: bytearray, start: float = 0.0
     ) -> None:
         """`start` (0 to 1): where the owner is asked first, so that several receivers bring
-        different parts and have something to give each other."""
+        different parts and have something to give each other.
+        """
         self._manifest = manifest
         self._have = have
         self._lock = threading.Lock()

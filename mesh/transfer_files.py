@@ -436,7 +436,9 @@ class PartialFile:
         except FileNotFoundError:
             self.close()
             return None
-        known = is_journal_of(self._journal, manifest) and os.fstat(self._fd).st_size == manifest.size
+        known = (
+            is_journal_of(self._journal, manifest) and os.fstat(self._fd).st_size == manifest.size
+        )
         if not known:
             self.close()
             return None

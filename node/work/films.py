@@ -279,9 +279,7 @@ class Films:
                     expected,
                     count,
                     ranges=ranges,
-                    helpers=Sharers(
-                        self._own, job, order.attempt, self._reader, self._contacts
-                    ),
+                    helpers=Sharers(self._own, job, order.attempt, self._reader, self._contacts),
                     stays=True,
                 )
                 await self._run(lambda _: self._cache.lend(path, target))

@@ -123,7 +123,7 @@ class SmallFiles:
 
         fault: DarkStreamError = TransferError("the transfer was stopped", "try again")
         try:
-            while queue:
+            while any(not item.is_dropped for item in queue):
                 await self._run(work)
         except DarkStreamError as error:
             fault = error

@@ -24,9 +24,9 @@ from tests.film_owner import Owner
 from tests.meshwork import key_pair, node_of
 from tests.strangers import LOOPBACK
 
-CHUNKS = 48
+CHUNKS = 96
 SIZE = CHUNKS * CHUNK_BYTES
-UP = 24 * CHUNK_BYTES
+UP = 48 * CHUNK_BYTES
 """What the owner's link carries in a second: two seconds for the film once, six for it thrice."""
 
 
@@ -141,7 +141,7 @@ def test_three_workers_take_a_film_from_its_owner_about_once(
     took_ms = clock.monotonic_ms() - begun_ms
     assert three.all_have_it()
     # Thrice without each other; what is asked for twice is what is on its way when one looks.
-    assert three.sent() < 1.6 * SIZE, three.sent() / SIZE
+    assert three.sent() < 1.7 * SIZE, three.sent() / SIZE
     assert took_ms < 0.8 * 3_000 * SIZE / UP, took_ms
     assert all(worker.given() > 0 for worker in three.workers)
 
@@ -210,7 +210,7 @@ def test_a_helper_that_has_nothing_is_no_helper(two: Stand) -> None:
     first, second = two.workers
     second.fetch()
     assert second.path.read_bytes() == two.owner.film.read_bytes()
-    assert first.given() == 0
+    assert first.given() < 10_000  # refusals
 
 
 def test_an_owner_without_a_table_sends_all_itself(two: Stand) -> None:

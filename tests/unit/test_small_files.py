@@ -85,9 +85,7 @@ def test_what_is_small() -> None:
 
 
 @on_a_loop
-async def test_what_is_wanted_at_the_same_time_goes_together(
-    peer: Peer, files: SmallFiles
-) -> None:
+async def test_what_is_wanted_at_the_same_time_goes_together(peer: Peer, files: SmallFiles) -> None:
     tasks = [wanted(files, name) for name in "abc"]
     await eventually(peer.took.is_set)
     later = [wanted(files, name) for name in "de"]
@@ -137,9 +135,7 @@ async def test_a_fault_of_ours_is_no_silence(peer: Peer, files: SmallFiles) -> N
 
 
 @on_a_loop
-async def test_who_gives_up_before_it_came_waits_for_nothing(
-    peer: Peer, files: SmallFiles
-) -> None:
+async def test_who_gives_up_before_it_came_waits_for_nothing(peer: Peer, files: SmallFiles) -> None:
     kept, dropped = wanted(files, "a"), wanted(files, "b")
     await eventually(peer.took.is_set)
     dropped.cancel()
