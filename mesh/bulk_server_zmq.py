@@ -90,31 +90,38 @@ class _Queue:
     """What a peer asked for and has not got, in order; and what it has got and not taken."""
 
     told_ms: int
-    asks: deque[tuple[Sender, _Ask]] = field(default_factory=deque)
-    untaken: deque[tuple[bytes, zmq.MessageTracker]] = field(default_factory=deque)
+    asks: dict[tuple[Sender, _Ask], None] = field(default_factory=dict)
+    _untaken: dict[bytes, deque[zmq.MessageTracker]] = field(default_factory=dict)
+    _last: bytes = b""
+
+    def sent(self, to: Sender, tracker: zmq.MessageTracker) -> None:
+        """An answer left for one of the peer's connections."""
+        self._untaken.setdefault(to.routing, deque()).append(tracker)
+        self._last = to.routing
 
     def is_over(self) -> bool:
-        """Whether nothing is owed any more."""
-        self._look()
-        return not self.asks and not self.untaken
+        """Whether nothing is owed any more; looks at what was taken meanwhile."""
+        # Connections take at their own pace, each in order.
+        for routing, trackers in tuple(self._untaken.items()):
+            while trackers and trackers[0].done:
+                trackers.popleft()
+            if not trackers:
+                del self._untaken[routing]
+        return not self.asks and not self._untaken
 
-    def next(self, *, alone: bool) -> int | None:
-        """Which of `asks` may be served now; beside other peers only those of one connection at a time.
+    def next(self, *, alone: bool) -> tuple[Sender, _Ask] | None:
+        """What may be served now; beside other peers only what one connection asks for at a time.
 
         What this node sends it shares out by connections, not by peers, and so does the network.
         """
-        self._look()
-        if len(self.untaken) >= UNTAKEN_MAX:
+        untaken = sum(map(len, self._untaken.values()))
+        if untaken >= UNTAKEN_MAX:
             return None
-        if alone or not self.untaken:
-            return 0
-        last = self.untaken[-1][0]
-        same = (at for at, (sender, _) in enumerate(self.asks) if sender.routing == last)
-        return next(same, 0 if len(self.untaken) < BESIDE_OTHERS_MAX else None)
-
-    def _look(self) -> None:
-        # Connections take at their own pace: one that takes nothing must not hide what others took.
-        self.untaken = deque(entry for entry in self.untaken if not entry[1].done)
+        first = next(iter(self.asks), None)
+        if alone or not untaken:
+            return first
+        same = (ask for ask in self.asks if ask[0].routing == self._last)
+        return next(same, first if untaken < BESIDE_OTHERS_MAX else None)
 
 
 class ZmqBulkServer:
@@ -222,7 +229,7 @@ class ZmqBulkServer:
             self._tally.sent(node, size)
             self._limits.spend(node, "up", size)
             if node in self._queues:
-                self._queues[node].untaken.append((sender.routing, tracker))
+                self._queues[node].sent(sender, tracker)
 
     def _refuse_malformed(self, node: NodeId, error: WireError) -> None:
         known = error.code != "unknown_kind"
@@ -285,7 +292,7 @@ class ZmqBulkServer:
         try:
             with closing(self._source_for(node, handle)) as source:
                 size = source.manifest.size
-                return source.read(0, size, bare=True)[0] if size <= room else None
+                return source.read(0, size, at_once=True)[0] if size <= room else None
         except DarkStreamError:
             return None
 
@@ -313,12 +320,10 @@ class ZmqBulkServer:
 
     def _put_by(self, sender: Sender, node: NodeId, request: _Ask) -> None:
         queue = self._queues.setdefault(node, _Queue(told_ms=clock.monotonic_ms()))
-        if (sender, request) in queue.asks:
-            return  # asked again out of impatience
-        if len(queue.asks) >= WAITING_MAX:
+        if len(queue.asks) >= WAITING_MAX and (sender, request) not in queue.asks:
             self._tally.refused("send_queue_full", node)
             return
-        queue.asks.append((sender, request))
+        queue.asks[sender, request] = None  # once, though asked again out of impatience
 
     def _tend(self) -> int | None:
         """Serves waiting peers in turn, a chunk each, whatever the number of their connections.
@@ -330,8 +335,17 @@ class ZmqBulkServer:
         if self._asked_rates is not None:
             self._limits.change(self._asked_rates, now_ms)
             self._asked_rates = None
-        for node in [node for node, queue in self._queues.items() if queue.is_over()]:
-            del self._queues[node]
+        wait_ms = 0
+        for left in reversed(range(SERVED_A_TURN_MAX)):
+            for node in [node for node, queue in self._queues.items() if queue.is_over()]:
+                del self._queues[node]
+            wait_ms, served = self._turn(now_ms)
+            if not served or left < served:
+                break
+        return wait_ms if self._queues else None
+
+    def _turn(self, now_ms: int) -> tuple[int, int]:
+        """A chunk for each who may have one; the time until that may be otherwise, and how many got one."""
         served = 0
         wait_ms = WAITING_TOLD_MS
         for node, queue in tuple(self._queues.items()):
@@ -350,10 +364,10 @@ class ZmqBulkServer:
                     self._listener.reply(sender, [BULK.encode(Waiting())])
             if queue.asks:
                 wait_ms = min(wait_ms, delay_ms)
-        return wait_ms if self._queues else None
+        return wait_ms, served
 
-    def _serve_next(self, node: NodeId, queue: _Queue, chosen: int) -> None:
-        sender, request = queue.asks[chosen]
+    def _serve_next(self, node: NodeId, queue: _Queue, chosen: tuple[Sender, _Ask]) -> None:
+        sender, request = chosen
         del queue.asks[chosen]
         # Behind the others: whoever finds tokens first must not be the same each time.
         self._queues[node] = self._queues.pop(node)

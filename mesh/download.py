@@ -70,6 +70,7 @@ class Download:
         self._arrived_ms = now_ms
         self._progress_ms = now_ms
         self._in_window = 0
+        self._fills = True
 
     @property
     def bytes_done(self) -> int:
@@ -122,9 +123,16 @@ class Download:
 
     @property
     def may_ask(self) -> bool:
-        """Whether the window has room, and something to ask for is left."""
-        unasked = self._share.left > len(self._in_flight)
-        return unasked and len(self._in_flight) < self.window_bytes // self.manifest.chunk_bytes
+        """Whether the window has room, and something to ask for is left.
+
+        Once it is full there is room again when a quarter of it came: asked together, chunks wake
+        nobody one by one.
+        """
+        window = self.window_bytes // self.manifest.chunk_bytes
+        flying = len(self._in_flight)
+        room = window if self._fills else window - window // 4 + 1
+        self._fills = flying < room
+        return self._fills and self._share.left > flying
 
     def ask(self, now_ms: int) -> Ask | None:
         """The next chunk to ask for; it counts as on its way."""

@@ -61,7 +61,7 @@ class CachedSource:
         return fd
 
     def read(
-        self, offset: int, length: int, *, check: bool = False, bare: bool = False
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
     ) -> tuple[bytes, bytes]:
         """A chunk that is there, and what it was when it came; `check`: and is.
 

@@ -279,12 +279,12 @@ class Source(Protocol):
         ...
 
     def read(
-        self, offset: int, length: int, *, check: bool = False, bare: bool = False
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
     ) -> tuple[bytes, bytes]:
         """Exactly these bytes of one chunk, and the digest they should have; `check`: and have.
 
-        `bare`: no digest, whoever gets them has it already.  Raises `SourceChangedError` when the
-        file is not what it was when it was digested.
+        `at_once`: it was opened for this alone, so it is not looked at again, and no digest is
+        wanted.  Raises `SourceChangedError` when the file is not what it was when it was digested.
         """
         ...
 

@@ -169,20 +169,21 @@ class FileSource:
         self._table = -1
 
     def read(
-        self, offset: int, length: int, *, check: bool = False, bare: bool = False
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
     ) -> tuple[bytes, bytes]:
         """Exactly these bytes of the unchanged file, and the digest that they should have.
 
         That is the table's, where there is one: the receiver judges, and only when it complains
         (`check`) they are digested here as well.
         """
-        self._check()
+        if not at_once:
+            self._check()
         with _as_source(self._path):
             # Never mmap: a file that shrinks would end the process with SIGBUS.
             data = read_at(self._file.fd, length, offset)
         if len(data) != length:
             raise _changed(self._path, "became shorter while it was read")
-        if bare:
+        if at_once:
             return data, b""
         index, rest = divmod(offset, self.manifest.chunk_bytes)
         noted = b""
@@ -309,12 +310,15 @@ class PartialFile:
     def __init__(self, path: Path, *, stays: bool = False) -> None:
         self._path = path
         self._stays = stays
-        self._journal_path = path.with_name(path.name + JOURNAL_SUFFIX)
         self._fd = -1
         self._journal = -1
         self._manifest = Manifest(size=0, digest="")
         self._whole = False
         self._only = b""
+
+    @property
+    def _journal_path(self) -> Path:
+        return self._path.with_name(self._path.name + JOURNAL_SUFFIX)
 
     @property
     def path(self) -> Path:

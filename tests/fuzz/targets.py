@@ -115,7 +115,7 @@ class _Film:
     manifest = Manifest(size=40 * CHUNK_BYTES - 5, digest="0" * 64)
 
     def read(
-        self, offset: int, length: int, *, check: bool = False, bare: bool = False
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
     ) -> tuple[bytes, bytes]:
         assert offset >= 0
         assert 0 < length <= CHUNK_BYTES
