@@ -5,7 +5,7 @@ sync of the folder.  A bundle is asked and answered as a chunk is, and its files
 together.  Whatever goes wrong with one file of it is left to an exchange of its own, which tells why.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +19,10 @@ from mesh.errors import DarkStreamError, TransferError
 from mesh.transfer import (
     BUNDLE_FILES_MAX,
     BUNDLE_HANDLE_CHARS_MAX,
+    Brought,
     BundleAnswer,
     BundleRequest,
+    NextFile,
     Waiting,
     Wanted,
 )
@@ -28,17 +30,6 @@ from mesh.transport import CHUNK_BYTES, WINDOW_BYTES_MIN
 
 FLYING_MAX: Final = WINDOW_BYTES_MIN // CHUNK_BYTES
 """Bundles on their way: what a transfer of chunks begins with."""
-
-NextFile = Callable[[], Wanted | None]
-"""The next file that is wanted; None: none is now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Brought:
-    """What became of a file: `error` is None when it lies there, verified and durable."""
-
-    wanted: Wanted
-    error: DarkStreamError | None = None
 
 
 @dataclass(frozen=True, slots=True)

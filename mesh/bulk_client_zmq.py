@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Final
 
 from mesh import clock
-from mesh.bulk_bundle_zmq import Brought, Bundles, NextFile
-from mesh.bulk_helpers_zmq import SHARED_BYTES_MIN, Film, Helper, Helpers, Helping, MakeLane
+from mesh.bulk_bundle_zmq import Bundles
+from mesh.bulk_helpers_zmq import SHARED_BYTES_MIN, Film, Helping, MakeLane
 from mesh.bulk_lane_zmq import Lane, Lines, OnBytes, ShouldStop
 from mesh.bulk_server_zmq import io_threads
 from mesh.curve_zmq import Tally
@@ -32,14 +32,16 @@ from mesh.errors import (
 )
 from mesh.ids import NodeId
 from mesh.limits import LinkRates
-from mesh.shares import OwnersShare, Pool
+from mesh.shares import Helper, Helpers, OwnersShare, Pool
 from mesh.transfer import (
+    Brought,
     ByteRange,
     DigestsAnswer,
     DigestsRequest,
     Manifest,
     ManifestAnswer,
     ManifestRequest,
+    NextFile,
     Target,
     Wanted,
     bytes_of,
@@ -259,11 +261,12 @@ class _Fetch:
         self._should_stop = should_stop
         self._tables = tables
         self._lock = threading.Lock()
+        self._failed = threading.Event()
         self.bytes_brought = 0
         """Over the link to the owner, once it is done."""
 
     def run(self) -> Manifest:
-        with contextlib.closing(self._make_lane(self._should_stop)) as lane:
+        with contextlib.closing(self._make_lane(self._stops)) as lane:
             manifest = self._expected
             if manifest is None or manifest.chunks > 1:
                 manifest = self._ask_manifest(lane)
@@ -291,6 +294,9 @@ class _Fetch:
                     self._ask_manifest(lane)
             raise
         return manifest
+
+    def _stops(self) -> bool:
+        return self._failed.is_set() or self._should_stop()
 
     def _ask_manifest(self, lane: Lane) -> Manifest:
         answer, _ = lane.exchange(ManifestRequest(handle=lane.handle), ManifestAnswer)
@@ -342,7 +348,7 @@ class _Fetch:
         pool: Pool | None = None
         if count > 1 or helpers is not None:
             start = helpers.start if helpers is not None else 0.0
-            pool = Pool(film.manifest, film.spans, film.have, start)
+            pool = Pool(film.manifest, film.spans, film.have, start, threading.Lock())
         now_ms = clock.monotonic_ms()
         downloads = [
             Download(
@@ -372,20 +378,15 @@ class _Fetch:
                 self._bring_side_by_side(lane, downloads, film)
 
     def _bring_side_by_side(self, lane: Lane, downloads: list[Download], film: Film) -> None:
-        failed = threading.Event()
-
         def one(lane: Lane, download: Download) -> None:
             with contextlib.closing(lane):
                 try:
                     lane.bring(download, film.target, film.table, film.told)
                 except BaseException:
-                    failed.set()
+                    self._failed.set()
                     raise
 
-        def stops() -> bool:
-            return failed.is_set() or self._should_stop()
-
-        lanes = [lane, *(self._make_lane(stops) for _ in downloads[1:])]
+        lanes = [lane, *(self._make_lane(self._stops) for _ in downloads[1:])]
         with ThreadPoolExecutor(len(lanes), thread_name_prefix="lane") as threads:
             running = [threads.submit(one, *pair) for pair in zip(lanes, downloads, strict=True)]
         brought = sum(download.bytes_brought for download in downloads)

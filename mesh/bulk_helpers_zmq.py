@@ -7,10 +7,10 @@ asked for then.
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -19,7 +19,7 @@ from mesh.bulk_lane_zmq import Lane, ShouldStop
 from mesh.download import Download
 from mesh.errors import DarkStreamError, StoppedError, TransferError
 from mesh.ids import NodeId
-from mesh.shares import HelpersShare, Pool
+from mesh.shares import Helper, Helpers, HelpersShare, Pool
 from mesh.transfer import HaveAnswer, HaveRequest, Manifest, Spans, Target
 
 HELPERS_MAX: Final = 4
@@ -30,30 +30,6 @@ SHARED_BYTES_MIN: Final = 16 << 20
 """Less is there before a helper was asked."""
 
 _log = structlog.get_logger("transfer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Helper:
-    """A member that may have chunks of a film, and the handle by which it knows who asks for them."""
-
-    peer: NodeId
-    public_key: bytes
-    hosts: tuple[str, ...]
-    port: int
-    handle: str
-
-
-class Helpers(Protocol):
-    """Who may help with one film; called from a thread of the transfer, every second."""
-
-    @property
-    def start(self) -> float:
-        """Where in the film (0 to 1) the owner is asked first: elsewhere than others who fetch it now."""
-        ...
-
-    def look(self) -> Sequence[Helper]:
-        """Those known now, best first."""
-        ...
 
 
 MakeLane = Callable[[Helper, ShouldStop], Lane]

@@ -5,18 +5,44 @@ help (`Pool`): the owner has everything and each helper what it says; whoever is
 nobody else brings, and what a helper keeps for too long is taken by the owner as well.
 """
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from typing import Final, Protocol
 
+from mesh.ids import NodeId
 from mesh.transfer import Manifest, Spans, bytes_of
 
 OFFERED_MAX: Final = 16
 """Chunks that a helper takes at once: a window; what a slow one holds up is no more."""
 HELPER_MS: Final = 1_000
 """How long a helper may keep the last chunks before the owner is asked for them too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helper:
+    """A member that may have chunks of a film, and the handle by which it knows who asks for them."""
+
+    peer: NodeId
+    public_key: bytes
+    hosts: tuple[str, ...]
+    port: int
+    handle: str
+
+
+class Helpers(Protocol):
+    """Who may help with one film; called from a thread of the transfer, every second."""
+
+    @property
+    def start(self) -> float:
+        """Where in the film (0 to 1) the owner is asked first: elsewhere than others who fetch it now."""
+        ...
+
+    def look(self) -> Sequence[Helper]:
+        """Those known now, best first."""
+        ...
 
 
 class Share(Protocol):
@@ -76,14 +102,21 @@ class Pool:
     """The missing chunks of a file that several sources bring, each in a thread."""
 
     def __init__(
-        self, manifest: Manifest, spans: Spans, have: bytearray, start: float = 0.0
+        self,
+        manifest: Manifest,
+        spans: Spans,
+        have: bytearray,
+        start: float = 0.0,
+        lock: AbstractContextManager[object] | None = None,
     ) -> None:
-        """`start` (0 to 1): where the owner is asked first, so that several receivers bring
-        different parts and have something to give each other.
+        """`lock` is held while a source takes or brings a chunk.
+
+        `start` (0 to 1): where the owner is asked first, so that several receivers bring different
+        parts and have something to give each other.
         """
         self._manifest = manifest
         self._have = have
-        self._lock = threading.Lock()
+        self._lock = lock or nullcontext()
         self._order = _from(spans, start)
         self._free = bytearray(manifest.chunks)
         for span in spans:

@@ -355,3 +355,15 @@ class Wanted:
     claim: Callable[[], bool] = lambda: True
     """Called right before its target is touched: whether it still may be."""
     should_stop: Callable[[], bool] = lambda: False
+
+
+NextFile = Callable[[], Wanted | None]
+"""The next file that is wanted; None: none is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a file: `error` is None when it lies there, verified and durable."""
+
+    wanted: Wanted
+    error: errors.DarkStreamError | None = None

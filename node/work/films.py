@@ -19,9 +19,7 @@ import structlog
 from ledger.jobs import PARTS, Attempt, Job
 from ledger.queries import Reader
 from mesh import clock
-from mesh.bulk_bundle_zmq import Brought, NextFile
 from mesh.bulk_client_zmq import ZmqBulkClient
-from mesh.bulk_helpers_zmq import Helpers
 from mesh.errors import (
     BusyError,
     NotAllowedError,
@@ -31,8 +29,18 @@ from mesh.errors import (
 )
 from mesh.ids import NodeId
 from mesh.names import PATH_BYTES_MAX, checked_name
+from mesh.shares import Helpers
 from mesh.source_cache_files import SourceCache
-from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
+from mesh.transfer import (
+    Brought,
+    ByteRange,
+    Manifest,
+    NextFile,
+    Source,
+    bytes_of,
+    kept_inode,
+    spans_of,
+)
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
     FileSource,
@@ -169,7 +177,7 @@ class Films:
             run=self._run,
             bring=self._bring,
         )
-        self._small = SmallFiles(self._several, self._run)
+        self._small = SmallFiles(self._several, self._run, PartialFile)
         self._publishing = Publishing(allowed=allowed, records=trash)
         self._swept_ms = self._tidied_ms = -TIDY_MS
         for made in (self._results, self._incoming):
@@ -279,7 +287,9 @@ class Films:
                     expected,
                     count,
                     ranges=ranges,
-                    helpers=Sharers(self._own, job, order.attempt, self._reader, self._contacts),
+                    helpers=Sharers(
+                        self._own, job, order.attempt, self._reader.holders, self._contacts
+                    ),
                     stays=True,
                 )
                 await self._run(lambda _: self._cache.lend(path, target))

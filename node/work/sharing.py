@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger.jobs import Attempt, Job
-from ledger.queries import Reader
-from mesh.bulk_helpers_zmq import Helper
 from mesh.errors import UnreachableError
 from mesh.ids import NodeId
+from mesh.shares import Helper
 
 CACHED: Final = "cached"
 """Kind of a handle: `cached/<attempt>` is what a node has of the film that this lease is for."""
@@ -33,21 +32,25 @@ Contacts = Callable[[NodeId], Contact]
 """Raises `UnreachableError` while no address of the node is known."""
 
 
+Holders = Callable[[int, str, int], Sequence[str]]
+"""(size, digest, at most so many) → nodes that had a lease on a film of this content, the latest first."""
+
+
 class Sharers:
     """Implements `Helpers` for one lease."""
 
     def __init__(
-        self, own: NodeId, job: Job, attempt: Attempt, reader: Reader, contacts: Contacts
+        self, own: NodeId, job: Job, attempt: Attempt, holders: Holders, contacts: Contacts
     ) -> None:
         self._own = own
         self._job = job
         self._attempt = attempt
-        self._reader = reader
+        self._holders = holders
         self._contacts = contacts
 
     def _nodes(self) -> tuple[str, ...]:
         job = self._job
-        return self._reader.holders(job.source_bytes, job.source_digest, SHARERS_MAX)
+        return self._holders(job.source_bytes, job.source_digest, SHARERS_MAX)
 
     @property
     def start(self) -> float:

@@ -5,20 +5,17 @@ exchange of its own would cost more than their bytes.
 """
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from mesh.bulk_bundle_zmq import Brought, NextFile
 from mesh.errors import DarkStreamError, TransferError
 from mesh.ids import NodeId
-from mesh.transfer import Manifest, Wanted
-from mesh.transfer_files import PartialFile
+from mesh.transfer import Brought, Manifest, NextFile, Target, Wanted
 from mesh.transport import CHUNK_BYTES
-from node.work.film_pieces import RunInThread
 
 _log = structlog.get_logger("transfer")
 
@@ -26,37 +23,47 @@ Several = Callable[[NodeId, NextFile, Callable[[], bool]], Generator[Brought]]
 """(peer, next file, whether to stop) → what became of each file; runs in a thread."""
 
 
+class RunInThread(Protocol):
+    """Runs blocking work in a thread that a cancelled caller waits for."""
+
+    async def __call__(self, work: Callable[[Callable[[], bool]], None], /) -> None:
+        """Raises what the work raised."""
+        ...
+
+
 class _Item:
     """One file, and whether its caller still wants it."""
 
-    def __init__(self, handle: str, path: Path, expected: Manifest) -> None:
+    def __init__(self, handle: str, target: Target, expected: Manifest) -> None:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.wanted = Wanted(
             handle=handle,
             expected=expected,
-            target=PartialFile(path),
+            target=target,
             claim=self._claim,
             should_stop=lambda: self.is_dropped,
         )
-        self.is_dropped = False
-        self._is_claimed = False
-        self._lock = threading.Lock()
+        self.is_dropped = self._is_unwritten = False
+        self._token = [self.wanted]
+        """Whoever takes it decides whether the file is written."""
 
     def _claim(self) -> bool:
-        with self._lock:
-            self._is_claimed = not self.is_dropped
-            return self._is_claimed
+        try:
+            self._token.pop()
+        except IndexError:
+            return False
+        return True
 
     def drop(self) -> bool:
         """Its caller is gone; whether nothing will be written for it."""
-        with self._lock:
-            self.is_dropped = True
-            return not self._is_claimed
+        self.is_dropped = True
+        self._is_unwritten = self._claim()
+        return self._is_unwritten
 
     def tell(self, error: DarkStreamError | None) -> None:
         if self.future.done():
             return
-        if self.is_dropped and not self._is_claimed:
+        if self._is_unwritten:
             self.future.cancel()  # nobody waits for it any more
         elif error is None:
             self.future.set_result(None)
@@ -67,8 +74,11 @@ class _Item:
 class SmallFiles:
     """Brings files of a chunk at most; all methods are for the loop's thread."""
 
-    def __init__(self, several: Several, run: RunInThread) -> None:
+    def __init__(
+        self, several: Several, run: RunInThread, target_at: Callable[[Path], Target]
+    ) -> None:
         self._several = several
+        self._target_at = target_at
         self._run = run
         self._queues: dict[NodeId, deque[_Item]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +90,7 @@ class SmallFiles:
 
     async def bring(self, peer: NodeId, handle: str, path: Path, expected: Manifest) -> None:
         """Returns when the file lies there, verified and durable.  Raises what a transfer can meet."""
-        item = _Item(handle, path, expected)
+        item = _Item(handle, self._target_at(path), expected)
         queue = self._queues.get(peer)
         if queue is None:
             queue = self._queues[peer] = deque()

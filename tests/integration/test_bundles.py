@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from mesh import bulk_bundle_zmq, clock, transfer_files
-from mesh.bulk_bundle_zmq import Brought
 from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.digests import digest_of
 from mesh.errors import NotAllowedError, SourceChangedError, StoppedError, UnreachableError
 from mesh.ids import NodeId
 from mesh.limits import LinkRates, Rates
-from mesh.transfer import BULK, BundleRequest, Manifest, Source, Wanted
+from mesh.transfer import BULK, Brought, BundleRequest, Manifest, Source, Wanted
 from mesh.transfer_files import FileSource, PartialFile, make_manifest
 from mesh.transport import CHUNK_BYTES, KeyPair
 from tests.meshwork import key_pair, node_of

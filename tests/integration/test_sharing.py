@@ -10,12 +10,12 @@ import pytest
 
 from mesh import bulk_helpers_zmq, clock
 from mesh.bulk_client_zmq import ZmqBulkClient
-from mesh.bulk_helpers_zmq import Helper
 from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.digests import DIGEST_BYTES
 from mesh.errors import NotFoundError, SourceChangedError
 from mesh.ids import NodeId
 from mesh.limits import LinkRates, Rates
+from mesh.shares import Helper
 from mesh.source_cache_files import CachedSource, SourceCache
 from mesh.transfer import Source
 from mesh.transfer_files import JOURNAL_SUFFIX, TABLE_AT, PartialFile

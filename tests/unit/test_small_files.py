@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import pytest
 
-from mesh.bulk_bundle_zmq import Brought, NextFile
 from mesh.errors import NotAllowedError, TransferError, UnreachableError
 from mesh.ids import NodeId
-from mesh.transfer import Manifest, Wanted
+from mesh.transfer import Brought, Manifest, NextFile, Wanted
+from mesh.transfer_files import PartialFile
 from mesh.transport import CHUNK_BYTES
 from node.work.small_files import SmallFiles
 from tests.meshwork import eventually
@@ -61,7 +61,7 @@ def peer() -> Peer:
 
 @pytest.fixture
 def files(peer: Peer) -> SmallFiles:
-    return SmallFiles(peer.several, peer.run)
+    return SmallFiles(peer.several, peer.run, PartialFile)
 
 
 Test = Callable[[Peer, SmallFiles], Coroutine[None, None, None]]
