@@ -48,7 +48,7 @@ class Sharers:
         self._holders = holders
         self._contacts = contacts
 
-    def _nodes(self) -> tuple[str, ...]:
+    def _nodes(self) -> Sequence[str]:
         job = self._job
         return self._holders(job.source_bytes, job.source_digest, SHARERS_MAX)
 

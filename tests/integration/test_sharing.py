@@ -177,7 +177,7 @@ def test_a_helper_that_goes_costs_no_more_than_its_last_chunks(two: Stand) -> No
     two.owner.server.set_rates(LinkRates(node=Rates(up=UP)))
     gone = threading.Event()
 
-    def go(_: object) -> None:
+    def go(_: int, __: int) -> None:
         if first.given() > 2 * CHUNK_BYTES and not gone.is_set():
             gone.set()
             first.server.stop()
@@ -188,7 +188,7 @@ def test_a_helper_that_goes_costs_no_more_than_its_last_chunks(two: Stand) -> No
         target=PartialFile(second.path, stays=True),
         expected=two.owner.manifest,
         helpers=second,
-        on_progress=lambda done, _: go(done),
+        on_progress=go,
     )
     assert gone.is_set()
     assert second.path.read_bytes() == two.owner.film.read_bytes()

@@ -150,6 +150,8 @@ def test_in_the_end_everything_is_there_and_was_written_once(data: st.DataObject
                     written += made.got(index)
                 else:
                     made.give_back((index,))
+            case _:
+                pass
     made.give_back(helped)
     for index in (*asked, *taken_by_owner(made, now_ms + HELPER_MS)):
         written += made.got(index)
