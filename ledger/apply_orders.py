@@ -7,6 +7,7 @@ from ledger.change import Change, RefusedError
 from ledger.jobs import (
     FINAL_JOB_STATES,
     JOB_TRANSITIONS,
+    RESULT_OF,
     Attempt,
     Converted,
     Event,
@@ -187,6 +188,9 @@ def forget_jobs(change: Change, command: ForgetJobs) -> None:
         if job.state == "done" and job.source_digest:
             made = f"{job.source_bytes}/{job.source_digest}/{job.definition}"
             change.rows.put(Converted(id=made, output=job.output, at_ms=job.finished_at_ms))
+            for attempt in change.rows.where(Attempt, job=job.id, state="accepted"):
+                result = f"{attempt.result_bytes}/{attempt.result_digest}/{RESULT_OF}{job.profile}"
+                change.rows.put(Converted(id=result, output=job.output, at_ms=job.finished_at_ms))
         for task in change.rows.where(Task, job=job.id):
             change.rows.delete(Task, task.id)
         for attempt in change.rows.where(Attempt, job=job.id):

@@ -145,8 +145,11 @@ AT_OWNER: Final = frozenset({"audio", "assemble"})
 """Kinds that only the node with the film can do: they need all of it."""
 COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
+DISK_FULL: Final = frozenset({"disk_full", "work_disk_full"})
+"""Codes of failures for want of disk: nobody's encoder is to blame, and there may be room again."""
 
-
+RESULT_OF: Final = "@"
+"""Marks what is remembered of a forgotten job's result: no definition's number begins so."""
 SEQ_BITS: Final = 10
 """A job's `seq` is log index * 2^10 + its place in the command; a task's is its job's, shifted alike."""
 
@@ -388,7 +391,10 @@ class Sweep(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted(Row):
-    """What a job that was forgotten had made: `id` is the source's size, its digest and the profile's definition, with slashes between."""
+    """What a job that was forgotten had made: `id` is the source's size, its digest and the profile's definition, with slashes between.
+
+    For its result the same, with `RESULT_OF` and the profile's name last.
+    """
 
     id: str
     output: str

@@ -30,7 +30,8 @@ NAMED_MAX: Final = 4
 class TaskView:
     """A task that is ready; `eligible_at_ms` is on the coordinator's monotonic clock.
 
-    `source_bytes` is what a node other than the owner has to fetch for it.
+    `source_bytes` is what a node other than the owner has to fetch for it; `disk_full` says how often
+    a disk was too small for it.
     """
 
     task: str
@@ -48,10 +49,15 @@ class TaskView:
     tenant: str = ""
     profile: str = ""
     source_bytes: int = 0
+    disk_full: int = 0
 
     def bytes_at(self, node: str) -> int:
-        """Disk that a node needs for it: the result, and the source where it is not at home."""
-        return self.source_bytes if node == self.owner else 2 * self.source_bytes
+        """Disk that a node needs for it: the result, and the source where it is not at home.
+
+        As much again for each disk that filled: then its result is larger than was thought.
+        """
+        needed = self.source_bytes if node == self.owner else 2 * self.source_bytes
+        return (1 + self.disk_full) * needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

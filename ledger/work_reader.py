@@ -1,9 +1,10 @@
 """What the scheduler decides by, as far as the ledger knows: ready tasks, nodes, leases, speeds."""
 
+import json
 from collections import Counter
 from typing import Final
 
-from ledger.jobs import Attempt, Job, Member, Node, Task
+from ledger.jobs import DISK_FULL, Attempt, Job, Member, Node, Task
 from ledger.row_reader import RowReader
 from ledger.scheduler import NodeView, RunningView, SchedulerView, TaskView
 
@@ -45,7 +46,7 @@ class WorkReader(RowReader):
         jobs = self._jobs_of([task.job for task in tasks.values()])
         ordered = sorted(tasks.values(), key=lambda task: (-task.priority, task.seq))
         return SchedulerView(
-            tasks=tuple(_task_view(task, *jobs[task.job]) for task in ordered),
+            tasks=tuple(_task_view(t, self._disk_full(t), *jobs[t.job]) for t in ordered),
             nodes=tuple(
                 _node_view(member, reported[member.node], busy[member.node])
                 for member in members
@@ -108,6 +109,19 @@ class WorkReader(RowReader):
             found[job] = str(tenant), str(profile), int(size)
         return found
 
+    def _disk_full(self, task: Task) -> int:
+        """How many of the tries that count ended because a disk was full; a retry begins to count anew."""
+        if not task.tries:
+            return 0
+        return int(
+            self._value(
+                "SELECT count(*) FROM (SELECT error_code FROM attempt WHERE task = ?"
+                " AND state IN ('failed', 'expired', 'refused') ORDER BY number DESC LIMIT ?)"
+                " WHERE error_code IN (SELECT value FROM json_each(?))",
+                (task.id, task.tries, json.dumps(sorted(DISK_FULL))),
+            )
+        )
+
     def _later(self) -> int:
         return int(
             self._value(
@@ -130,7 +144,9 @@ class WorkReader(RowReader):
         return found
 
 
-def _task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> TaskView:
+def _task_view(
+    task: Task, disk_full: int, tenant: str, profile: str, source_bytes: int
+) -> TaskView:
     return TaskView(
         task=task.id,
         job=task.job,
@@ -147,6 +163,7 @@ def _task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> Task
         profile=profile,
         # Of a slice the share of the film is not known here; it is made for the worker's own disk.
         source_bytes=0 if task.kind == "chunk" else source_bytes,
+        disk_full=disk_full,
     )
 
 

@@ -55,6 +55,8 @@ def print_submitted(answer: Json) -> None:
         sizes = f"  ({size(job['source_bytes'])}, likely {size(likely)})" if likely else ""
         made = job["id"] or "would convert"
         print(safe(f"{made}  {job['source']} -> {job['output']}{sizes if not job['id'] else ''}"))
+    if answer.get("results"):
+        print(safe(f"{counted(answer['results'], 'result')} of this mesh left out"))
     if answer["dry_run"]:
         known = [
             job["expected_bytes"] for job in answer["jobs"] if job["expected_bytes"] is not None

@@ -346,6 +346,8 @@ class SubmitResult(Answer):
 
     jobs: list[Submitted]
     faults: list[PathFault]
+    results: int = 0
+    """Results of this mesh that a search met and left out."""
     dry_run: bool = False
 
 

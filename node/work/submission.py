@@ -14,10 +14,14 @@ PROPOSAL_BYTES_MAX: Final = 512 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """Jobs in the order of the paths, and why other paths gave none."""
+    """Jobs in the order of the paths, and why other paths gave none.
+
+    `searched` are the ids of jobs whose films were not named but found in a folder.
+    """
 
     jobs: tuple[JobSpec, ...]
     faults: tuple[PathFault, ...]
+    searched: frozenset[str] = frozenset()
 
 
 def commands_of(jobs: Sequence[JobSpec], schema: int) -> Iterator[SubmitJobs | SubmitFilms]:

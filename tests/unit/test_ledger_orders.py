@@ -123,6 +123,28 @@ def test_retry_forgets_tries_and_excluded_nodes() -> None:
     sound(ledger)
 
 
+@pytest.mark.parametrize("code", ["work_disk_full", "disk_full"])
+def test_a_full_disk_is_no_strike_and_shuts_nobody_out(code: str) -> None:
+    ledger = Ledger().formed("bert").planned("j", "k", "l")
+    for name in ("j", "k", "l"):
+        ledger.leased(name, f"a{name}", "bert")
+        ledger.must(ledger.fail(f"a{name}", node="bert", code=code, report=RAN))
+    bert = ledger.reader.node("bert")
+    assert bert is not None
+    assert (bert.strikes, bert.quarantine) == ((), "")
+    ledger.leased("j", "again", "anna")
+    ledger.must(ledger.fail("again", node="anna", report=RAN))
+    full = {t.job: (t.disk_full, t.excluded) for t in ledger.reader.schedulable().tasks}
+    assert full == {"j": (1, ()), "k": (1, ()), "l": (1, ())}
+    # Once a person says so, everything counts anew.
+    ledger.must(ledger.give_up("k"))
+    ledger.must(change("retry", "k"))
+    ledger.leased("k", "more", "bert")
+    ledger.must(ledger.fail("more", node="bert", report=RAN))
+    full = {t.job: (t.disk_full, t.excluded) for t in ledger.reader.schedulable().tasks}
+    assert full["k"] == (0, ())
+
+
 def test_two_live_jobs_never_write_one_file() -> None:
     ledger = at_work("failed")
     ledger.must(c.SubmitJobs(jobs=(job_spec("k", output=job(ledger).output),)))
@@ -320,7 +342,13 @@ def test_what_is_forgotten_leaves_what_was_converted() -> None:
     assert not ledger.reader.is_result(77, "f" * 64)
     assert ledger.reader.converted(1_000, "d" * 64, '{"other": 1}') is None
     ledger.submitted("open")
+    assert ledger.reader.result_at("anna", "/films/j.mp4", 77) == "av1"
+    assert ledger.reader.result_at("anna", "/films/j.mp4", 78) is None
+    assert ledger.reader.result_at("bert", "/films/j.mp4", 77) is None
     ledger.must(o.ForgetJobs(jobs=("j", "open", "unknown")))
+    assert ledger.reader.result_profiles(77, "e" * 64) == ("av1",)
+    assert ledger.reader.result_profiles(77, "f" * 64) == ()
+    assert (ledger.reader.has_results_of(77), ledger.reader.has_results_of(7)) == (True, False)
     assert ledger.reader.job("j") is None
     assert ledger.job_state("open") == "queued"
     for table in ("task", "attempt"):

@@ -105,6 +105,17 @@ def test_what_a_round_grants_counts_for_disks_at_once() -> None:
     assert len(leased(view(tasks, [node("anna", slots=9, free_bytes=room)]))) == 2
 
 
+def test_a_film_that_filled_a_disk_asks_for_more_and_comes_back_when_there_is_room() -> None:
+    film = task("t", source_bytes=100, disk_full=1)
+    tight = node("bert", free_bytes=SPARE_BYTES + 399)
+    assert leased(view([film], [tight])) == {}
+    said = explain(view([film], [tight]), film, 0)
+    assert said[0].startswith("bert: has too little disk")
+    roomy = replace(tight, free_bytes=SPARE_BYTES + 400)
+    assert leased(view([film], [tight, replace(roomy, node="cleo")])) == {"t": "cleo"}
+    assert leased(view([film], [roomy])) == {"t": "bert"}
+
+
 def test_tenants_take_turns_by_cost_and_share() -> None:
     tasks = [task(f"a{n}", tenant="a", seq=n) for n in range(9)]
     tasks += [task(f"b{n}", tenant="b", seq=100 + n, cost=500) for n in range(9)]
