@@ -226,6 +226,14 @@ class SubmitFilms:
     outputs: tuple[str, ...]
 
 
+@COMMANDS.kind("job.submit_placed")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitPlacedFilms(SubmitFilms):
+    """The same for certain nodes alone: `place` says which (ledger.placing; schema 3)."""
+
+    place: tuple[str, ...]
+
+
 @COMMANDS.kind("job.start_planning")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartPlanning:
@@ -438,6 +446,7 @@ Command = (
     | ReportNode
     | SubmitJobs
     | SubmitFilms
+    | SubmitPlacedFilms
     | StartPlanning
     | PlanJob
     | PlanPieces
@@ -454,9 +463,11 @@ Command = (
 )
 
 
-SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2, PlanPieces: 2} | dict.fromkeys(
-    get_args(Order), 3
-)
+SINCE: Final[dict[type[Command], int]] = {
+    SubmitFilms: 2,
+    PlanPieces: 2,
+    SubmitPlacedFilms: 3,
+} | dict.fromkeys(get_args(Order), 3)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 
 

@@ -232,7 +232,8 @@ class Job(Row):
 
     `seq` orders jobs by age: log index * 2^10 + place in its command; `planned` is 0 or 1.
     `definition` names the profile's text as it was at submission; in schema 1 each job had it in
-    `profile_json`, and there readers still put it (`Reader.job`).
+    `profile_json`, and there readers still put it (`Reader.job`).  `place` is where it may be worked
+    on (ledger.placing).
     """
 
     id: str
@@ -262,6 +263,7 @@ class Job(Row):
     error: str = ""
     todo: str = ""
     error_node: str = ""
+    place: tuple[str, ...] = column(since=3, default=())
 
     @property
     def is_final(self) -> bool:
@@ -390,6 +392,16 @@ class Sweep(Row):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant(Row):
+    """Whose jobs they are: its share beside others, and slots that it may have at once (-1: any number)."""
+
+    name: str
+    share: int
+    slots: int
+    updated_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Converted(Row):
     """What a job that was forgotten had made: `id` is the source's size, its digest and the profile's definition, with slashes between.
 
@@ -415,6 +427,7 @@ ROW_CLASSES: Final[tuple[type[Row], ...]] = (
     Profile,
     Sweep,
     Converted,
+    Tenant,
 )
 _TABLE_SINCE: Final[dict[type[Row], int]] = {
     Definition: 2,
@@ -422,6 +435,7 @@ _TABLE_SINCE: Final[dict[type[Row], int]] = {
     Profile: 3,
     Sweep: 3,
     Converted: 3,
+    Tenant: 3,
 }
 
 

@@ -46,8 +46,10 @@ from ledger.orders import (
     ForgetJobs,
     Order,
     PutProfile,
+    PutTenant,
     ReleaseNode,
     RemoveProfile,
+    RemoveTenant,
     RemoveWatch,
     StartSweep,
     StepSweep,
@@ -146,5 +148,9 @@ def _dispatch_order(change: Change, command: Order) -> None:
             orders.put_profile(change, command)
         case RemoveProfile():
             orders.remove_profile(change, command)
+        case PutTenant():
+            orders.put_tenant(change, command)
+        case RemoveTenant():
+            orders.remove_tenant(change, command)
         case _:
             assert_never(command)

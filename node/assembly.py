@@ -112,6 +112,7 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
+            labels_of=self._labels_of,
             **config.transfer.cache,
         )
         self._shelf = SnapshotShelf(
@@ -476,10 +477,13 @@ class Assembly:
     def _status_of(self, node: NodeId) -> Mapping[str, object]:
         return self._member.neighbours.status_of(node) if self._member is not None else {}
 
+    def _labels_of(self, node: str) -> tuple[str, ...]:
+        return () if self._member is None else self._member.standing_of(NodeId(node)).labels
+
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
         closed = self._worker.closed if self._worker is not None else "has only just started"
-        standing = told_standing(closed, free_bytes(self._home))
+        standing = told_standing(closed, free_bytes(self._home), self._working.labels)
         return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:

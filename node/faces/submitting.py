@@ -7,7 +7,8 @@ from dataclasses import replace
 from ledger.commands import JobSpec
 from ledger.jobs import Job
 from ledger.queries import Reader
-from mesh.errors import DarkStreamError, DuplicateError
+from ledger.placing import place_of
+from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted
 from node.media.profiles import profile_from_json
@@ -23,9 +24,9 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
     made, results = await _without_results(parts, made, digest)
     if request.once:
         made = await _without_converted(parts, made, digest)
-    schema = await parts.replica.read(lambda reader: reader.schema())
+    schema, place = await parts.replica.read(lambda r: (r.schema(), _place(r, request)))
     if not request.dry_run:
-        for command in commands_of(made.jobs, schema):
+        for command in commands_of(made.jobs, schema, place):
             await parts.proposer.commit(command, cause=made.jobs[0].id)
     share = await parts.replica.read(lambda reader: reader.result_share(request.profile))
     return SubmitResult(
@@ -43,6 +44,17 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
         results=results,
         dry_run=request.dry_run,
     )
+
+
+def _place(reader: Reader, request: SubmitRequest) -> tuple[str, ...]:
+    """Where the jobs may be worked on.  Raises `NotFoundError` for a node that nobody knows."""
+    nodes: list[str] = []
+    for name in request.on:
+        member = reader.member_by_name(name)
+        if member is None:
+            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        nodes.append(member.node)
+    return place_of(request.needs, nodes)
 
 
 async def _without_results(

@@ -132,7 +132,7 @@ class Actor:
     # --- the owner ----------------------------------------------------------------------------
 
     def _own(self, reader: Reader) -> None:
-        for job in reader.jobs_to_plan(self.node, 4):
+        for job in reader.jobs_to_plan(self.node, 16):
             if job.state == "queued":
                 self.ask(("start", job.id), StartPlanning(job=job.id))
             else:
