@@ -32,9 +32,9 @@ class SystemWakeLock:
         if mode.active:
             self._mode = mode
             return ""
-        why = mode.result.get_failure_text() if mode.result is not None else "no means is known"
+        why = mode.result.get_failure_text(style="inline")
         mode.__exit__(None, None, None)
-        return " ".join(why.split())
+        return " ".join(why.split()) or "no means of this system is known"
 
     def _leave(self) -> None:
         mode, self._mode = self._mode, None

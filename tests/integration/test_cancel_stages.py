@@ -34,7 +34,7 @@ crf = 0
 [audio]
 codec = "copy"
 """
-"""Results of hundreds of MiB, which take long enough to be put onto another disk."""
+"""Results of hundreds of MiB, which take a while to be put onto another disk than the cache's."""
 
 
 class Stages:
@@ -162,6 +162,9 @@ class Stages:
 
     def publishes(self, folder: Path, profile: Path) -> None:
         """Nothing stops it any more."""
+        noise = "testsrc2=size=1280x720:rate=25:duration=10,noise=alls=60:allf=t"
+        words = ("-f", "lavfi", "-i", noise, "-c:v", "mpeg4", "-b:v", "60M")
+        self.film = make(self.anna.films / "large.mkv", *words)
         job = self.submit("--profile", str(profile), "--output", str(folder))
         still = lambda: self.job(job)["state"] == "publishing"  # noqa: E731 - named once
         wait_for("it is put in place", still, 200)
@@ -175,11 +178,13 @@ class Stages:
 
 
 def test_every_word_at_every_stage(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
     with (
+        mounted(tmp_path / "anna", 3 << 20),
         cluster(tmp_path, ["anna", "bert"]) as (anna, bert),
-        mounted(anna.films / "out", 2 << 20) as out,
     ):
-        form([anna, bert], "--slots", "1")
+        form([anna, bert], "--slots", "1", "--allow", str(out))
         anna.cli("nodes", "limit", "anna", "--slots", "0")
         # Noise, so that film and result are several chunks of the transfer.
         options = ("-f", "lavfi", "-i", NOISE, "-c:v", "mpeg4", "-b:v", "8M")

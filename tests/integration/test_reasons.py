@@ -47,8 +47,8 @@ def submitted(node: Node, source: Path, *words: str) -> str:
 
 def test_each_wait_names_its_true_reason(tmp_path: Path) -> None:
     with (
+        mounted(tmp_path / "bert", DISK_KIB),
         cluster(tmp_path, ["anna", "bert", "cleo"]) as nodes,
-        mounted(nodes[1].home, DISK_KIB),
     ):
         anna, bert, cleo = nodes
         program, broken = wrapped(tmp_path)
