@@ -304,7 +304,9 @@ def put_tenant(change: Change, command: PutTenant) -> None:
     if len(command.name) > TENANT_CHARS_MAX:
         raise RefusedError("usage", f"a tenant's name has more than {TENANT_CHARS_MAX} characters")
     if not 1 <= command.share <= SHARE_MAX or command.slots < NO_LIMIT:
-        raise RefusedError("usage", f"a share is 1 to {SHARE_MAX}, slots 0 or more, or without limit")
+        raise RefusedError(
+            "usage", f"a share is 1 to {SHARE_MAX}, slots 0 or more, or without limit"
+        )
     known = {tenant.name for tenant in change.rows.where(Tenant)}
     if command.name not in known and len(known) >= TENANTS_MAX:
         raise RefusedError("busy", f"there are {TENANTS_MAX} tenants", "remove some")

@@ -18,6 +18,8 @@ def ask(node: Node, path: str, body: object = None) -> tuple[int, Any]:
     text = None if body is None else json.dumps(body)
     link = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
     with contextlib.closing(link):
-        link.request("GET" if body is None else "POST", f"/api/v1{path}", body=text, headers=headers)
+        link.request(
+            "GET" if body is None else "POST", f"/api/v1{path}", body=text, headers=headers
+        )
         answer = link.getresponse()
         return answer.status, json.loads(answer.read())

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ledger.commands import JobSpec
 from ledger.jobs import Job
-from ledger.queries import Reader
 from ledger.placing import place_of
+from ledger.queries import Reader
 from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted

@@ -29,9 +29,7 @@ async def put(parts: Parts, request: TenantRequest, by: str) -> TenantInfo:
         by=by,
     )
     await parts.proposer.commit(command, cause="tenants set")
-    return TenantInfo(
-        name=command.name, share=command.share, slots=_slots(command.slots)
-    )
+    return TenantInfo(name=command.name, share=command.share, slots=_slots(command.slots))
 
 
 async def remove(parts: Parts, request: RemoveTenantRequest, by: str) -> TenantInfo:

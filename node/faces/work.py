@@ -194,7 +194,6 @@ class Work:
         await parts.proposer.commit(ReleaseNode(node=node, by=by), cause=f"release {name}")
         return Released(id=node, name=shown)
 
-
     # --- tenants --------------------------------------------------------------------------------
 
     async def tenants(self) -> Tenants:

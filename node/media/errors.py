@@ -127,7 +127,9 @@ class WorkDiskFullError(EncoderUnavailableError):
     """The disk on which the node works is full. Free some space on it; meanwhile a node with more room may take over."""
 
     code = "work_disk_full"
-    failure = "transient"  # the disk may be free tomorrow; until then the scheduler asks for more of it
+    failure = (
+        "transient"  # the disk may be free tomorrow; until then the scheduler asks for more of it
+    )
     retry = "here"
 
 

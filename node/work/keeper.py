@@ -148,9 +148,7 @@ class Keeper:
             return
         if why := await self._awake.hold():
             self._awake = None
-            _log.warning(
-                "this machine may go to sleep while it works", reason=why, todo=AWAKE_TODO
-            )
+            _log.warning("this machine may go to sleep while it works", reason=why, todo=AWAKE_TODO)
             return
         self._held = True
 

@@ -86,7 +86,7 @@ class Stages:
 
     def harmless(self, stage: str, job: str, still: Callable[[], object]) -> None:
         """What leaves a job where it is; `still` says that it is at this stage yet."""
-        state = stage.split()[0]
+        state = stage.split(maxsplit=1)[0]
         with self.noted(stage, "retry") as outcome:
             done, why = self.orders("retry", job)
             assert not done
@@ -204,5 +204,9 @@ def test_every_word_at_every_stage(tmp_path: Path) -> None:
         assert "it is done" in done.stdout
         for stage, word, outcome, took_s in stages.table:
             print(f"| {stage:12} | {word:8} | {took_s:5.2f} s | {outcome} |")
-        late = [row for row in stages.table if row[3] > (SECONDS_MAX if row[1] == "cancel" else SAID_S_MAX)]
+        late = [
+            row
+            for row in stages.table
+            if row[3] > (SECONDS_MAX if row[1] == "cancel" else SAID_S_MAX)
+        ]
         assert not late

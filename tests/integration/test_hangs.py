@@ -55,7 +55,9 @@ def test_a_hundred_stopped_ffmpegs_leave_nothing_behind(tmp_path: Path) -> None:
 
     for number in range(ROUNDS):
         asyncio.run(one_round(number))
-    assert not [c for c in psutil.Process().children(recursive=True) if str(tmp_path) in words_of(c)]
+    assert not [
+        c for c in psutil.Process().children(recursive=True) if str(tmp_path) in words_of(c)
+    ]
     print(f"{ROUNDS} stopped FFmpegs gone after {min(took)} to {max(took)} ms of silence")
     assert max(took) < SHORT_SILENCE_MS + 4 * WATCH_MS + 1_000
 
@@ -70,9 +72,9 @@ def words_of(process: psutil.Process) -> str:
 def test_a_stopped_ffmpeg_of_a_node_is_replaced_within_what_is_promised(tmp_path: Path) -> None:
     with cluster(tmp_path, ["anna"]) as (anna,):
         form([anna], "--slots", "1")
-        (job,) = anna.cli("submit", str(film(anna, "a.mkv", 20, "640x360")), "--profile", "archive")[
-            "jobs"
-        ]
+        (job,) = anna.cli(
+            "submit", str(film(anna, "a.mkv", 20, "640x360")), "--profile", "archive"
+        )["jobs"]
         (first,) = wait_for("FFmpeg runs", lambda: encoders_of(anna), 60)
         moved(anna, job["id"])
         stopped_ms = monotonic_ms()
@@ -115,7 +117,9 @@ def test_a_hundred_stopped_workers_are_replaced_and_leave_nothing_behind(tmp_pat
 
 def replaced(anna: Node, workers: list[Node], job: str) -> float:
     """One round: who works is stopped, the other one takes over, and nothing of the first is left."""
-    busy = wait_for("somebody works", lambda: next((n for n in workers if encoders_of(n)), None), 60)
+    busy = wait_for(
+        "somebody works", lambda: next((n for n in workers if encoders_of(n)), None), 60
+    )
     (other,) = (node for node in workers if node is not busy)
     assert busy.process is not None
     begun_ms = monotonic_ms()

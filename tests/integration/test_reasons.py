@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Node, cluster, form, wait_for
+from tests.cluster import Node, cluster, wait_for
 from tests.integration.test_bad_node import of, wrapped
 from tests.integration.test_orders import film
 from tests.media_clips import make
@@ -88,7 +88,9 @@ def test_each_wait_names_its_true_reason(tmp_path: Path) -> None:
         anna.cli("nodes", "pause", "bert")
         ready = [submitted(anna, film(anna, f"{n}.mkv"), "--profile", "web") for n in range(3)]
         lowly = submitted(anna, film(anna, "low.mkv"), "--profile", "web", "--priority", "-9")
-        told.wait("a lower priority than all others", lowly, "its priority -9 is lower than that of all")
+        told.wait(
+            "a lower priority than all others", lowly, "its priority -9 is lower than that of all"
+        )
         anna.cli("cancel", *ready, lowly)
 
         broken.touch()

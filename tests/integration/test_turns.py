@@ -40,7 +40,9 @@ def test_every_node_stops_in_turn_and_no_chunk_is_done_twice(tmp_path: Path) -> 
             "all can work", lambda: all(n["slots"] for n in nodes[0].cli("nodes")["nodes"]), 30
         )
         owner = nodes[0]
-        (job,) = owner.cli("submit", str(film(owner.films / "film.mp4")), "--profile", "web")["jobs"]
+        (job,) = owner.cli("submit", str(film(owner.films / "film.mp4")), "--profile", "web")[
+            "jobs"
+        ]
         for node in nodes:
             wait_for(f"{node.name} works", lambda node=node: works(owner, node), 120)  # type: ignore[misc]  # mypy infers no lambda with a default
             begun_ms = monotonic_ms()

@@ -70,9 +70,7 @@ def test_why_a_node_is_closed() -> None:
     assert closed_because(WorkRules(), 0, used="") == ""
     assert "paused" in closed_because(WorkRules(paused=True), 0, used="")
     assert "drains" in closed_because(WorkRules(draining=True), 0, used="")
-    assert "begin in 1 h 30 min" in closed_because(
-        WorkRules(hours=hours), at(0, "6:30"), used=""
-    )
+    assert "begin in 1 h 30 min" in closed_because(WorkRules(hours=hours), at(0, "6:30"), used="")
     for used in ("machine", "graphics chip"):
         assert f"its {used} is used by others" in closed_because(WorkRules(), 0, used=used)
 
@@ -206,7 +204,7 @@ def test_work_steps_back_for_others_on_a_chip() -> None:
         keeper = Keeper(children=children, processors=Use(95), gpu=use)
         keeper.use(WorkRules(gpu_percent=50))
         # The samples' own clock is the keeper's: the rule itself is tested above.
-        keeper._gpu_steps.back = True  # noqa: SLF001 - five seconds of use, without waiting for them
+        keeper._gpu_steps.back = True
         task = asyncio.ensure_future(keeper.run(Busy()))
         await eventually(lambda: children.still)
         assert keeper.closed == "steps back: its graphics chip is used by others"
