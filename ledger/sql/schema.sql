@@ -97,8 +97,9 @@ CREATE TABLE job (
     error_code TEXT NOT NULL,
     error TEXT NOT NULL,
     todo TEXT NOT NULL,
-    error_node TEXT NOT NULL, place TEXT NOT NULL DEFAULT '[]'
-) STRICT;
+    error_node TEXT NOT NULL
+    -- As ALTER TABLE writes it.
+    , place TEXT NOT NULL DEFAULT '[]') STRICT;
 CREATE INDEX job_by_state ON job (state);
 CREATE INDEX job_by_owner ON job (owner, state);
 CREATE INDEX job_by_tenant ON job (tenant);

@@ -246,7 +246,7 @@ def test_a_job_tells_what_else_it_waits_for() -> None:
     like = task("o", owner=new.owner, tenant=new.tenant, profile=new.profile)
     many = view([like] * PLANNED_AHEAD_MAX, [node("n", encoders=())])
     (said,) = reasons(new, seen(view=many, first=3))
-    assert said.endswith("the first because n: has none of the encoders x")
+    assert said.endswith("the first because: n: has none of the encoders x")
     others = replace(many, tasks=(replace(like, tenant="other"),) * PLANNED_AHEAD_MAX)
     assert "plans 3 other films" in reasons(new, seen(view=others, first=3))[0]
     assert reasons(replace(found, state="publishing"), seen()) == []
