@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ledger.change import Change, RefusedError
-from ledger.commands import JOBS_PER_COMMAND_MAX, SubmitFilms, SubmitJobs, SubmitPlacedFilms
 from ledger.jobs import FINAL_JOB_STATES, SEQ_BITS, Definition, Job, Member
 from ledger.placing import LABELS_MAX
+from ledger.submissions import JOBS_PER_COMMAND_MAX, SubmitFilms, SubmitJobs, SubmitPlacedFilms
 
 PLACE_CHARS_MAX: Final = 4_096
 """Of all terms together: each job carries them."""

@@ -37,8 +37,6 @@ from ledger.commands import (
     ReportNode,
     RevokeMember,
     StartPlanning,
-    SubmitFilms,
-    SubmitJobs,
 )
 from ledger.orders import (
     AddWatch,
@@ -56,6 +54,7 @@ from ledger.orders import (
 )
 from ledger.rows import Rows
 from ledger.schema import FIRST_SCHEMA
+from ledger.submissions import SubmitFilms, SubmitJobs
 
 
 def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Outcome:

@@ -87,8 +87,7 @@ class Assembly:
     def __init__(
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
-        home = Path(config.home)
-        self._config, self._home = config, home
+        self._config, self._home = config, (home := Path(config.home))
         self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
@@ -112,7 +111,7 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
-            labels_of=self._labels_of,
+            labels_of=lambda n: self._member.standing_of(NodeId(n)).labels if self._member else (),
             **config.transfer.cache,
         )
         self._shelf = SnapshotShelf(
@@ -476,9 +475,6 @@ class Assembly:
 
     def _status_of(self, node: NodeId) -> Mapping[str, object]:
         return self._member.neighbours.status_of(node) if self._member is not None else {}
-
-    def _labels_of(self, node: str) -> tuple[str, ...]:
-        return () if self._member is None else self._member.standing_of(NodeId(node)).labels
 
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""

@@ -50,7 +50,7 @@ def _slots(tenant: Json) -> str:
 )
 @common_options
 @click.pass_context
-def set_tenant(ctx: click.Context, *, name: str, as_json: bool, **said: Any) -> int:  # noqa: ANN401 - click's options
+def set_tenant(ctx: click.Context, /, *, name: str, as_json: bool, **said: Any) -> int:  # noqa: ANN401 - click's options
     """Give a tenant a share and a quota; what is not named stays.  '' is who names no tenant."""
     return _ended(api_of(ctx).post("/tenants", {"name": name} | said), as_json=as_json)
 

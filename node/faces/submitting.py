@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ledger.commands import JobSpec
 from ledger.jobs import Job
 from ledger.placing import place_of
 from ledger.queries import Reader
+from ledger.submissions import JobSpec
 from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted

@@ -25,7 +25,6 @@ TOKEN_TTL_S_MAX = 30 * 24 * 3_600
 """Thirty days: an invitation that lives longer is a password."""
 PRIORITY_MAX = 100
 NODES_ASKED_MAX = 64
-"""Nodes that one submission names."""
 
 Phase = Literal["hashing", "fetching", "encoding", "verifying", "returning", "publishing"]
 EventKind = Literal["job", "progress", "node", "mesh", "gap"]

@@ -123,7 +123,7 @@ class OutOfMemoryError(EncoderUnavailableError):
     code = "out_of_memory"
 
 
-class WorkDiskFullError(EncoderUnavailableError):
+class WorkDiskFullError(MediaError):
     """The disk on which the node works is full. Free some space on it; meanwhile a node with more room may take over."""
 
     code = "work_disk_full"

@@ -6,9 +6,9 @@ from functools import partial
 from itertools import groupby
 from typing import Final
 
-from ledger.commands import (
+from ledger.commands import SINCE
+from ledger.submissions import (
     JOBS_PER_COMMAND_MAX,
-    SINCE,
     JobSpec,
     SubmitFilms,
     SubmitJobs,

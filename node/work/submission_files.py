@@ -6,7 +6,7 @@ Blocking (it searches folders and looks at files): call it in a thread.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ledger.commands import JobSpec
+from ledger.submissions import JobSpec
 from mesh.errors import DarkStreamError
 from mesh.transfer import kept_inode
 from node.gateway.models import PathFault, SubmitRequest
