@@ -36,7 +36,7 @@ class GpuUse:
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(chip, since_us)
         except pynvml.NVMLError as error:
-            return 0.0 if error.value in _NONE_LATELY else None
+            return 0.0 if getattr(error, "value", None) in _NONE_LATELY else None
         self._seen_us[number] = max((int(one.timeStamp) for one in samples), default=since_us)
         return used_by_others(
             ((int(s.pid), int(s.smUtil), int(s.encUtil), int(s.decUtil)) for s in samples),
