@@ -45,7 +45,7 @@ from node.gateway.models import Restored
 from node.media.convert import Media
 from node.threads import run_stoppable
 from node.work.conversion import judge_delivered, plan_of, whole_plan
-from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
+from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 from node.work.worker import Order, ReportBytes
@@ -151,6 +151,7 @@ class Films:
         client: ZmqBulkClient,
         contacts: Contacts,
         media: Callable[[], Awaitable[Media]],
+        labels_of: LabelsOf,
         cache_bytes_max: int = CACHE_BYTES,
         cache_age_max_ms: int = CACHE_AGE_MS,
     ) -> None:
@@ -177,6 +178,7 @@ class Films:
             media=media,
             run=self._run,
             bring=self._bring,
+            labels_of=labels_of,
         )
         self._publishing = Publishing(allowed=allowed, records=trash)
         self._swept_ms = self._tidied_ms = -TIDY_MS
