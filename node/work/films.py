@@ -55,7 +55,7 @@ from node.gateway.models import Restored
 from node.media.convert import Media
 from node.threads import run_stoppable
 from node.work.conversion import judge_delivered, plan_of, whole_plan
-from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
+from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 from node.work.sharing import CACHED, Contacts, Sharers
@@ -150,6 +150,7 @@ class Films:
         client: ZmqBulkClient,
         contacts: Contacts,
         media: Callable[[], Awaitable[Media]],
+        labels_of: LabelsOf,
         cache_bytes_max: int = CACHE_BYTES,
         cache_age_max_ms: int = CACHE_AGE_MS,
     ) -> None:
@@ -176,6 +177,7 @@ class Films:
             media=media,
             run=self._run,
             bring=self._bring,
+            labels_of=labels_of,
         )
         self._small = SmallFiles(self._several, self._run, PartialFile)
         self._publishing = Publishing(allowed=allowed, records=trash)
