@@ -84,7 +84,9 @@ class WatchedFolder:
                 _log.info("changes are not told, the folder is looked through", reason=str(error))
                 return
 
-    async def _batches(self, stop: asyncio.Event) -> AsyncIterator[set[tuple[watchfiles.Change, str]]]:
+    async def _batches(
+        self, stop: asyncio.Event
+    ) -> AsyncIterator[set[tuple[watchfiles.Change, str]]]:
         try:
             async for batch in watchfiles.awatch(
                 self._folder, stop_event=stop, watch_filter=None, debounce=GATHER_MS, step=50
