@@ -27,17 +27,20 @@ class Told:
 
     def wait(self, what: str, job: str, *parts: str) -> None:
         """All nodes say all of this."""
+        said = ""
         for node in self.nodes:
-            said = wait_for(
-                f"{node.name} says {parts}",
-                lambda node=node: self._said(node, job, parts),  # type: ignore[misc]  # mypy infers no lambda with a default
-                30,
-            )
-        self.table.append((what, said))
 
-    def _said(self, node: Node, job: str, parts: Sequence[str]) -> str:
-        said = str(node.cli("job", "show", job)["why_waiting"])
-        return said if all(part in said for part in parts) else ""
+            def all_said(node: Node = node) -> bool:
+                nonlocal said
+                said = str(node.cli("job", "show", job)["why_waiting"])
+                return all(part in said for part in parts)
+
+            try:
+                wait_for(f"{node.name} says {parts}", all_said, 30)
+            except AssertionError:
+                print(f"{node.name} said: {said}")
+                raise
+        self.table.append((what, said))
 
 
 def submitted(node: Node, source: Path, *words: str) -> str:
