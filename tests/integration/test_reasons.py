@@ -85,7 +85,7 @@ def test_each_wait_names_its_true_reason(tmp_path: Path) -> None:
         told.wait("disk", job, "bert: has too little disk", "MiB needed")
 
         anna.cli("tenants", "set", "guests", "--slots", "0")
-        job = submitted(anna, short, "--profile", "web", "--tenant", "guests")
+        job = submitted(anna, film(anna, "guest.mkv"), "--profile", "web", "--tenant", "guests")
         told.wait("quota", job, "its tenant guests has as many slots as its quota allows, 0")
 
         anna.cli("nodes", "pause", "bert")
