@@ -200,6 +200,11 @@ class FileSource:
         left = max(0, min(count, self.manifest.chunks - first))
         return read_at(self._table, left * DIGEST_BYTES, first * DIGEST_BYTES)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file, for a child that must read this one and no other."""
+        return self._file.fd
+
     def close(self) -> None:
         """Closes the files."""
         self._file.close()

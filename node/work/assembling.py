@@ -15,7 +15,8 @@ from node.machine import Machine
 from node.media.profiles import BUILT_IN
 from node.member import MemberNode
 from node.settings.config import Config
-from node.work.films import Allowed, Films
+from node.work.allowed_files import Allowed
+from node.work.films import Films
 from node.work.keeper import Draining, Keeper
 from node.work.limiting import LIMITS, Limiting, NodeLimits
 from node.work.limits_files import KeptFile
