@@ -162,19 +162,11 @@ def kept(job: dict[str, Any]) -> set[str]:
     return {a["id"] for t in job["tasks"] for a in t["attempts"] if a["state"] == "kept"}
 
 
-def one(
-    number: int,
-    kind: str,
-    mesh: Mesh,
-    films: dict[str, Path],
-    origin: Seen,
-    usual_s: float,
-    seed: int,
-) -> Kill:
+def one(number: int, mesh: Mesh, origin: Seen, usual_s: float, draw: random.Random) -> Kill:
     """Converts one film, kills in its middle, and looks at what became of it."""
-    draw = random.Random(seed * 1_000 + number)
+    kind = KINDS[number % len(KINDS)]
     owner = mesh.nodes[draw.randrange(len(mesh.nodes))]
-    source = films[owner.name]
+    source = film_of(owner)
     begun_ms = monotonic_ms()
     job = submitted(owner, source, number)
     wait_for("it runs", lambda: mesh.job(job)["state"] in ("running", "done"), 60)

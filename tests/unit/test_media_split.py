@@ -362,6 +362,21 @@ def test_a_chunk_is_the_picture_alone_trimmed_by_time() -> None:
     assert "end_pts" not in " ".join(command_line(last, "ffmpeg", "slice", "chunk", exact=True))
 
 
+def test_a_chunk_of_the_film_itself_counts_by_the_films_clock() -> None:
+    probe = long_film()
+    whole, split = planned(probe)
+    chunk = split.chunks[1]
+    piece = chunk_plan(whole, split, chunk, probe)
+    plan = chunk_plan(whole, split, chunk, probe, from_film=True)
+    words = " ".join(command_line(plan, "ffmpeg", "film", "chunk", exact=True))
+    assert chunk.base > 0
+    assert f"trim=end_pts={chunk.end}:start_pts={chunk.start}" in words
+    assert plan.streams[0].source == probe.main
+    assert (plan.frames, plan.span_us, plan.container) == (50, 1_960_000, "matroska")
+    assert (plan.source_ms, plan.source_bytes) == (probe.duration_ms, probe.bytes)
+    assert plan.streams[0].options == piece.streams[0].options, "it must fit to the others"
+
+
 @pytest.mark.parametrize(
     ("rotation", "turns"), [(0, []), (90, ["cclock"]), (-90, ["clock"]), (180, ["clock", "clock"])]
 )
