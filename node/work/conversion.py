@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from ledger.commands import TEXT_BYTES_MAX
 from ledger.jobs import Attempt, Job
 from mesh.errors import TransferError
 from node.consensus.proposer import bounded_text
@@ -211,8 +212,11 @@ def _with_fallbacks(report: RunReport, failed: Mapping[str, str]) -> RunReport:
 
 
 def _beginning(told: str, report: RunReport) -> RunReport:
-    """What was tried before stands first in what is kept of the attempt."""
-    return replace(report, stderr_tail=told + report.stderr_tail)
+    """What was tried before stands first in what is kept of the attempt, which is cut at its beginning."""
+    half = TEXT_BYTES_MAX // 2
+    head, tail = (text.encode("utf-8", "replace") for text in (told, report.stderr_tail))
+    kept = head[:half] + tail[-half:]
+    return replace(report, stderr_tail=kept.decode("utf-8", "ignore"))
 
 
 @dataclass(frozen=True, slots=True)
