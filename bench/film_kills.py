@@ -88,16 +88,7 @@ class Mesh:
     def coordinator(self) -> Node:
         """The node that leads now."""
         name = wait_for("a coordinator", lambda: (self.ask("/api/v1/status") or {}).get("coordinator"), 60)  # fmt: skip
-        return next(node for node in self.nodes if name in (node.name, node_id(node)))
-
-
-def node_id(node: Node) -> str:
-    """As statuses tell it."""
-    with closing(Api(node.home)) as api:
-        try:
-            return str(api.ask("/api/v1/status")[1].get("node", ""))
-        except (NoAnswerError, RefusedError):
-            return ""
+        return next(node for node in self.nodes if name == node.name)
 
 
 def running(job: dict[str, Any]) -> list[dict[str, Any]]:
