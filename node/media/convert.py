@@ -5,7 +5,6 @@ Composed of pure decisions and one port, the runner of child processes.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Final
 
 from node.media.child import (
@@ -19,6 +18,7 @@ from node.media.child import (
     text_of,
 )
 from node.media.command import command_line, decode_command, decode_parts_command
+from node.media.devices import Devices
 from node.media.errors import BadResultError, MediaError
 from node.media.ffmpeg_binary import FFmpegBinary
 from node.media.judge import (
@@ -97,18 +97,13 @@ class Media:
         stall_ms: int = STALL_MS,
         devices: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        """`devices` are those of each encoder that needs one named; they take turns."""
+        """`devices` are those of each encoder that needs one named."""
         self.runner = runner
         self.ffmpeg = ffmpeg
         self.encoders = encoders
         self.python = python
         self.stall_ms = stall_ms
-        self._turns = {name: cycle(places) for name, places in (devices or {}).items()}
-
-    def device_for(self, encoder: str) -> str:
-        """The device whose turn it is; "" where the encoder has only one."""
-        turns = self._turns.get(encoder)
-        return next(turns) if turns is not None else ""
+        self._devices = Devices(devices or {})
 
     async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
         """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
@@ -133,13 +128,12 @@ class Media:
         lies at `output` then.  Cancelling kills FFmpeg and everything it started before it returns.
         """
         plan = plan_whole(probe, profile, self.encoders.difference(without))
-        device = self.device_for(plan.encoder)
-        command = command_line(
-            plan, self.ffmpeg.path, source, output, threads=threads, device=device
-        )
-        made = await self.make(
-            command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
-        )
+        with self._devices.lent(plan.encoder) as device:
+            command = command_line(
+                plan, self.ffmpeg.path, source, output, threads=threads, device=device
+            )
+            report = await self.run_judged(command, output, plan, on_progress)
+        made = await self.prove(output, plan, report, on_verify or _ignore, threads)
         made = await self.timed(made, source, output, plan, how=probe.frames_by)
         return await self.looked_at(made, source, output, plan, profile)
 
