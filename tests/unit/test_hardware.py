@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from node.media.child import Limits, OnProgress, RunResult
+from node.media.devices import Devices
 from node.media.hardware import (
     CPU_ENCODERS,
     Around,
