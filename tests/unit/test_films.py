@@ -14,7 +14,7 @@ from ledger.jobs import Attempt, Job
 from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.bulk_server_zmq import ZmqBulkServer
 from mesh.digests import digest_of
-from mesh.errors import ConflictError, PathError, SourceChangedError
+from mesh.errors import ConflictError, PathError
 from mesh.ids import NodeId
 from mesh.transfer import ByteRange
 from mesh.transfer_files import FileSource, make_manifest
@@ -131,7 +131,7 @@ def test_children_open_the_film_that_was_checked(stand: Stand, kind: str) -> Non
             return await asyncio.to_thread(Path(held).read_bytes)
 
     assert asyncio.run(swapped()) == b"the film"
-    with pytest.raises(SourceChangedError):
+    with pytest.raises(PathError):
         asyncio.run(swapped())
 
 

@@ -369,7 +369,7 @@ def test_a_chunk_of_the_film_itself_counts_by_the_films_clock() -> None:
     piece = chunk_plan(whole, split, chunk, probe)
     plan = chunk_plan(whole, split, chunk, probe, from_film=True)
     words = " ".join(command_line(plan, "ffmpeg", "film", "chunk", exact=True))
-    assert chunk.base > 0
+    assert chunk.base != 0, "a slice has another clock"
     assert f"trim=end_pts={chunk.end}:start_pts={chunk.start}" in words
     assert plan.streams[0].source == probe.main
     assert (plan.frames, plan.span_us, plan.container) == (50, 1_960_000, "matroska")
