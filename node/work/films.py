@@ -7,7 +7,7 @@ film for the node that holds the lease, `result/<attempt>` the worker's result f
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -194,7 +194,7 @@ class Films:
         return await self._all_of_it(order, folder, on_bytes, ranges)
 
     @asynccontextmanager
-    async def opened(self, order: Order, source: Path) -> AsyncIterator[AnyPath]:
+    async def opened(self, order: Order, source: Path) -> AsyncGenerator[AnyPath]:
         """What `fetch` brought, for children to open: a film of this node as it was planned."""
         if order.job.owner != self._own or order.task.kind == "chunk":
             yield source  # a file of the attempt's own
@@ -203,7 +203,7 @@ class Films:
             yield film
 
     @asynccontextmanager
-    async def film(self, order: Order, folder: Path) -> AsyncIterator[AnyPath]:
+    async def film(self, order: Order, folder: Path) -> AsyncGenerator[AnyPath]:
         """All of a film, for a task that was to do with a part of it."""
         if order.job.owner == self._own:
             async with self._held(order.job) as film:
@@ -217,7 +217,7 @@ class Films:
         return await self.pieces.parts(order, folder, source)
 
     @asynccontextmanager
-    async def _held(self, job: Job, manifest: Manifest | None = None) -> AsyncIterator[AnyPath]:
+    async def _held(self, job: Job, manifest: Manifest | None = None) -> AsyncGenerator[AnyPath]:
         """A film of this node while it is open.  Raises `SourceChangedError` when it is another one now.
 
         Children open what is checked here and no name: between a check and an opening by name

@@ -6,7 +6,7 @@ the verdict is that of the pictures.
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,11 +147,11 @@ def convert(media: Media, order: Order, source: Path, result: Path) -> Conversio
 
     class Shelf:
         @asynccontextmanager
-        async def opened(self, order: Order, source: Path) -> AsyncIterator[AnyPath]:
+        async def opened(self, order: Order, source: Path) -> AsyncGenerator[AnyPath]:
             yield source
 
         @asynccontextmanager
-        async def film(self, order: Order, folder: Path) -> AsyncIterator[AnyPath]:
+        async def film(self, order: Order, folder: Path) -> AsyncGenerator[AnyPath]:
             yield source
 
         async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:

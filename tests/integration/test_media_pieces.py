@@ -7,7 +7,7 @@ chunks is marked `media` (`make test-media`), and runs on every FFmpeg named in 
 
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -151,11 +151,11 @@ class Shelf:
         self.asked = 0
 
     @asynccontextmanager
-    async def opened(self, order: Order, source: Path) -> AsyncIterator[AnyPath]:
+    async def opened(self, order: Order, source: Path) -> AsyncGenerator[AnyPath]:
         yield source
 
     @asynccontextmanager
-    async def film(self, order: Order, folder: Path) -> AsyncIterator[AnyPath]:
+    async def film(self, order: Order, folder: Path) -> AsyncGenerator[AnyPath]:
         self.asked += 1
         yield self.lent
 
