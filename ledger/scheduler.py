@@ -8,16 +8,19 @@ more processors; load comes before locality, so that the films of one owner are 
 a slow node does not begin what a faster one, though still busy, would have done sooner.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease, MemberRole
 from ledger.jobs import AT_OWNER, can_do
+from ledger.placing import lacks
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
+PLANNED_AHEAD_MAX: Final = 16
+"""Planned tasks of a kind (tenant, profile, place) of one owner that wait: enough for every slot, without reading a library ahead."""
 SPARE_BYTES: Final = 256 << 20
 """Disk that work leaves free: logs, the ledger and the machine's owner need some."""
 LINK_BYTES_S: Final = 50_000_000
@@ -30,7 +33,8 @@ NAMED_MAX: Final = 4
 class TaskView:
     """A task that is ready; `eligible_at_ms` is on the coordinator's monotonic clock.
 
-    `source_bytes` is what a node other than the owner has to fetch for it.
+    `source_bytes` is what a node other than the owner has to fetch for it; `disk_full` says how often
+    a disk was too small for it, `place` where it may be done (ledger.placing).
     """
 
     task: str
@@ -48,10 +52,16 @@ class TaskView:
     tenant: str = ""
     profile: str = ""
     source_bytes: int = 0
+    disk_full: int = 0
+    place: tuple[str, ...] = ()
 
     def bytes_at(self, node: str) -> int:
-        """Disk that a node needs for it: the result, and the source where it is not at home."""
-        return self.source_bytes if node == self.owner else 2 * self.source_bytes
+        """Disk that a node needs for it: the result, and the source where it is not at home.
+
+        As much again for each disk that filled: then its result is larger than was thought.
+        """
+        needed = self.source_bytes if node == self.owner else 2 * self.source_bytes
+        return (1 + self.disk_full) * needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +70,8 @@ class NodeView:
 
     `closed` is why it takes no work now, in its own words; `free_bytes` its free disk as far as it
     is known.  `speeds` are cost units a second by profile, `links` bytes a second by sender, both
-    as measured; `free_in_ms` is when a slot is likely to be free, where all are taken.
+    as measured; `free_in_ms` is when a slot is likely to be free, where all are taken.  `labels` are
+    what its owner says of it.
     """
 
     node: str
@@ -77,6 +88,7 @@ class NodeView:
     speeds: Mapping[str, int] = field(default_factory=dict[str, int])
     links: Mapping[str, int] = field(default_factory=dict[str, int])
     free_in_ms: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +99,7 @@ class RunningView:
     node: str
     cost: int
     profile: str
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +123,9 @@ def _no_ids() -> str:
 class SchedulerView:
     """Ready tasks (bounded), nodes, and a source of attempt ids.
 
-    `shares` weigh tenants (1 where nothing is said), `later` are jobs that wait to be planned,
-    `running_cost` is what is leased and likely not done yet.
+    `shares` weigh tenants (1 where nothing is said), `quotas` are leases that a tenant has at most at
+    once, `later` are jobs that wait to be planned, `running_cost` is what is leased and likely not
+    done yet.
     """
 
     tasks: tuple[TaskView, ...]
@@ -121,6 +135,7 @@ class SchedulerView:
     granted_at_ms: int = 0
     turns: Turns = field(default_factory=Turns)
     shares: Mapping[str, int] = field(default_factory=dict[str, int])
+    quotas: Mapping[str, int] = field(default_factory=dict[str, int])
     later: int = 0
     running_cost: int = 0
 
@@ -155,12 +170,12 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
     return Decision(commands=commands, turns=round_.turns())
 
 
-_Kind = tuple[tuple[str, ...], str]
-"""Tasks of one kind can be done by the same nodes: what they need, and the owner where only that will do."""
+_Kind = tuple[tuple[str, ...], tuple[str, ...], str]
+"""Tasks of one kind can be done by the same nodes: what they need, where, and the owner where only that will do."""
 
 
 def _kind(task: TaskView) -> _Kind:
-    return task.needs, task.owner if task.kind in AT_OWNER else ""
+    return task.needs, task.place, task.owner if task.kind in AT_OWNER else ""
 
 
 class _Round:
@@ -179,6 +194,7 @@ class _Round:
         self._now = view.turns.now
         self._since_oldest = view.turns.since_oldest
         self._leased: set[str] = set()
+        self._quota_left = _quota_left(view)
 
     def turns(self) -> Turns:
         """Whose turn it is after this round; of tenants behind the present nothing is worth keeping."""
@@ -215,21 +231,26 @@ class _Round:
                 if not tenants[tenant]:
                     del tenants[tenant]
 
-    def _age(self, task: TaskView) -> tuple[int, int]:
-        # When all that is left is in view, long ones go first: they are what the end waits for.
-        return (0 if self._view.later else -task.cost), task.seq
+    def _age(self, task: TaskView) -> tuple[bool, int, int]:
+        # When all that is left is in view, what one node alone can do goes first, then long ones: they
+        # are what the end waits for.
+        if self._view.later:
+            return False, 0, task.seq
+        return task.kind not in AT_OWNER, -task.cost, task.seq
 
     def _start(self, tenant: str) -> float:
         return max(self._served.get(tenant, 0.0), self._now)
 
     def _lease(self, task: TaskView) -> NodeView | None:
-        if task.task in self._leased:
+        if task.task in self._leased or self._quota_left.get(task.tenant, 1) <= 0:
             return None
         able = [node for node in self._open_for(task) if self._can(task, node)]
         node = self._chosen(task, able) if able else None
         if node is None:
             return None
         self._leased.add(task.task)
+        if task.tenant in self._quota_left:
+            self._quota_left[task.tenant] -= 1
         self._take_slot(node)
         if (free := self._free[node.node]) is not None:
             self._free[node.node] = free - task.bytes_at(node.node)
@@ -289,6 +310,12 @@ class _Round:
         # Slots share the machine: a node that has nothing else to do is the faster one.
         load = 1 + min(self._busy[node.node], node.slots - 1) / max(1, node.slots)
         return fetch_ms + 1_000 * task.cost / self._speeds.of(node, task.profile) * load
+
+
+def _quota_left(view: SchedulerView) -> dict[str, int]:
+    """Leases that tenants may still get, where somebody said how many they may have."""
+    running = Counter(run.tenant for run in view.running)
+    return {tenant: slots - running[tenant] for tenant, slots in view.quotas.items()}
 
 
 def _fetch_ms(task: TaskView, node: NodeView) -> float:
@@ -359,6 +386,12 @@ def explain(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
     if task.eligible_at_ms > now_ms:
         left_s = (task.eligible_at_ms - now_ms + 999) // 1000
         found.append(f"it failed and is tried again in {left_s} s")
+    if _quota_left(view).get(task.tenant, 1) <= 0:
+        whose = f"tenant {task.tenant}" if task.tenant else "tenant (none)"
+        found.append(
+            f"its {whose} has as many slots as its quota allows, {view.quotas[task.tenant]}"
+            " (`mesh-cli tenants set NAME --slots N`)"
+        )
     if not view.nodes:
         return [*found, "no node works in this mesh"]
     nodes_of: dict[str, list[str]] = {}
@@ -423,8 +456,11 @@ def _obstacles(task: TaskView, node: NodeView, *, busy: int, free: int | None) -
 
 
 def _unable(task: TaskView, node: NodeView) -> str:
-    if task.kind in AT_OWNER and node.node != task.owner:
-        return "does not have the film, which this needs as a whole"
+    if task.kind in AT_OWNER:
+        at_home = node.node == task.owner
+        return "" if at_home else "does not have the film, which this needs as a whole"
+    if missing := list(lacks(task.place, node.node, node.labels)):
+        return ", ".join(missing)
     if not can_do(task.needs, node.encoders, node.ffmpeg):
         return f"has none of the encoders {', '.join(task.needs)}"
     return ""

@@ -1,9 +1,12 @@
 """What the scheduler decides by, as far as the ledger knows: ready tasks, nodes, leases, speeds."""
 
+import json
 from collections import Counter
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
-from ledger.jobs import Attempt, Job, Member, Node, Task
+from ledger.jobs import DISK_FULL, Attempt, Job, Member, Node, Task, Tenant
+from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
 from ledger.scheduler import NodeView, RunningView, SchedulerView, TaskView
 
@@ -11,6 +14,8 @@ READY_TASKS_MAX: Final = 512
 """Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
 NEEDS_MAX: Final = 64
 """Different needs (lists of encoders) that one round looks at: profiles have a handful."""
+KINDS_MAX: Final = 256
+"""Kinds of unplanned jobs (tenant, profile, place) that an owner looks at: two look-ups each."""
 OLDEST_LOOKED_AT: Final = 16
 """The oldest ready tasks, which a round looks at however low their priority is."""
 LATER_COUNTED_MAX: Final = 1_000
@@ -44,8 +49,9 @@ class WorkReader(RowReader):
         members = self._rows(Member, "WHERE state = 'active' ORDER BY name")
         jobs = self._jobs_of([task.job for task in tasks.values()])
         ordered = sorted(tasks.values(), key=lambda task: (-task.priority, task.seq))
+        tenants = self.tenants()
         return SchedulerView(
-            tasks=tuple(_task_view(task, *jobs[task.job]) for task in ordered),
+            tasks=tuple(_task_view(t, self._disk_full(t), jobs[t.job]) for t in ordered),
             nodes=tuple(
                 _node_view(member, reported[member.node], busy[member.node])
                 for member in members
@@ -53,7 +59,13 @@ class WorkReader(RowReader):
             ),
             running=self._running(active),
             later=self._later(),
+            shares={tenant.name: tenant.share for tenant in tenants},
+            quotas={t.name: t.slots for t in tenants if t.slots != NO_LIMIT},
         )
+
+    def tenants(self) -> tuple[Tenant, ...]:
+        """Tenants of whom something is said, by name."""
+        return self._rows(Tenant, "ORDER BY name") if self.schema() >= 3 else ()
 
     def speeds(self) -> dict[str, dict[str, int]]:
         """Cost units a second of each node by profile, as its latest attempts went."""
@@ -66,10 +78,61 @@ class WorkReader(RowReader):
                 "  UNION ALL SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
                 "    WHERE node = ?1 AND state = 'kept' ORDER BY rowid DESC LIMIT ?2)) AS latest"
                 " JOIN job ON job.id = latest.job JOIN task ON task.id = latest.task"
-                " WHERE latest.encode_ms > 0 AND task.cost > 0 GROUP BY job.profile",
+                # What sound and assembly cost is told in no unit of pictures.
+                " WHERE latest.encode_ms > 0 AND task.cost > 0 AND task.kind IN ('whole', 'chunk')"
+                " GROUP BY job.profile",
                 (node.node, MEASURED_ATTEMPTS),
             )
             found[node.node] = {str(profile): int(speed) for profile, speed in rows}
+        return found
+
+    def to_plan(self, owner: str, ahead: int, *, oldest: bool = False) -> tuple[Job, ...]:
+        """An owner's jobs to plan next: by priority and age, with `oldest` the oldest of each kind first.
+
+        Of each kind (tenant, profile, place) only as many as keep `ahead` of its tasks ready: what waits
+        for a node, a label or a quota holds up nobody else.  Without profiles' texts.
+        """
+        ready = {
+            (str(tenant), int(definition), str(place)): int(count)
+            for tenant, definition, place, count in self._fetch(
+                "SELECT job.tenant, job.definition, job.place, count(*)"
+                " FROM task JOIN job ON job.id = task.job"
+                " WHERE task.owner = ? AND task.state = 'ready' GROUP BY 1, 2, 3",
+                (owner,),
+            )
+        }
+        waiting = (
+            "WHERE owner = ? AND tenant = ? AND definition = ? AND place = ? AND state = 'queued'"
+            " AND planned = 0 ORDER BY"
+        )
+        found: list[Job] = []
+        for kind in self._kinds_to_plan(owner):
+            room = ahead - ready.get(kind, 0)
+            if room <= 0:
+                continue
+            if oldest:
+                found += self._rows(Job, f"{waiting} seq LIMIT 1", (owner, *kind))
+            found += self._rows(Job, f"{waiting} priority DESC, seq LIMIT ?", (owner, *kind, room))
+        ordered = sorted(found, key=lambda job: (-job.priority, job.seq))
+        first = sorted(found, key=lambda job: job.seq)[: int(oldest)]
+        return tuple({job.id: job for job in (*first, *ordered)}.values())[:ahead]
+
+    def _kinds_to_plan(self, owner: str) -> list[tuple[str, int, str]]:
+        """What an owner's unplanned jobs ask for, each once; found by skipping through their index."""
+        found: list[tuple[str, int, str]] = []
+        last: tuple[str, int, str] = ("", -1, "")
+        while len(found) < KINDS_MAX:
+            rows = self._fetch(
+                "SELECT tenant, definition, place FROM job WHERE owner = ? AND state = 'queued'"
+                " AND planned = 0 AND (tenant, definition, place) > (?, ?, ?)"
+                " ORDER BY tenant, definition, place LIMIT 1",
+                (owner, *last),
+            )
+            if not rows:
+                break
+            ((tenant, definition, place),) = rows
+            last = str(tenant), int(definition), str(place)
+            found.append(last)
         return found
 
     def planned_before(self, job: Job) -> int:
@@ -93,20 +156,34 @@ class WorkReader(RowReader):
                 attempt=attempt.id,
                 node=attempt.node,
                 cost=int(costs[attempt.id]),
-                profile=profiles[attempt.job][1],
+                profile=profiles[attempt.job].profile,
+                tenant=profiles[attempt.job].tenant,
             )
             for attempt in active
         )
 
-    def _jobs_of(self, jobs: list[str]) -> dict[str, tuple[str, str, int]]:
-        """Tenant, profile and bytes of the source of these jobs."""
-        found: dict[str, tuple[str, str, int]] = {}
+    def _jobs_of(self, jobs: list[str]) -> dict[str, "_JobFacts"]:
+        """What the scheduler wants to know of these jobs."""
+        place = "place" if self.schema() >= 3 else "'[]'"
+        sql = f"SELECT tenant, profile, source_bytes, {place} FROM job WHERE id = ?"  # noqa: S608 - our own words
+        found: dict[str, _JobFacts] = {}
         for job in dict.fromkeys(jobs):
-            tenant, profile, size = self._value(
-                "SELECT tenant, profile, source_bytes FROM job WHERE id = ?", (job,)
-            )
-            found[job] = str(tenant), str(profile), int(size)
+            tenant, profile, size, terms = self._value(sql, (job,))
+            found[job] = _JobFacts(str(tenant), str(profile), int(size), _terms(str(terms)))
         return found
+
+    def _disk_full(self, task: Task) -> int:
+        """How many of the tries that count ended because a disk was full; a retry begins to count anew."""
+        if not task.tries:
+            return 0
+        return int(
+            self._value(
+                "SELECT count(*) FROM (SELECT error_code FROM attempt WHERE task = ?"
+                " AND state IN ('failed', 'expired', 'refused') ORDER BY number DESC LIMIT ?)"
+                " WHERE error_code IN (SELECT value FROM json_each(?))",
+                (task.id, task.tries, json.dumps(sorted(DISK_FULL))),
+            )
+        )
 
     def _later(self) -> int:
         return int(
@@ -130,7 +207,20 @@ class WorkReader(RowReader):
         return found
 
 
-def _task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> TaskView:
+class _JobFacts(NamedTuple):
+    tenant: str
+    profile: str
+    source_bytes: int
+    place: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def _terms(text: str) -> tuple[str, ...]:
+    # The same few places come again and again.
+    return tuple(json.loads(text))
+
+
+def _task_view(task: Task, disk_full: int, job: _JobFacts) -> TaskView:
     return TaskView(
         task=task.id,
         job=task.job,
@@ -143,10 +233,12 @@ def _task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> Task
         attempts=task.attempts,
         excluded=task.excluded,
         backoff_ms=task.backoff_ms,
-        tenant=tenant,
-        profile=profile,
+        tenant=job.tenant,
+        profile=job.profile,
         # Of a slice the share of the film is not known here; it is made for the worker's own disk.
-        source_bytes=0 if task.kind == "chunk" else source_bytes,
+        source_bytes=0 if task.kind == "chunk" else job.source_bytes,
+        place=job.place,
+        disk_full=disk_full,
     )
 
 

@@ -88,8 +88,7 @@ class Assembly:
     def __init__(
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
-        home = Path(config.home)
-        self._config, self._home = config, home
+        self._config, self._home = config, (home := Path(config.home))
         self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
@@ -112,6 +111,7 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
+            labels_of=lambda n: self._member.standing_of(NodeId(n)).labels if self._member else (),
             **config.transfer.cache,
         )
         self._shelf = SnapshotShelf(
@@ -479,7 +479,7 @@ class Assembly:
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
         closed = self._worker.closed if self._worker is not None else "has only just started"
-        standing = told_standing(closed, free_bytes(self._home))
+        standing = told_standing(closed, free_bytes(self._home), self._working.labels)
         return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:

@@ -59,6 +59,15 @@ _OPTIONS: Final = (
         metavar="V",
         help="Refuse a result that looks less like its film (VMAF, on samples).",
     ),
+    click.option(
+        "--needs",
+        metavar="LABEL",
+        multiple=True,
+        help="Only on nodes with this label (`nodes work --label`); all of them when repeated.",
+    ),
+    click.option(
+        "--on", metavar="NODE", multiple=True, help="Only on this node; any of them when repeated."
+    ),
     click.option("--no-split", is_flag=True, help="Convert each film whole, on one node."),
 )
 
@@ -77,6 +86,8 @@ def submission(
     hardware: str,
     output: str | None,
     no_split: bool,
+    needs: tuple[str, ...],
+    on: tuple[str, ...],
     **more: object,
 ) -> Json:
     """The request; options that were not given are left to the profile."""
@@ -88,6 +99,8 @@ def submission(
         "encoders": [word.strip() for word in hardware.split(",") if word.strip()],
         "output": os.path.abspath(output) if output else None,  # noqa: PTH100 - see above
         "split": not no_split,
+        "needs": list(needs),
+        "on": list(on),
         **more,
     }
 

@@ -55,6 +55,8 @@ def print_submitted(answer: Json) -> None:
         sizes = f"  ({size(job['source_bytes'])}, likely {size(likely)})" if likely else ""
         made = job["id"] or "would convert"
         print(safe(f"{made}  {job['source']} -> {job['output']}{sizes if not job['id'] else ''}"))
+    if answer.get("results"):
+        print(safe(f"{counted(answer['results'], 'result')} of this mesh left out"))
     if answer["dry_run"]:
         known = [
             job["expected_bytes"] for job in answer["jobs"] if job["expected_bytes"] is not None
@@ -140,6 +142,9 @@ def print_nodes(answer: Json) -> None:
     print_table(names, rows)
     for name, why in closed:
         print(safe(f"{name} {why}"))
+    for node in answer["nodes"]:
+        if node.get("labels"):
+            print(safe(f"{node['name']} has the labels {', '.join(node['labels'])}"))
     if answer["pending"]:
         print("\nThese ask to join (mesh-cli nodes approve NAME):")
         pending = [
@@ -179,6 +184,8 @@ def print_job(job: Json) -> None:
             ("profile", job["profile"]),
             ("priority", job["priority"]),
             ("tenant", job["tenant"]),
+            ("needs", ", ".join(job.get("needs") or [])),
+            ("only on", ", ".join(job.get("on") or [])),
             ("submitted", moment(job["submitted_at_ms"])),
             ("finished", moment(job["finished_at_ms"])),
             ("source digest", job["source_digest"]),

@@ -13,6 +13,7 @@ from node.cli.faults import safe as safe_text
 from node.cli.history_cmds import job_history, job_logs, stats
 from node.cli.options import STATES, Duration, Since, common_options
 from node.cli.show import counted
+from node.cli.tenant_cmds import tenants
 from node.cli.watch_cmds import watch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -229,6 +230,25 @@ def drain(ctx: click.Context, *, name: str, within: int | None, as_json: bool) -
     metavar="PERCENT",
     help="Step back while others use more of the processors; 0: never, -1: default.",
 )
+@click.option(
+    "--gpu",
+    type=click.IntRange(-1, 100),
+    metavar="PERCENT",
+    help="Step back while others use more of a graphics chip (NVIDIA); 0: never, -1: default.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(-1),
+    metavar="MIB",
+    help="Memory of one FFmpeg at most (Linux); 0: as films need, -1: default.",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="LABEL",
+    help="What jobs can ask for (`submit --needs`): all labels of the node, none, or default.",
+)
 @common_options
 @click.pass_context
 def work(
@@ -239,26 +259,43 @@ def work(
     nice: int | None,
     threads: int | None,
     busy: int | None,
+    gpu: int | None,
+    memory: int | None,
+    labels: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """When and how a node works; without options: what holds now.  Holds at once and over restarts."""
-    asked = list(hours) or None
     answer = _work(
-        ctx, name, as_json=as_json, hours=asked, nice=nice, threads=threads, busy_percent=busy
+        ctx,
+        name,
+        as_json=as_json,
+        hours=list(hours) or None,
+        nice=nice,
+        threads=threads,
+        busy_percent=busy,
+        gpu_percent=gpu,
+        memory_mib=memory,
+        labels=list(labels) or None,
     )
     if not as_json:
-        shown = ", ".join(answer["hours"]) or "always"
-        used = (
-            f"above {answer['busy_percent']} % of use by others"
-            if answer["busy_percent"]
-            else "never"
-        )
-        print(
-            safe_text(
-                f"hours: {shown}; nice {answer['nice']}; threads {answer['threads'] or 'free'}; steps back {used}"
-            )
-        )
+        print(safe_text(_kept(answer)))
     return 0
+
+
+def _kept(answer: Json) -> str:
+    """How a node works, in a line."""
+    limits = {"the processors": answer["busy_percent"], "a chip": answer["gpu_percent"]}
+    above = [f"{limit} % of {what}" for what, limit in limits.items() if limit]
+    memory = f"{answer['memory_mib']} MiB each" if answer["memory_mib"] else "as films need"
+    told = {
+        "hours": ", ".join(answer["hours"]) or "always",
+        "nice": answer["nice"],
+        "threads": answer["threads"] or "free",
+        "memory": memory,
+        "steps back": f"when others use {' or '.join(above)}" if above else "never",
+        "labels": ", ".join(answer["labels"]) or "none",
+    }
+    return "; ".join(f"{what}: {how}" for what, how in told.items())
 
 
 @click.command("release")
@@ -278,7 +315,7 @@ def add_work_commands(cli: click.Group, nodes: click.Group, job: click.Group) ->
     """Adds them to `mesh-cli` and to its groups of nodes and of one job."""
     for command in (job_history, job_logs):
         job.add_command(command)
-    for command in (cancel, retry, priority, stats, watch):
+    for command in (cancel, retry, priority, stats, watch, tenants):
         cli.add_command(command)
     for command in (pause, resume, drain, work, release):
         nodes.add_command(command)

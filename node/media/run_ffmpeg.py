@@ -14,8 +14,11 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, Protocol
+
+import structlog
 
 from mesh.clock import monotonic_ms
 from node.media.child import (
@@ -45,6 +48,8 @@ LAUNCHER: Final = Path(__file__).with_name("launch_posix.py")
 _PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE", "AWS_CA_BUNDLE")
 """Not for children: our secrets, variables that make FFmpeg write elsewhere, and one with which
 litestream 0.5 cannot start (it reads SSL_CERT_FILE)."""
+
+_log = structlog.get_logger("media")
 
 
 class _Watch:
@@ -124,6 +129,7 @@ class FFmpegRunner:
         self._nice = nice
         self._silent_ms = silent_ms
         self._still = False
+        self._memory_bytes: int | None = None
         self._encoding: dict[int, _Watch] = {}
         """Process groups that report progress, which the owner of the machine may let stand still."""
 
@@ -143,6 +149,20 @@ class FFmpegRunner:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PGRP, group, nice)
 
+    def use_memory(self, mebibytes: int) -> None:
+        """How much private memory each encoder that begins from now on may have; 0: as its call says.
+
+        Linux only (RLIMIT_DATA): elsewhere no process can be bounded from outside, which is told.
+        """
+        self._memory_bytes = mebibytes << 20 or None
+        if mebibytes and sys.platform != "linux":
+            _log.warning("memory is not limited on this system", asked_mib=mebibytes)
+
+    @property
+    def encoding(self) -> tuple[int, ...]:
+        """Processes that encode now."""
+        return tuple(self._encoding)
+
     async def run(
         self,
         command: Sequence[str],
@@ -151,6 +171,9 @@ class FFmpegRunner:
         on_progress: OnProgress | None = None,
     ) -> RunResult:
         """See `node.media.child.ChildRunner`."""
+        if on_progress is not None and self._memory_bytes is not None:
+            allowed = min(self._memory_bytes, limits.memory_bytes or self._memory_bytes)
+            limits = replace(limits, memory_bytes=allowed)
         watch = _Watch(limits, self._silent_ms)
         told = _named(command)
         try:

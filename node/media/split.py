@@ -2,7 +2,7 @@
 
 Pure: the same probe, cut table and profile give the same plan.  The recipe is FACTS.md, "Splitting one
 film, exact to the frame": half-open ranges of presentation times that begin at keyframes, each decoded
-from two keyframes back, trimmed by time and counted.
+from the keyframe before (from its own where the group is closed), trimmed by time and counted.
 """
 
 from collections.abc import Sequence

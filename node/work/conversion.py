@@ -26,7 +26,6 @@ from node.media.errors import (
     FrameCountError,
     MediaError,
     StalledError,
-    WorkDiskFullError,
 )
 from node.media.judge import ResultFacts
 from node.media.pieces import Film, Pieces
@@ -201,7 +200,7 @@ _CHIPS_FAULTS = (EncoderUnavailableError, EncodeFailedError, StalledError, BadRe
 def may_fall_back(error: MediaError, encoder: str) -> bool:
     """Whether another encoder may do better: a chip failed, and not the film or the disk."""
     form = FORMS.get(encoder)
-    if form is None or form.family == "CPU" or isinstance(error, WorkDiskFullError):
+    if form is None or form.family == "CPU":
         return False
     return isinstance(error, _CHIPS_FAULTS)
 

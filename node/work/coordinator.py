@@ -25,7 +25,7 @@ from node.requests import Requests
 from node.signals import Signal
 from node.work.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.migration import Migration
-from node.work.standing import Standing
+from node.work.standing import Standing, standing_as
 from node.work.sweeps import Sweeps
 from node.work.worker import HEARTBEAT
 
@@ -203,17 +203,11 @@ class Coordinator:
 
     def _seen(self, node: NodeView, now_ms: int) -> NodeView:
         own = NodeId(node.node)
-        standing = self._standing(own)
-        closed = node.closed or standing.closed
+        told = standing_as(node, self._standing(own))
+        closed = told.closed
         if not closed and not self._clock.takes_work(own, now_ms):
             closed = "takes no new work now"
-        return replace(
-            node,
-            alive=self._clock.is_heard(own, now_ms),
-            closed=closed,
-            free_bytes=standing.free_bytes,
-            links={str(sender): speed for sender, speed in standing.links.items()},
-        )
+        return replace(told, alive=self._clock.is_heard(own, now_ms), closed=closed)
 
     async def _measured(self, now_ms: int) -> Mapping[str, Mapping[str, int]]:
         if self._speeds is None or now_ms - self._speeds[0] > SPEEDS_MS:

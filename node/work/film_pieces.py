@@ -6,7 +6,7 @@ and the parts (encoded chunks, the sound) until the job is over.  All of it can 
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import structlog
 
 from ledger.commands import SINCE, PlanPieces
 from ledger.jobs import Attempt, Job, Task
+from ledger.placing import lacks
 from ledger.queries import Reader
 from mesh.codec import Vocabulary
 from mesh.errors import BusyError, NotAllowedError, PathError, TransferError
@@ -93,6 +94,10 @@ class RunInThread(Protocol):
         ...
 
 
+LabelsOf = Callable[[str], Collection[str]]
+"""What a node's owner says of it, by the node's id."""
+
+
 class FilmPieces:
     """What owner and worker do with films in pieces."""
 
@@ -107,8 +112,10 @@ class FilmPieces:
         media: Callable[[], Awaitable[Media]],
         run: RunInThread,
         bring: Bring,
+        labels_of: LabelsOf,
     ) -> None:
         """`opened` holds a job's source if it is still what was planned, `kept` is a result of this node."""
+        self._labels = labels_of
         self._own = own
         self._folder = folder
         self._opened = opened
@@ -152,6 +159,7 @@ class FilmPieces:
             lambda _: (self._reader.nodes(), self._reader.members(), self._reader.speeds())
         )
         own = next((node for node in nodes if node.node == self._own), None)
+        nodes = tuple(n for n in nodes if not any(lacks(job.place, n.node, self._labels(n.node))))
         role = next((member.role for member in members if member.node == self._own), "witness")
         if own is None or own.slots < 1 or role == "witness":
             return "the node that has the film does no work, and it has to put the pieces together"

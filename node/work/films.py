@@ -46,7 +46,7 @@ from node.media.convert import Media
 from node.threads import run_stoppable
 from node.work.allowed_files import Allowed
 from node.work.conversion import judge_delivered, plan_of, whole_plan
-from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
+from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 from node.work.worker import Order, ReportBytes
@@ -101,6 +101,7 @@ class Films:
         client: ZmqBulkClient,
         contacts: Contacts,
         media: Callable[[], Awaitable[Media]],
+        labels_of: LabelsOf,
         cache_bytes_max: int = CACHE_BYTES,
         cache_age_max_ms: int = CACHE_AGE_MS,
     ) -> None:
@@ -127,6 +128,7 @@ class Films:
             media=media,
             run=self._run,
             bring=self._bring,
+            labels_of=labels_of,
         )
         self._publishing = Publishing(allowed=allowed, records=trash)
         self._swept_ms = self._tidied_ms = -TIDY_MS

@@ -156,6 +156,28 @@ def test_a_child_cannot_write_or_take_more_than_its_limits(tmp_path: Path) -> No
         assert "MemoryError" in ended.stderr.tail
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing else limits memory from outside")
+def test_the_memory_that_a_person_allows_holds_for_encoders_that_begin_then() -> None:
+    runner = FFmpegRunner()
+
+    def said(on_progress: OnProgress | None) -> str:
+        hungry = [sys.executable, "-c", "x = bytearray(500 << 20)"]
+        limits = Limits(time_ms=20_000, memory_bytes=900 << 20)
+        return asyncio.run(runner.run(hungry, limits=limits, on_progress=on_progress)).stderr.tail
+
+    def encoder() -> str:
+        return said(lambda _: None)
+
+    assert not encoder()
+    runner.use_memory(200)
+    assert "MemoryError" in encoder()
+    assert not said(None), "probes are short, and others wait for them"
+    runner.use_memory(2_000)
+    assert not encoder()
+    runner.use_memory(0)
+    assert not encoder()
+
+
 def test_progress_without_end_is_ended() -> None:
     ended = run(
         ["/bin/sh", "-c", "yes frame=1"], Limits(time_ms=20_000), on_progress=lambda _: None

@@ -120,6 +120,29 @@ def test_a_worker_needs_only_the_packets_of_its_range(
             assert (chunk.start - chunk.base) * unit in times
 
 
+@pytest.mark.parametrize("name", ["split_2997.mp4", "split_2997.mkv", "split_2997.ts"])
+def test_of_closed_groups_nothing_travels_twice(
+    media: Media, clips: Clips, tmp_path: Path, name: str
+) -> None:
+    apart = Apart(media, clips.get(name), quick("web"), tmp_path, 2_000).encode_all()
+    chunks = apart.film.split.chunks
+    assert len(chunks) == 3
+    assert [chunk.stop - chunk.first for chunk in chunks] == [chunk.frames for chunk in chunks]
+    shows_each_frame_once(apart.assemble(), clips.get(name))
+
+
+def test_where_a_picture_becomes_whole_little_by_little_its_chunk_begins_earlier(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source = clips.get("split_refresh.mkv")
+    apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
+    chunks = apart.film.split.chunks
+    assert len(chunks) > 1
+    for chunk in chunks[1:]:
+        assert chunk.stop - chunk.first >= chunk.frames + 30
+    shows_each_frame_once(apart.assemble(), source)
+
+
 def test_a_film_that_changed_since_it_was_indexed_is_not_cut(
     media: Media, clips: Clips, tmp_path: Path
 ) -> None:
@@ -285,7 +308,7 @@ def test_what_may_not_be_split_says_why(
 
 SPLITTABLE = [
     "split_open.mkv", "split_open.mp4", "split_open.ts", "split_2997.mkv", "split_2997.mp4",
-    "split_vfr.mp4", "split_vfr.mkv", "split_hevc.mkv", "split_hevc.mp4", "split_vp9.webm",
+    "split_2997.ts", "split_refresh.mkv", "split_vfr.mp4", "split_vfr.mkv", "split_hevc.mkv", "split_hevc.mp4", "split_vp9.webm",
     "split_av1.mp4", "split_mpeg2.mkv", "split_ffv1.mkv",
 ]  # fmt: skip
 

@@ -104,7 +104,7 @@ def test_a_run_that_did_what_was_planned() -> None:
         (run(code=None, signal=9, reason="stderr"), "output_limit", "transient"),
         (run(code=None, reason="start"), "encoder_unavailable", "encoder"),
         (run(code=8, stderr="[fatal] Unknown encoder 'libx264'"), "encoder_unavailable", "encoder"),
-        (run(code=228, stderr="[error] No space left on device"), "work_disk_full", "encoder"),
+        (run(code=228, stderr="[error] No space left on device"), "work_disk_full", "transient"),
         (run(code=244, stderr="[error] Cannot allocate memory"), "out_of_memory", "encoder"),
         (run(code=27, stderr="[error] File too large"), "output_limit", "transient"),
     ],
@@ -145,7 +145,7 @@ def test_every_error_about_what_is_read_counts(line: str, *, whole: bool, sliced
 
 def test_a_disk_that_fills_is_the_nodes_fault() -> None:
     verdict = judge_run(run(code=None, signal=9, reason="disk"), plan())
-    assert (verdict.code, verdict.failure) == ("work_disk_full", "encoder")
+    assert (verdict.code, verdict.failure) == ("work_disk_full", "transient")
 
 
 def test_decoding_the_result() -> None:

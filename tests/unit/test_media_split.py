@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.media.command import Parts, assembly_command, command_line, sound_command
+from node.media.h264 import is_idr
 from node.media.index import (
     CUTS_MAX,
+    FRESH,
+    KEY,
     CutTable,
     PacketIndex,
     contract_digest,
@@ -171,6 +174,61 @@ def test_cuts_of_open_groups() -> None:
     for cut in table.cuts:
         times = sorted(index.pts[cut.first :])
         assert dts_of(times, table.depth)[0] == cut.base
+
+
+def test_cuts_of_closed_groups_need_nothing_of_their_neighbours() -> None:
+    index = open_groups(4)
+    index.flags = bytearray(flags | FRESH * (flags & KEY) for flags in index.flags)
+    # Marked fresh, but pictures that are shown before the keyframe are stored behind it.
+    assert [(cut.first, cut.end) for cut in table_of(index).cuts[1:]] == [
+        (0, 98),
+        (48, 148),
+        (98, 200),
+    ]
+    order = [*range(100)]
+    index = index_of(order, {0, 25, 50, 75})
+    assert [(cut.first, cut.end) for cut in table_of(index).cuts[1:]] == [
+        (0, 50),
+        (25, 75),
+        (50, 100),
+    ]
+    for at in (25, 75):
+        index.flags[at] |= FRESH
+    assert [(cut.first, cut.end) for cut in table_of(index).cuts[1:]] == [
+        (25, 25),
+        (25, 75),
+        (75, 75),
+    ]
+
+
+AVCC = bytes.fromhex("0164001fffe1")
+
+
+@pytest.mark.parametrize(
+    ("packet", "headers", "wanted"),
+    [
+        (b"\0\0\0\x02\x09\xf0" + b"\0\0\0\x03\x65\x88\x84", AVCC, True),
+        (b"\0\0\0\x02\x09\xf0" + b"\0\0\0\x03\x61\x88\x84", AVCC, False),
+        (b"\0\x03\x06\x06\x01" + b"\0\x02\x25\x88", bytes.fromhex("0164001ffde1"), True),
+        (b"\0\0\0\x01\x09\xf0\0\0\x01\x67\x64\0\0\x01\x65\x88", b"\0\0\0\x01\x67", True),
+        (b"\0\0\0\x01\x09\xf0\0\0\x01\x06\x06\0\0\x01\x41\x9a", b"", False),
+        # A slice that is cut off, lengths that lie, nothing at all.
+        (b"\0\0\0\xff\x09", AVCC, False),
+        (b"\0\0\0\0\0\0\0\0", AVCC, False),
+        (b"\0\0\x01", b"", False),
+        (b"", AVCC, False),
+        (b"", b"", False),
+    ],
+)
+def test_an_idr_picture_is_told_by_its_first_slice(
+    packet: bytes, headers: bytes, wanted: bool
+) -> None:
+    assert is_idr(packet, headers) is wanted
+
+
+@given(st.binary(max_size=200), st.binary(max_size=8))
+def test_no_packet_makes_telling_fail(packet: bytes, headers: bytes) -> None:
+    assert is_idr(packet, headers) in (True, False)
 
 
 def fault(index: PacketIndex) -> str:

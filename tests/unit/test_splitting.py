@@ -183,6 +183,7 @@ class Home:
         self.ledger.must(grant(("j1-1", "a1", "bert"), ("j1-0", "a0", "anna")))
         nobody: Any = None
         films: Any = Films(
+            labels_of=lambda _: (),
             own=NodeId("anna"),
             folder=folder,
             trash=folder / "trash",
