@@ -20,7 +20,8 @@ from mesh.transfer import ByteRange
 from mesh.transfer_files import FileSource, make_manifest
 from mesh.transport import CHUNK_BYTES, KeyPair
 from node.media.profiles import BUILT_IN
-from node.work.films import Allowed, Contact, Films
+from node.work.films import Allowed, Films
+from node.work.sharing import Contact
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of
 from tests.work_bench import InlineReplica
