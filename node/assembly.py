@@ -62,11 +62,12 @@ from node.threads import resolve
 from node.work.allowed_files import Allowed, default_folders
 from node.work.assembling import keep, keeping_of, limiting_of, prepared, watchable, watcher_of
 from node.work.conversion import MediaConverter
-from node.work.films import Contact, Films
+from node.work.films import Films
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
 from node.work.owner import Owner
 from node.work.restoring import Restoring
+from node.work.sharing import Contact
 from node.work.standing import told_standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
@@ -233,11 +234,10 @@ class Assembly:
             self._log.persist(*founding_entries(self._raft_id))
         grant = self._log.get_value("grant")
         members, places = granted_members(grant_of(str(grant))) if grant is not None else ((), ())
-        config = self._config
         return Membership(
             raft_id=self._raft_id,
-            name=config.name,
-            role=config.role,
+            name=self._config.name,
+            role=self._config.role,
             public_key=self._identity.public_key,
             mesh=MeshId(str(self._log.get_value("mesh"))),
             founder=founder,

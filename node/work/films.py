@@ -2,15 +2,15 @@
 
 Composes transfer and disk for the worker (sources, results), the owner (planning, intake) and the
 bulk server (handles).  A handle names an attempt, never a path: `source/<attempt>` is the owner's
-film for the node that holds the lease, `result/<attempt>` the worker's result for the owner.
+film for the node that holds the lease, `cached/<attempt>` what another node has of that film,
+`result/<attempt>` the worker's result for the owner.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,8 +27,18 @@ from mesh.errors import (
     SourceChangedError,
 )
 from mesh.ids import NodeId
+from mesh.shares import Helpers
 from mesh.source_cache_files import SourceCache
-from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
+from mesh.transfer import (
+    Brought,
+    ByteRange,
+    Manifest,
+    NextFile,
+    Source,
+    bytes_of,
+    kept_inode,
+    spans_of,
+)
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
     FileSource,
@@ -49,6 +59,8 @@ from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.owner import Plan
 from node.work.publishing import Publishing
+from node.work.sharing import CACHED, Contacts, Sharers
+from node.work.small_files import SmallFiles
 from node.work.worker import Order, ReportBytes
 
 T = TypeVar("T")
@@ -72,19 +84,6 @@ REPLICA_LAG_S: Final = 0.25
 """A worker may hear of its lease before the owner does: refusals are asked again for five seconds."""
 
 _log = structlog.get_logger("transfer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contact:
-    """How to reach a member's bulk port."""
-
-    public_key: bytes
-    hosts: tuple[str, ...]
-    port: int
-
-
-Contacts = Callable[[NodeId], Contact]
-"""Raises `UnreachableError` while no address of the node is known."""
 
 
 class Films:
@@ -130,6 +129,7 @@ class Films:
             bring=self._bring,
             labels_of=labels_of,
         )
+        self._small = SmallFiles(self._several, self._run, PartialFile)
         self._publishing = Publishing(allowed=allowed, records=trash)
         self._swept_ms = self._tidied_ms = -TIDY_MS
         for made in (self._results, self._incoming):
@@ -159,6 +159,8 @@ class Films:
             table = self._tables / plain(job.source_digest)
             root, path = self._allowed.source(job.source)
             return FileSource(path, _source_manifest(job), table, below=root)
+        if kind == CACHED and leased_to_peer:
+            return self._cache.source(plain(job.source_digest), _source_manifest(job))
         wanted_by_peer = job.owner == peer and attempt.state in _HELD
         if kind == "result" and attempt.node == self._own and wanted_by_peer:
             return self._result_source(attempt)
@@ -285,6 +287,9 @@ class Films:
                     expected,
                     count,
                     ranges=ranges,
+                    helpers=Sharers(
+                        self._own, job, order.attempt, self._reader.holders, self._contacts
+                    ),
                     stays=True,
                 )
                 await self._run(lambda _: self._cache.lend(path, target))
@@ -351,12 +356,17 @@ class Films:
         on_bytes: ReportBytes,
         *,
         ranges: Sequence[ByteRange] | None = None,
+        helpers: Helpers | None = None,
         stays: bool = False,
     ) -> None:
         """Brings the file behind a handle of a peer to `path`; `stays`: with its journal, for a cache."""
         for left in reversed(range(REPLICA_LAG_TRIES)):
             contact = self._contacts(peer)
             try:
+                if not stays and SmallFiles.are(expected):
+                    await self._small.bring(peer, handle, path, expected)
+                    on_bytes(expected.size, expected.size)
+                    return
                 await self._run(
                     lambda should_stop, contact=contact: self._client.fetch(  # type: ignore[misc]  # mypy infers no lambda with a default
                         peer=peer,
@@ -367,6 +377,7 @@ class Films:
                         target=PartialFile(path, stays=stays),
                         expected=expected,
                         ranges=ranges,
+                        helpers=helpers,
                         on_progress=on_bytes,
                         should_stop=should_stop,
                     )
@@ -377,6 +388,19 @@ class Films:
                 await asyncio.sleep(REPLICA_LAG_S)
             else:
                 return
+
+    def _several(
+        self, peer: NodeId, next_file: NextFile, should_stop: Callable[[], bool]
+    ) -> Generator[Brought]:
+        contact = self._contacts(peer)
+        return self._client.fetch_many(
+            peer=peer,
+            public_key=contact.public_key,
+            hosts=contact.hosts,
+            port=contact.port,
+            next_file=next_file,
+            should_stop=should_stop,
+        )
 
     # --- the owner's side -------------------------------------------------------------------------
 
