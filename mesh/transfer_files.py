@@ -160,6 +160,7 @@ class FileSource:
         self.manifest = manifest
         with _as_source(path):
             self._file = OpenFile(path, below)
+        self.descriptor = self._file.fd  # for a child that must read this very file
         try:
             self._check()
         except BaseException:
@@ -205,11 +206,6 @@ class FileSource:
             raise NotFoundError("no table of this film's digests is here", "it is made anew")
         left = max(0, min(count, self.manifest.chunks - first))
         return read_at(self._table, left * DIGEST_BYTES, first * DIGEST_BYTES)
-
-    @property
-    def descriptor(self) -> int:
-        """Of the open file, for a child that must read this one and no other."""
-        return self._file.fd
 
     def there(self) -> bytes:
         """All of it."""
