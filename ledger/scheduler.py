@@ -231,9 +231,12 @@ class _Round:
                 if not tenants[tenant]:
                     del tenants[tenant]
 
-    def _age(self, task: TaskView) -> tuple[int, int]:
-        # When all that is left is in view, long ones go first: they are what the end waits for.
-        return (0 if self._view.later else -task.cost), task.seq
+    def _age(self, task: TaskView) -> tuple[bool, int, int]:
+        # When all that is left is in view, what one node alone can do goes first, then long ones: they
+        # are what the end waits for.
+        if self._view.later:
+            return False, 0, task.seq
+        return task.kind not in AT_OWNER, -task.cost, task.seq
 
     def _start(self, tenant: str) -> float:
         return max(self._served.get(tenant, 0.0), self._now)

@@ -78,7 +78,9 @@ class WorkReader(RowReader):
                 "  UNION ALL SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
                 "    WHERE node = ?1 AND state = 'kept' ORDER BY rowid DESC LIMIT ?2)) AS latest"
                 " JOIN job ON job.id = latest.job JOIN task ON task.id = latest.task"
-                " WHERE latest.encode_ms > 0 AND task.cost > 0 GROUP BY job.profile",
+                # What sound and assembly cost is told in no unit of pictures.
+                " WHERE latest.encode_ms > 0 AND task.cost > 0 AND task.kind IN ('whole', 'chunk')"
+                " GROUP BY job.profile",
                 (node.node, MEASURED_ATTEMPTS),
             )
             found[node.node] = {str(profile): int(speed) for profile, speed in rows}

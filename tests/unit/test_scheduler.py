@@ -91,6 +91,15 @@ def test_a_slow_node_does_not_begin_at_the_end_what_a_faster_one_ends_sooner() -
     assert leased(view([task("t", excluded=("bert",))], [slow, busy])) == {"t": "anna"}
 
 
+def test_what_one_node_alone_can_do_goes_first_and_short_tasks_last() -> None:
+    sound = task("sound", kind="audio", needs=(), cost=1, seq=9)
+    tasks = [task("short", cost=10), task("long", cost=1_000), sound]
+    assert leased(view(tasks, [node("anna")])) == {"sound": "anna"}
+    assert leased(view(tasks, [node("bert"), node("anna")])) == {"sound": "anna", "long": "bert"}
+    # With more to come, in their order.
+    assert leased(view(tasks, [node("anna")], later=10)) == {"short": "anna"}
+
+
 def test_when_a_slot_is_free_again_is_reckoned_from_what_runs() -> None:
     runs = tuple(RunningView(attempt=a, node="n", cost=1_000, profile="web") for a in "ab")
     seen = view([], [node("n", 100, slots=2, busy=2)], running=runs)
