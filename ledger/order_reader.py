@@ -101,6 +101,18 @@ class OrderReader(RowReader):
         )
         return job or self._one(Converted, "WHERE id = ?", (f"{size}/{digest}/{definition}",))
 
+    def holders(self, size: int, digest: str, limit: int) -> tuple[str, ...]:
+        """Nodes that had a lease for a film of this content, the latest first: they may have its bytes."""
+        if self.schema() < 3:
+            return ()  # there is no index by content
+        found = self._fetch(
+            "SELECT attempt.node FROM job JOIN attempt ON attempt.job = job.id"
+            " WHERE job.source_bytes = ? AND job.source_digest = ? AND job.source_digest <> ''"
+            " GROUP BY attempt.node ORDER BY max(attempt.granted_at_ms) DESC, attempt.node LIMIT ?",
+            (size, digest, limit),
+        )
+        return tuple(str(row[0]) for row in found)
+
     def result_share(self, profile: str) -> float | None:
         """Bytes of a profile's latest results by those of their sources; None: there are none."""
         found = self._value(
