@@ -160,6 +160,7 @@ class FileSource:
         self.manifest = manifest
         with _as_source(path):
             self._file = OpenFile(path, below)
+        self.descriptor = self._file.fd  # for a child that must read this very file
         try:
             self._check()
         except BaseException:

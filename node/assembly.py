@@ -59,9 +59,10 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
 from node.threads import resolve
+from node.work.allowed_files import Allowed, default_folders
 from node.work.assembling import keep, keeping_of, limiting_of, prepared, watchable, watcher_of
 from node.work.conversion import MediaConverter
-from node.work.films import Allowed, Films, default_folders
+from node.work.films import Films
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
 from node.work.owner import Owner
@@ -98,8 +99,7 @@ class Assembly:
         self._duties: Duties | None = None
         self._machine = Machine(config, home / CACHE_FOLDER)
         self._replica = Replica(reader)
-        control_port, bulk_port, join_port = config.ports
-        host = config.listen_host
+        (control_port, bulk_port, join_port), host = config.ports, config.listen_host
         self._control = ZmqControl(identity.keys, host=host, port=control_port)
         self._client = ZmqBulkClient(identity.keys, compress=config.transfer.compress)
         self._allowed = Allowed(default_folders(config.allow))
@@ -379,7 +379,7 @@ class Assembly:
             replica=self._replica,
             board=member.board,
             converter=MediaConverter(
-                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
+                self._machine.media, self._films, lambda: self._keeper.threads
             ),
             sources=self._films,
             results=self._films,

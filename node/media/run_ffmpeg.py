@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +24,13 @@ from mesh.clock import monotonic_ms
 from node.media.child import (
     DISK_RESERVE_BYTES,
     DISK_RESERVE_PART,
+    HELD,
     STDOUT_BYTES_PER_S,
     Limits,
     OnProgress,
     Reason,
     RunResult,
+    held_in,
     text_of,
 )
 from node.media.progress import FFmpegProgress, ProgressParser
@@ -173,11 +175,12 @@ class FFmpegRunner:
             allowed = min(self._memory_bytes, limits.memory_bytes or self._memory_bytes)
             limits = replace(limits, memory_bytes=allowed)
         watch = _Watch(limits, self._silent_ms)
+        told = _named(command)
         try:
             process = await self._start(command, limits)
         except OSError as error:
             watch.stderr.feed(f"[fatal] cannot start {command[0]}: {error.strerror}".encode())
-            return _result(command, watch, "start", None)
+            return _result(told, watch, "start", None)
         if on_progress is not None:
             self._encoding[process.pid] = watch
             if self._still:
@@ -188,7 +191,7 @@ class FFmpegRunner:
             self._encoding.pop(process.pid, None)
             await _gone(process, watch)
         reason: Reason = watch.over or ("exited" if (process.returncode or 0) >= 0 else "signal")
-        return _result(command, watch, reason, process.returncode)
+        return _result(told, watch, reason, process.returncode)
 
     async def _start(self, command: Sequence[str], limits: Limits) -> "_Child":
         # Cancelled between fork and return, a child would be left without anybody who knows it.
@@ -318,6 +321,7 @@ async def _spawn(command: Sequence[str]) -> _Child:
         stderr=subprocess.PIPE,
         env=env,
         start_new_session=True,
+        pass_fds=held_in(command),
     )
     child = _PosixChild(process)
     await child.listen()
@@ -382,6 +386,20 @@ async def _gone(process: _Child, watch: _Watch) -> None:
         process.close()
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _named(command: Sequence[str]) -> tuple[str, ...]:
+    """The command for people: held files by their names."""
+    names: dict[str, str] = {}
+    for number in held_in(command):
+        with suppress(OSError):
+            names[f"{HELD}{number}"] = str(Path(f"{HELD}{number}").readlink())
+    return tuple(_replaced(word, names) for word in command)
+
+
+def _replaced(word: str, names: Mapping[str, str]) -> str:
+    bare = word.removeprefix("file:")
+    return word if bare not in names else word[: len(word) - len(bare)] + names[bare]
 
 
 def _is_nearly_full(folder: Path) -> bool:

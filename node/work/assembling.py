@@ -15,8 +15,9 @@ from node.machine import Machine
 from node.media.profiles import BUILT_IN
 from node.member import MemberNode
 from node.settings.config import Config
+from node.work.allowed_files import Allowed
 from node.work.awake_wakepy import SystemWakeLock
-from node.work.films import Allowed, Films
+from node.work.films import Films
 from node.work.gpu_nvml import GpuUse
 from node.work.keeper import Draining, Keeper
 from node.work.limiting import LIMITS, Limiting, NodeLimits

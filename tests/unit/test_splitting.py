@@ -17,8 +17,9 @@ from mesh.transport import CHUNK_BYTES
 from node.media.pieces import Film
 from node.media.profiles import BUILT_IN
 from node.media.split import SplitPlan, chunk_ms
+from node.work.allowed_files import Allowed
 from node.work.film_pieces import SLICES, FilmPieces, SliceReady, SliceWanted
-from node.work.films import Allowed, Films
+from node.work.films import Films
 from node.work.splitting import (
     JobPlan,
     chips_of,
