@@ -43,15 +43,21 @@ PEER: Final = Path(__file__).with_name("transfer_peer.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One transfer: speed, processor seconds a GiB of both sides, and memory beyond the rest's."""
+    """One transfer: speed, processor seconds a GiB of each side, and memory beyond the rest's."""
 
     mb_s: float
-    cpu_s_gib: float
+    sender_s_gib: float
+    receiver_s_gib: float
     extra_mb: float
+
+    @property
+    def cpu_s_gib(self) -> float:
+        """Of both."""
+        return self.sender_s_gib + self.receiver_s_gib
 
 
 class Meter:
-    """Processor time and peak memory of process trees while a transfer runs."""
+    """Processor time and peak memory of process trees while a transfer runs; the first root is the sender."""
 
     def __init__(self, roots: list[int]) -> None:
         self._roots = [psutil.Process(pid) for pid in roots]
@@ -91,12 +97,15 @@ class Meter:
         while not self._over.wait(0.05):
             self._peak = max(self._peak, self._memory())
 
-    def _cpu_s(self) -> float:
+    def _cpu_s(self) -> list[float]:
         # A child that was waited for counts with its parent's `children_*`.
-        times = [
-            p.cpu_times() for root in self._roots for p in (root, *root.children(recursive=True))
-        ]
-        return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        found: list[float] = []
+        for root in self._roots:
+            times = [p.cpu_times() for p in (root, *root.children(recursive=True))]
+            found.append(
+                sum(t.user + t.system + t.children_user + t.children_system for t in times)
+            )
+        return found
 
     def settle(self) -> None:
         """Waits until the servers' children of this transfer are gone and counted."""
@@ -106,11 +115,14 @@ class Meter:
         ):
             self._over.wait(0.01)
 
-    def cpu_s(self) -> float:
-        """Since the start, the bench's own waited-for children included."""
+    def cpu_s(self) -> tuple[float, float]:
+        """Of sender and receiver since the start; the bench's own waited-for children receive."""
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         mine = now.ru_utime + now.ru_stime - self._waited.ru_utime - self._waited.ru_stime
-        return mine + self._cpu_s() - self._cpu
+        sender, *rest = (
+            after - before for before, after in zip(self._cpu, self._cpu_s(), strict=True)
+        )
+        return sender, mine + sum(rest)
 
     def extra_mb(self) -> float:
         """The peak above what was there before."""
@@ -214,10 +226,15 @@ def measure(
             subprocess.run(["sync", "-f", str(to)], check=True)
         seconds = (monotonic_ms() - started_ms) / 1_000
         meter.settle()
-        cpu_s = meter.cpu_s()
+        sender_s, receiver_s = meter.cpu_s()
     check(root, to, what)
     shutil.rmtree(to)
-    return Run(mb_s=size / seconds / 1e6, cpu_s_gib=cpu_s * GIB / size, extra_mb=meter.extra_mb())
+    return Run(
+        mb_s=size / seconds / 1e6,
+        sender_s_gib=sender_s * GIB / size,
+        receiver_s_gib=receiver_s * GIB / size,
+        extra_mb=meter.extra_mb(),
+    )
 
 
 def rounds(
@@ -254,7 +271,8 @@ def median(runs: list[Run]) -> Run:
     """Each figure's own median."""
     return Run(
         mb_s=statistics.median(run.mb_s for run in runs),
-        cpu_s_gib=statistics.median(run.cpu_s_gib for run in runs),
+        sender_s_gib=statistics.median(run.sender_s_gib for run in runs),
+        receiver_s_gib=statistics.median(run.receiver_s_gib for run in runs),
         extra_mb=max(run.extra_mb for run in runs),
     )
 
@@ -264,9 +282,12 @@ def report(found: dict[str, dict[str, list[Run]]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for what, ways in found.items():
         middle = {way: median(runs) for way, runs in ways.items()}
-        print(f"\n{what:28}{'MB/s':>8}{'CPU s/GiB':>12}{'extra memory':>16}")
+        print(f"\n{what:28}{'MB/s':>8}{'CPU s/GiB':>12}{'sender':>9}{'receiver':>10}{'memory':>12}")
         for way, run in middle.items():
-            print(f"{way:28}{run.mb_s:>8.0f}{run.cpu_s_gib:>12.2f}{run.extra_mb:>13.0f} MB")
+            print(
+                f"{way:28}{run.mb_s:>8.0f}{run.cpu_s_gib:>12.2f}{run.sender_s_gib:>9.2f}"
+                f"{run.receiver_s_gib:>10.2f}{run.extra_mb:>9.0f} MB"
+            )
         others = [run for way, run in middle.items() if way != OURS]
         prefix = "" if what == "film" else "small_"
         figures[f"{prefix}ratio"] = middle[OURS].mb_s / max(run.mb_s for run in others)
@@ -274,6 +295,7 @@ def report(found: dict[str, dict[str, list[Run]]]) -> dict[str, float]:
             run.cpu_s_gib for run in others
         )
         figures[f"{prefix}mb_s"] = middle[OURS].mb_s
+        figures[f"{prefix}cpu_s_gib"] = middle[OURS].cpu_s_gib
         figures[f"{prefix}extra_mb"] = middle[OURS].extra_mb
     return figures
 

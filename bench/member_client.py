@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ledger.commands import Command, ReportNode, SubmitFilms, seal
+from ledger.commands import Command, ReportNode, seal
 from ledger.jobs import Member
 from ledger.queries import Reader
+from ledger.submissions import SubmitFilms
 from mesh import clock
 from mesh.control_zmq import ZmqControl
 from mesh.errors import DarkStreamError

@@ -4,13 +4,12 @@
     transfer_peer.py fetch KEYS                        what the lines on its stdin name
 
 What a node runs, nothing beside it: `ZmqBulkServer` with a member table and a table of handles,
-`ZmqBulkClient` with `PartialFile`, called from as many threads as `node.work.films` has.  A line of stdin
-is one task; its answer is one line of stdout.
+`ZmqBulkClient` with `PartialFile`, as `node.work.small_files` and `node.work.films` call it.  A line of
+stdin is one task; its answer is one line of stdout.
 """
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from mesh.errors import NotAllowedError
 from mesh.ids import NodeId, node_id_of
 from mesh.limits import LinkRates, Rates
 from mesh.memory_posix import keep_freed_memory
-from mesh.transfer import Manifest, Source
+from mesh.transfer import Manifest, Source, Wanted
 from mesh.transfer_files import FileSource, PartialFile, make_manifest
 from mesh.transport import KeyPair
-from node.work.films import THREADS
 
 LOOPBACK = "127.0.0.1"
 
@@ -77,28 +75,39 @@ def fetch(keys: Path) -> None:
     client = ZmqBulkClient(member)
     peer = node_id_of(owner.public)
 
-    def one(task: dict[str, Any], name: str, handle: str, size: int, digest: str) -> int:
-        client.fetch(
+    def brought(task: dict[str, Any]) -> int:
+        files = iter(task["files"])
+
+        def next_file() -> Wanted | None:
+            item = next(files, None)
+            if item is None:
+                return None
+            name, handle, size, digest = item
+            target = PartialFile(Path(task["folder"]) / name)
+            return Wanted(handle=handle, expected=Manifest(size=size, digest=digest), target=target)
+
+        done = 0
+        for one in client.fetch_many(
             peer=peer,
             public_key=owner.public,
             hosts=[task["host"]],
             port=task["port"],
-            handle=handle,
-            target=PartialFile(Path(task["folder"]) / name),
-            expected=Manifest(size=size, digest=digest),
-        )
-        return size
+            next_file=next_file,
+        ):
+            if one.error is not None:
+                raise one.error
+            done += one.wanted.expected.size
+        return done
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        for line in sys.stdin:
-            task: dict[str, Any] = json.loads(line)
-            started_ms = clock.monotonic_ms()
-            done = sum(threads.map(lambda item, task=task: one(task, *item), task["files"]))
-            answer(
-                bytes=done,
-                seconds=(clock.monotonic_ms() - started_ms) / 1_000,
-                received=sum(peer.bytes_in for peer in client.counters().peers.values()),
-            )
+    for line in sys.stdin:
+        task: dict[str, Any] = json.loads(line)
+        started_ms = clock.monotonic_ms()
+        done = brought(task)
+        answer(
+            bytes=done,
+            seconds=(clock.monotonic_ms() - started_ms) / 1_000,
+            received=sum(peer.bytes_in for peer in client.counters().peers.values()),
+        )
     client.close()
 
 

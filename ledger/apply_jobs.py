@@ -43,6 +43,7 @@ from ledger.jobs import (
     can_do,
 )
 from ledger.moves import end_tasks, move_attempt, move_job, move_task
+from ledger.placing import may_be
 from ledger.planned import planned_tasks
 from ledger.strikes import note_failure, note_success
 
@@ -331,13 +332,14 @@ def _story(change: Change, task: Task, what: str, todo: str) -> tuple[str, str]:
 
 
 def _somebody_is_left(change: Change, task: Task, excluded: tuple[str, ...]) -> bool:
-    """Whether a member could still do the task; a node that has not reported yet might."""
+    """Whether a member could still do the task; a node that has not reported yet might, or get its label."""
     if not excluded:
         return True
     if task.kind in AT_OWNER:
         return task.owner not in excluded
+    place = _job(change, task.job).place
     for member in change.rows.where(Member, state="active"):
-        if member.node in excluded or member.role == "witness":
+        if member.node in excluded or member.role == "witness" or not may_be(place, member.node):
             continue
         node = change.rows.get(Node, member.node)
         if node is None or can_do(task.needs, node.encoders, node.ffmpeg):

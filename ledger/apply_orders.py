@@ -8,6 +8,7 @@ from ledger.change import Change, RefusedError
 from ledger.jobs import (
     FINAL_JOB_STATES,
     JOB_TRANSITIONS,
+    RESULT_OF,
     Attempt,
     Converted,
     Event,
@@ -18,18 +19,23 @@ from ledger.jobs import (
     Sweep,
     Task,
     TaskEvent,
+    Tenant,
     Watch,
 )
 from ledger.moves import end_tasks, move_job, move_task
 from ledger.orders import (
+    NO_LIMIT,
     ORDERED_PER_COMMAND_MAX,
+    SHARE_MAX,
     Action,
     AddWatch,
     ChangeJobs,
     ForgetJobs,
     PutProfile,
+    PutTenant,
     ReleaseNode,
     RemoveProfile,
+    RemoveTenant,
     RemoveWatch,
     StartSweep,
     StepSweep,
@@ -40,6 +46,8 @@ SWEEPS_MAX: Final = 100
 """Orders that are kept: people look at the last ones; more that are open at once are refused."""
 WATCHES_MAX: Final = 1_000
 PROFILES_MAX: Final = 500
+TENANTS_MAX: Final = 1_000
+TENANT_CHARS_MAX: Final = 64
 DEFINITION_BYTES_MAX: Final = 16 << 10
 """A profile has some hundred characters."""
 PRIORITY_LIMIT: Final = 1_000
@@ -223,6 +231,9 @@ def forget_jobs(change: Change, command: ForgetJobs) -> None:
         if job.state == "done" and job.source_digest:
             made = f"{job.source_bytes}/{job.source_digest}/{job.definition}"
             change.rows.put(Converted(id=made, output=job.output, at_ms=job.finished_at_ms))
+            for attempt in change.rows.where(Attempt, job=job.id, state="accepted"):
+                result = f"{attempt.result_bytes}/{attempt.result_digest}/{RESULT_OF}{job.profile}"
+                change.rows.put(Converted(id=result, output=job.output, at_ms=job.finished_at_ms))
         for task in change.rows.where(Task, job=job.id):
             change.rows.delete(Task, task.id)
         for attempt in change.rows.where(Attempt, job=job.id):
@@ -318,3 +329,42 @@ def remove_profile(change: Change, command: RemoveProfile) -> None:
         )
     change.rows.delete(Profile, command.name)
     change.tell("profile.removed", what=f"{command.name}, by {command.by}")
+
+
+# --- tenants ----------------------------------------------------------------------------------------
+
+
+def put_tenant(change: Change, command: PutTenant) -> None:
+    """The scheduler keeps to it from its next round on; what runs goes on."""
+    change.mesh()
+    if len(command.name) > TENANT_CHARS_MAX:
+        raise RefusedError("usage", f"a tenant's name has more than {TENANT_CHARS_MAX} characters")
+    if not 1 <= command.share <= SHARE_MAX or command.slots < NO_LIMIT:
+        raise RefusedError(
+            "usage", f"a share is 1 to {SHARE_MAX}, slots 0 or more, or without limit"
+        )
+    known = {tenant.name for tenant in change.rows.where(Tenant)}
+    if command.name not in known and len(known) >= TENANTS_MAX:
+        raise RefusedError("busy", f"there are {TENANTS_MAX} tenants", "remove some")
+    change.rows.put(
+        Tenant(
+            name=command.name,
+            share=command.share,
+            slots=command.slots,
+            updated_at_ms=change.at_ms,
+        )
+    )
+    slots = "any number of" if command.slots == NO_LIMIT else f"at most {command.slots}"
+    change.tell(
+        "tenant.put", what=f"{command.name}: share {command.share}, {slots} slots, by {command.by}"
+    )
+
+
+def remove_tenant(change: Change, command: RemoveTenant) -> None:
+    """As if nothing had been said of it."""
+    if change.rows.get(Tenant, command.name) is None:
+        raise RefusedError(
+            "not_found", f"nothing is said of {command.name}", "see `mesh-cli tenants list`"
+        )
+    change.rows.delete(Tenant, command.name)
+    change.tell("tenant.removed", what=f"{command.name}, by {command.by}")

@@ -1,10 +1,15 @@
 """Applies what makes new jobs."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from ledger.change import Change, RefusedError
-from ledger.commands import JOBS_PER_COMMAND_MAX, SubmitFilms, SubmitJobs
 from ledger.jobs import FINAL_JOB_STATES, SEQ_BITS, Definition, Job, Member
+from ledger.placing import LABELS_MAX
+from ledger.submissions import JOBS_PER_COMMAND_MAX, SubmitFilms, SubmitJobs, SubmitPlacedFilms
+
+PLACE_CHARS_MAX: Final = 4_096
+"""Of all terms together: each job carries them."""
 
 assert JOBS_PER_COMMAND_MAX <= 1 << SEQ_BITS
 
@@ -44,6 +49,8 @@ def submit_jobs(change: Change, command: SubmitJobs) -> None:
 def submit_films(change: Change, command: SubmitFilms) -> None:
     """The same, told in columns."""
     change.mesh()
+    place = command.place if isinstance(command, SubmitPlacedFilms) else ()
+    _check_place(place)
     columns = (
         command.ids,
         command.sources,
@@ -76,6 +83,7 @@ def submit_films(change: Change, command: SubmitFilms) -> None:
         split=int(command.split),
         created_at_ms=change.at_ms,
         updated_at_ms=change.at_ms,
+        place=place,
     )
     change.rows.put_like(
         like,
@@ -90,6 +98,11 @@ def submit_films(change: Change, command: SubmitFilms) -> None:
         ),
         zip(*columns, range(first_seq, first_seq + len(outputs)), strict=True),
     )
+
+
+def _check_place(place: Sequence[str]) -> None:
+    if len(place) > LABELS_MAX + 1 or sum(map(len, place)) > PLACE_CHARS_MAX:
+        raise RefusedError("usage", "it asks for too many labels or nodes")
 
 
 def _check_new(change: Change, jobs: Sequence[tuple[str, str, str]]) -> None:

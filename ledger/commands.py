@@ -13,6 +13,7 @@ from typing import Final, Literal, get_args
 
 from ledger.orders import Order
 from ledger.schema import FIRST_SCHEMA
+from ledger.submissions import SubmitFilms, SubmitJobs, SubmitPlacedFilms
 from ledger.vocabulary import COMMANDS
 from mesh.codec import Vocabulary, value
 from mesh.errors import WireError
@@ -24,7 +25,6 @@ FailureClass = Literal["input", "encoder", "transient"]
 
 TEXT_BYTES_MAX = 8 << 10
 """FFmpeg's stderr tail and every other free text that enters the ledger."""
-JOBS_PER_COMMAND_MAX = 1_000
 LEASES_PER_COMMAND_MAX = 256
 TASKS_PER_PLAN_MAX = 514
 """512 chunks, the sound and the assembly of one film."""
@@ -167,63 +167,6 @@ class ReportNode:
 
 
 # --- jobs ---------------------------------------------------------------------------------------
-
-
-@value
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSpec:
-    """One source file, one profile, one output.
-
-    `source` and `output` are absolute paths on the owner's machine and mean nothing elsewhere.
-    `profile` is the name, `profile_json` its whole definition at the time of submission, so that a
-    later change of the profile does not change the job.
-    """
-
-    id: str
-    owner: str
-    source: str
-    source_bytes: int
-    source_mtime_ns: int
-    source_inode: int
-    output: str
-    overwrite: bool
-    profile: str
-    profile_json: str
-    priority: int
-    tenant: str
-    split: bool
-
-
-@COMMANDS.kind("job.submit")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitJobs:
-    """New jobs, state `queued`, in their order."""
-
-    jobs: tuple[JobSpec, ...]
-
-
-@COMMANDS.kind("job.submit_films")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitFilms:
-    """New jobs of one owner that differ in their films alone, state `queued`, in their order (schema 2).
-
-    What differs is in columns of equal length, one place a film: a quarter of the bytes of as many
-    `JobSpec`, and a fifth of the time to read them.
-    """
-
-    owner: str
-    profile: str
-    profile_json: str
-    overwrite: bool
-    priority: int
-    tenant: str
-    split: bool
-    ids: tuple[str, ...]
-    sources: tuple[str, ...]
-    source_bytes: tuple[int, ...]
-    source_mtimes_ns: tuple[int, ...]
-    source_inodes: tuple[int, ...]
-    outputs: tuple[str, ...]
 
 
 @COMMANDS.kind("job.start_planning")
@@ -438,6 +381,7 @@ Command = (
     | ReportNode
     | SubmitJobs
     | SubmitFilms
+    | SubmitPlacedFilms
     | StartPlanning
     | PlanJob
     | PlanPieces
@@ -454,9 +398,11 @@ Command = (
 )
 
 
-SINCE: Final[dict[type[Command], int]] = {SubmitFilms: 2, PlanPieces: 2} | dict.fromkeys(
-    get_args(Order), 3
-)
+SINCE: Final[dict[type[Command], int]] = {
+    SubmitFilms: 2,
+    PlanPieces: 2,
+    SubmitPlacedFilms: 3,
+} | dict.fromkeys(get_args(Order), 3)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 
 

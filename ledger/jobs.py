@@ -146,10 +146,14 @@ AT_OWNER: Final = frozenset({"audio", "assemble"})
 """Kinds that only the node with the film can do: they need all of it."""
 COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
+DISK_FULL: Final = frozenset({"disk_full", "work_disk_full"})
+"""Codes of failures for want of disk: nobody's encoder is to blame, and there may be room again."""
 
 PLANNED_AT_ONCE: Final = 3
 """The form of the ledger from which on a plan needs no `job.start_planning` before it."""
 
+RESULT_OF: Final = "@"
+"""Marks what is remembered of a forgotten job's result: no definition's number begins so."""
 SEQ_BITS: Final = 10
 """A job's `seq` is log index * 2^10 + its place in the command; a task's is its job's, shifted alike."""
 
@@ -232,7 +236,8 @@ class Job(Row):
 
     `seq` orders jobs by age: log index * 2^10 + place in its command; `planned` is 0 or 1.
     `definition` names the profile's text as it was at submission; in schema 1 each job had it in
-    `profile_json`, and there readers still put it (`Reader.job`).
+    `profile_json`, and there readers still put it (`Reader.job`).  `place` is where it may be worked
+    on (ledger.placing).
     """
 
     id: str
@@ -262,6 +267,7 @@ class Job(Row):
     error: str = ""
     todo: str = ""
     error_node: str = ""
+    place: tuple[str, ...] = column(since=3, default=())
 
     @property
     def is_final(self) -> bool:
@@ -390,8 +396,21 @@ class Sweep(Row):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant(Row):
+    """Whose jobs they are: its share beside others, and slots that it may have at once (-1: any number)."""
+
+    name: str
+    share: int
+    slots: int
+    updated_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Converted(Row):
-    """What a job that was forgotten had made: `id` is the source's size, its digest and the profile's definition, with slashes between."""
+    """What a job that was forgotten had made: `id` is the source's size, its digest and the profile's definition, with slashes between.
+
+    For its result the same, with `RESULT_OF` and the profile's name last.
+    """
 
     id: str
     output: str
@@ -412,6 +431,7 @@ ROW_CLASSES: Final[tuple[type[Row], ...]] = (
     Profile,
     Sweep,
     Converted,
+    Tenant,
 )
 _TABLE_SINCE: Final[dict[type[Row], int]] = {
     Definition: 2,
@@ -419,6 +439,7 @@ _TABLE_SINCE: Final[dict[type[Row], int]] = {
     Profile: 3,
     Sweep: 3,
     Converted: 3,
+    Tenant: 3,
 }
 
 

@@ -7,6 +7,7 @@ from ledger.job_filter import below
 from ledger.jobs import (
     JOB_TRANSITIONS,
     OPEN_JOB_STATES,
+    RESULT_OF,
     Converted,
     Job,
     JobState,
@@ -103,6 +104,18 @@ class OrderReader(RowReader):
         )
         return job or self._one(Converted, "WHERE id = ?", (f"{size}/{digest}/{definition}",))
 
+    def holders(self, size: int, digest: str, limit: int) -> tuple[str, ...]:
+        """Nodes that had a lease for a film of this content, the latest first: they may have its bytes."""
+        if self.schema() < 3:
+            return ()  # there is no index by content
+        found = self._fetch(
+            "SELECT attempt.node FROM job JOIN attempt ON attempt.job = job.id"
+            " WHERE job.source_bytes = ? AND job.source_digest = ? AND job.source_digest <> ''"
+            " GROUP BY attempt.node ORDER BY max(attempt.granted_at_ms) DESC, attempt.node LIMIT ?",
+            (size, digest, limit),
+        )
+        return tuple(str(row[0]) for row in found)
+
     def result_share(self, profile: str) -> float | None:
         """Bytes of a profile's latest results by those of their sources; None: there are none."""
         found = self._value(
@@ -116,11 +129,38 @@ class OrderReader(RowReader):
 
     def is_result(self, size: int, digest: str) -> bool:
         """Whether this is the content of a result of ours."""
+        return bool(self.result_profiles(size, digest))
+
+    def result_profiles(self, size: int, digest: str) -> tuple[str, ...]:
+        """The profiles that made results of this content, forgotten jobs' too."""
+        if self.schema() < 3:
+            return ()
+        made = f"{size}/{digest}/{RESULT_OF}"
+        rows = self._fetch(
+            "SELECT job.profile FROM attempt JOIN job ON job.id = attempt.job"
+            " WHERE result_bytes = ?1 AND result_digest = ?2 AND attempt.state = 'accepted'"
+            " UNION SELECT substr(id, length(?3) + 1) FROM converted WHERE id > ?3 AND id < ?3 || '~'",
+            (size, digest, made),
+        )
+        return tuple(sorted(str(profile) for (profile,) in rows))
+
+    def result_at(self, owner: str, path: str, size: int) -> str | None:
+        """The profile whose result lies at this path, by its name and size."""
+        found = self._value(
+            "SELECT job.profile FROM job JOIN attempt ON attempt.job = job.id"
+            " AND attempt.state = 'accepted' AND attempt.result_bytes = ?"
+            " WHERE job.output = ? AND job.owner = ? AND job.state = 'done' ORDER BY seq DESC",
+            (size, path, owner),
+        )
+        return None if found is None else str(found)
+
+    def has_results_of(self, size: int) -> bool:
+        """Whether a result of this size is known: whether a file's content is worth reading."""
         return self.schema() >= 3 and bool(
             self._value(
-                "SELECT EXISTS (SELECT 1 FROM attempt WHERE result_bytes = ? AND result_digest = ?"
-                " AND state = 'accepted')",
-                (size, digest),
+                "SELECT EXISTS (SELECT 1 FROM attempt WHERE result_bytes = ?1 AND state = 'accepted')"
+                " OR EXISTS (SELECT 1 FROM converted WHERE id >= ?1 || '/' AND id < ?1 || '0')",
+                (size,),
             )
         )
 

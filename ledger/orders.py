@@ -12,6 +12,10 @@ plan; priority: whatever is not over, with what was not leased yet."""
 
 ORDERED_PER_COMMAND_MAX: Final = 512
 """Jobs that one command changes or removes: some 20 ms of the thread that applies."""
+NO_LIMIT: Final = -1
+"""A number of slots that nobody reaches."""
+SHARE_MAX: Final = 1_000
+"""Of one tenant: weights beyond it say nothing more."""
 STRIKES_MAX: Final = 3
 """Different jobs that fail in a row on a node, and on no other, before it gets no more work."""
 
@@ -135,6 +139,30 @@ class RemoveProfile:
     by: str
 
 
+@COMMANDS.kind("tenant.put")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutTenant:
+    """How much of the mesh a tenant gets from now on, in place of what was said of it before.
+
+    `share` weighs it beside others (1 where nothing is said), `slots` are leases that it has at once at
+    most, -1: any number.
+    """
+
+    name: str
+    share: int
+    slots: int
+    by: str
+
+
+@COMMANDS.kind("tenant.remove")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveTenant:
+    """Nothing is said of this tenant any more; its jobs go on."""
+
+    name: str
+    by: str
+
+
 Order = (
     ChangeJobs
     | StartSweep
@@ -145,4 +173,6 @@ Order = (
     | RemoveWatch
     | PutProfile
     | RemoveProfile
+    | PutTenant
+    | RemoveTenant
 )

@@ -50,6 +50,7 @@ VIEWS: Final = (
     "nodes",
     "files",
     "profiles",
+    "tenants",
     "watches",
     "events",
     "members",
@@ -207,12 +208,17 @@ class Reader(WorkReader, OrderReader, HistoryReader):
         found = [j for state in states for j in self._rows(Job, rest, (owner, state, limit))]
         return self._with_profiles(sorted(found, key=lambda job: job.seq)[:limit])
 
-    def jobs_to_plan(self, owner: str, limit: int, *, oldest: bool = False) -> tuple[Job, ...]:
+    def jobs_to_plan(self, owner: str, ahead: int, *, oldest: bool = False) -> tuple[Job, ...]:
         """An owner's jobs that wait for a plan, as `jobs_of_owner`: begun ones, then by priority and age.
 
-        `oldest`: it is the turn of the oldest one, whatever its priority.
+        So many that `ahead` tasks of each kind are ready (`to_plan`), before schema 3 of all kinds
+        together.  `oldest`: it is the turn of the oldest one, whatever its priority.
         """
-        begun = self.jobs_of_owner(owner, ("planning",), limit)
+        begun = self.jobs_of_owner(owner, ("planning",), ahead)
+        if self.schema() >= 3:
+            next_ones = self.to_plan(owner, ahead, oldest=oldest)
+            return begun + self._with_profiles(next_ones[: ahead - len(begun)])
+        limit = max(len(begun), ahead - self.count_ready_tasks(owner))
         waiting = "WHERE owner = ? AND state = 'queued' AND planned = 0 ORDER BY"
         first = self._rows(Job, f"{waiting} seq LIMIT 1", (owner,)) if oldest else ()
         rest = self._rows(Job, f"{waiting} priority DESC, seq LIMIT ?", (owner, limit - len(begun)))
@@ -279,7 +285,18 @@ class Reader(WorkReader, OrderReader, HistoryReader):
 # --- SQL of people --------------------------------------------------------------------------------
 
 _BEHIND_VIEWS: Final = frozenset(
-    {"job", "task", "attempt", "node", "profile", "watch", "event", "member", "definition"}
+    {
+        "job",
+        "task",
+        "attempt",
+        "node",
+        "profile",
+        "watch",
+        "event",
+        "member",
+        "definition",
+        "tenant",
+    }
 )
 """What the views are made of; none of these holds a secret."""
 _FUNCTIONS_REFUSED: Final = frozenset({"load_extension", "readfile", "writefile", "edit"})

@@ -12,7 +12,7 @@ encodes and never idles between two tasks; what waits so long elsewhere that an 
 done it sooner is asked back.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,10 +20,13 @@ from typing import Final
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
 from ledger.jobs import AT_OWNER, can_do
 from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
+from ledger.placing import lacks
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
+PLANNED_AHEAD_MAX: Final = 16
+"""Planned tasks of a kind (tenant, profile, place) of one owner that wait: enough for every slot, without reading a library ahead."""
 SPARE_BYTES: Final = 256 << 20
 """Disk that work leaves free: logs, the ledger and the machine's owner need some."""
 LINK_BYTES_S: Final = 50_000_000
@@ -72,12 +75,12 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
     return Decision(commands=commands, turns=round_.turns(), back=tuple(round_.back()))
 
 
-_Kind = tuple[tuple[str, ...], str]
-"""Tasks of one kind can be done by the same nodes: what they need, and the owner where only that will do."""
+_Kind = tuple[tuple[str, ...], tuple[str, ...], str]
+"""Tasks of one kind can be done by the same nodes: what they need, where, and the owner where only that will do."""
 
 
 def _kind(task: TaskView) -> _Kind:
-    return task.needs, task.owner if task.kind in AT_OWNER else ""
+    return task.needs, task.place, task.owner if task.kind in AT_OWNER else ""
 
 
 class _Round:
@@ -94,6 +97,7 @@ class _Round:
         self._now = view.turns.now
         self._since_oldest = view.turns.since_oldest
         self._leased: set[str] = set()
+        self._quota_left = _quota_left(view)
 
     def turns(self) -> Turns:
         """Whose turn it is after this round; of tenants behind the present nothing is worth keeping."""
@@ -152,21 +156,26 @@ class _Round:
                 if not tenants[tenant]:
                     del tenants[tenant]
 
-    def _age(self, task: TaskView) -> tuple[int, int]:
-        # When all that is left is in view, long ones go first: they are what the end waits for.
-        return (0 if self._view.later else -task.cost), task.seq
+    def _age(self, task: TaskView) -> tuple[bool, int, int]:
+        # When all that is left is in view, what one node alone can do goes first, then long ones: they
+        # are what the end waits for.
+        if self._view.later:
+            return False, 0, task.seq
+        return task.kind not in AT_OWNER, -task.cost, task.seq
 
     def _start(self, tenant: str) -> float:
         return max(self._served.get(tenant, 0.0), self._now)
 
     def _lease(self, task: TaskView) -> NodeView | None:
-        if task.task in self._leased:
+        if task.task in self._leased or self._quota_left.get(task.tenant, 1) <= 0:
             return None
         able = [node for node in self._open_for(task) if self._places.can(task, node)]
         node = self._chosen(task, able) if able else None
         if node is None:
             return None
         self._leased.add(task.task)
+        if task.tenant in self._quota_left:
+            self._quota_left[task.tenant] -= 1
         self._take(task, node)
         self._now = self._start(task.tenant)
         share = max(1, self._view.shares.get(task.tenant, 1))
@@ -285,6 +294,12 @@ class _Places:
         return 1_000 * task.cost / self.speeds.of(node, task.profile) * load
 
 
+def _quota_left(view: SchedulerView) -> dict[str, int]:
+    """Leases that tenants may still get, where somebody said how many they may have."""
+    running = Counter(run.task.tenant for run in view.running)
+    return {tenant: slots - running[tenant] for tenant, slots in view.quotas.items()}
+
+
 def _fetch_ms(task: TaskView, node: NodeView) -> float:
     if node.node == task.owner:
         return 0.0
@@ -349,6 +364,12 @@ def explain(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
     if task.eligible_at_ms > now_ms:
         left_s = (task.eligible_at_ms - now_ms + 999) // 1000
         found.append(f"it failed and is tried again in {left_s} s")
+    if _quota_left(view).get(task.tenant, 1) <= 0:
+        whose = f"tenant {task.tenant}" if task.tenant else "tenant (none)"
+        found.append(
+            f"its {whose} has as many slots as its quota allows, {view.quotas[task.tenant]}"
+            " (`mesh-cli tenants set NAME --slots N`)"
+        )
     if not view.nodes:
         return [*found, "no node works in this mesh"]
     nodes_of: dict[str, list[str]] = {}
@@ -424,8 +445,11 @@ def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -
 
 
 def _unable(task: TaskView, node: NodeView) -> str:
-    if task.kind in AT_OWNER and node.node != task.owner:
-        return "does not have the film, which this needs as a whole"
+    if task.kind in AT_OWNER:
+        at_home = node.node == task.owner
+        return "" if at_home else "does not have the film, which this needs as a whole"
+    if missing := list(lacks(task.place, node.node, node.labels)):
+        return ", ".join(missing)
     if not can_do(task.needs, node.encoders, node.ffmpeg):
         return f"has none of the encoders {', '.join(task.needs)}"
     return ""

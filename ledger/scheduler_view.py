@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ledger.commands import MemberRole
 from ledger.jobs import Task
@@ -11,7 +12,8 @@ from ledger.jobs import Task
 class TaskView:
     """A task that is ready; `eligible_at_ms` is on the coordinator's monotonic clock.
 
-    `source_bytes` is what a node other than the owner has to fetch for it.
+    `source_bytes` is what a node other than the owner has to fetch for it; `disk_full` says how often
+    a disk was too small for it, `place` where it may be done (ledger.placing).
     """
 
     task: str
@@ -29,10 +31,16 @@ class TaskView:
     tenant: str = ""
     profile: str = ""
     source_bytes: int = 0
+    disk_full: int = 0
+    place: tuple[str, ...] = ()
 
     def bytes_at(self, node: str) -> int:
-        """Disk that a node needs for it: the result, and the source where it is not at home."""
-        return self.source_bytes if node == self.owner else 2 * self.source_bytes
+        """Disk that a node needs for it: the result, and the source where it is not at home.
+
+        As much again for each disk that filled: then its result is larger than was thought.
+        """
+        needed = self.source_bytes if node == self.owner else 2 * self.source_bytes
+        return (1 + self.disk_full) * needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +49,7 @@ class NodeView:
 
     `closed` is why it takes no work now, in its own words; `free_bytes` its free disk as far as it
     is known.  `speeds` are cost units a second by profile, `links` bytes a second by sender, both
-    as measured.
+    as measured.  `labels` are what its owner says of it.
     """
 
     node: str
@@ -57,6 +65,7 @@ class NodeView:
     free_bytes: int | None = None
     speeds: Mapping[str, int] = field(default_factory=dict[str, int])
     links: Mapping[str, int] = field(default_factory=dict[str, int])
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +104,8 @@ def _no_ids() -> str:
 class SchedulerView:
     """Ready tasks (bounded), nodes, and a source of attempt ids.
 
-    `shares` weigh tenants (1 where nothing is said), `later` are jobs that wait to be planned,
+    `shares` weigh tenants (1 where nothing is said), `quotas` are leases that a tenant has at most at
+    once, `later` are jobs that wait to be planned,
     `running_cost` is what is leased and likely not done yet.  `ahead` allows leases beyond slots:
     every member lets them wait.
     """
@@ -107,12 +117,22 @@ class SchedulerView:
     granted_at_ms: int = 0
     turns: Turns = field(default_factory=Turns)
     shares: Mapping[str, int] = field(default_factory=dict[str, int])
+    quotas: Mapping[str, int] = field(default_factory=dict[str, int])
     later: int = 0
     running_cost: int = 0
     ahead: bool = False
 
 
-def task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> TaskView:
+class JobFacts(NamedTuple):
+    """What the scheduler wants to know of a task's job."""
+
+    tenant: str
+    profile: str
+    source_bytes: int
+    place: tuple[str, ...]
+
+
+def task_view(task: Task, job: JobFacts, disk_full: int = 0) -> TaskView:
     """A task with what its job tells of it."""
     return TaskView(
         task=task.id,
@@ -126,8 +146,10 @@ def task_view(task: Task, tenant: str, profile: str, source_bytes: int) -> TaskV
         attempts=task.attempts,
         excluded=task.excluded,
         backoff_ms=task.backoff_ms,
-        tenant=tenant,
-        profile=profile,
+        tenant=job.tenant,
+        profile=job.profile,
         # Of a slice the share of the film is not known here; it is made for the worker's own disk.
-        source_bytes=0 if task.kind == "chunk" else source_bytes,
+        source_bytes=0 if task.kind == "chunk" else job.source_bytes,
+        place=job.place,
+        disk_full=disk_full,
     )

@@ -37,8 +37,6 @@ from ledger.commands import (
     ReportNode,
     RevokeMember,
     StartPlanning,
-    SubmitFilms,
-    SubmitJobs,
 )
 from ledger.orders import (
     AddWatch,
@@ -46,14 +44,17 @@ from ledger.orders import (
     ForgetJobs,
     Order,
     PutProfile,
+    PutTenant,
     ReleaseNode,
     RemoveProfile,
+    RemoveTenant,
     RemoveWatch,
     StartSweep,
     StepSweep,
 )
 from ledger.rows import Rows
 from ledger.schema import FIRST_SCHEMA
+from ledger.submissions import SubmitFilms, SubmitJobs
 
 
 def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Outcome:
@@ -146,5 +147,9 @@ def _dispatch_order(change: Change, command: Order) -> None:
             orders.put_profile(change, command)
         case RemoveProfile():
             orders.remove_profile(change, command)
+        case PutTenant():
+            orders.put_tenant(change, command)
+        case RemoveTenant():
+            orders.remove_tenant(change, command)
         case _:
             assert_never(command)

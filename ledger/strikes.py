@@ -7,7 +7,7 @@ too, the job is to blame and nobody's strike.  A result takes all strikes of its
 from dataclasses import replace
 
 from ledger.change import Change
-from ledger.jobs import Attempt, Node
+from ledger.jobs import DISK_FULL, Attempt, Node
 from ledger.orders import STRIKES_MAX
 
 _SINCE = 3
@@ -27,6 +27,8 @@ def note_failure(change: Change, failed: Attempt) -> None:
     # Without a command line FFmpeg never ran: a transfer or a stop, no fault of its encoder.
     if change.rows.schema < _SINCE or failed.failure == "input" or not failed.command_line:
         return
+    if failed.error_code in DISK_FULL:
+        return  # the scheduler looks at its disk; a proof of its encoders would say nothing
     others = any(
         attempt.node != failed.node and attempt.state == "failed" and attempt.command_line
         for attempt in change.rows.where(Attempt, job=failed.job)

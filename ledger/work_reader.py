@@ -3,17 +3,28 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
-from ledger.jobs import Attempt, Job, Member, Node, Task
+from ledger.jobs import DISK_FULL, Attempt, Job, Member, Node, Task, Tenant
 from ledger.lines import with_waits
+from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
-from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, task_view
+from ledger.scheduler_view import (
+    JobFacts,
+    NodeView,
+    RunningView,
+    SchedulerView,
+    TaskView,
+    task_view,
+)
 
 READY_TASKS_MAX: Final = 512
 """Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
 NEEDS_MAX: Final = 64
 """Different needs (lists of encoders) that one round looks at: profiles have a handful."""
+KINDS_MAX: Final = 256
+"""Kinds of unplanned jobs (tenant, profile, place) that an owner looks at: two look-ups each."""
 OLDEST_LOOKED_AT: Final = 16
 """The oldest ready tasks, which a round looks at however low their priority is."""
 AHEAD_SINCE: Final = 3
@@ -60,13 +71,20 @@ class WorkReader(RowReader):
             for attempt in sorted(active, key=lambda attempt: (attempt.token, attempt.id))
             if attempt.task in views  # it ended between two of these reads
         ]
+        tenants = self.tenants()
         return SchedulerView(
             tasks=tuple(views[task.id] for task in ordered if task.id in views),
             nodes=nodes,
             running=with_waits(running, {node.node: node.slots for node in nodes}),
             later=self._later(),
             ahead=self.schema() >= AHEAD_SINCE,
+            shares={tenant.name: tenant.share for tenant in tenants},
+            quotas={t.name: t.slots for t in tenants if t.slots != NO_LIMIT},
         )
+
+    def tenants(self) -> tuple[Tenant, ...]:
+        """Tenants of whom something is said, by name."""
+        return self._rows(Tenant, "ORDER BY name") if self.schema() >= 3 else ()
 
     def speeds(self) -> dict[str, dict[str, int]]:
         """Cost units a second of each node by profile, as its latest attempts went."""
@@ -79,7 +97,9 @@ class WorkReader(RowReader):
                 "  UNION ALL SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
                 "    WHERE node = ?1 AND state = 'kept' ORDER BY rowid DESC LIMIT ?2)) AS latest"
                 " JOIN job ON job.id = latest.job JOIN task ON task.id = latest.task"
-                " WHERE latest.encode_ms > 0 AND task.cost > 0 GROUP BY job.profile",
+                # What sound and assembly cost is told in no unit of pictures.
+                " WHERE latest.encode_ms > 0 AND task.cost > 0 AND task.kind IN ('whole', 'chunk')"
+                " GROUP BY job.profile",
                 (node.node, MEASURED_ATTEMPTS),
             )
             found[node.node] = {str(profile): int(speed) for profile, speed in rows}
@@ -119,6 +139,55 @@ class WorkReader(RowReader):
         )
         return [(str(attempt), str(job)) for attempt, job in rows]
 
+    def to_plan(self, owner: str, ahead: int, *, oldest: bool = False) -> tuple[Job, ...]:
+        """An owner's jobs to plan next: by priority and age, with `oldest` the oldest of each kind first.
+
+        Of each kind (tenant, profile, place) only as many as keep `ahead` of its tasks ready: what waits
+        for a node, a label or a quota holds up nobody else.  Without profiles' texts.
+        """
+        ready = {
+            (str(tenant), int(definition), str(place)): int(count)
+            for tenant, definition, place, count in self._fetch(
+                "SELECT job.tenant, job.definition, job.place, count(*)"
+                " FROM task JOIN job ON job.id = task.job"
+                " WHERE task.owner = ? AND task.state = 'ready' GROUP BY 1, 2, 3",
+                (owner,),
+            )
+        }
+        waiting = (
+            "WHERE owner = ? AND tenant = ? AND definition = ? AND place = ? AND state = 'queued'"
+            " AND planned = 0 ORDER BY"
+        )
+        found: list[Job] = []
+        for kind in self._kinds_to_plan(owner):
+            room = ahead - ready.get(kind, 0)
+            if room <= 0:
+                continue
+            if oldest:
+                found += self._rows(Job, f"{waiting} seq LIMIT 1", (owner, *kind))
+            found += self._rows(Job, f"{waiting} priority DESC, seq LIMIT ?", (owner, *kind, room))
+        ordered = sorted(found, key=lambda job: (-job.priority, job.seq))
+        first = sorted(found, key=lambda job: job.seq)[: int(oldest)]
+        return tuple({job.id: job for job in (*first, *ordered)}.values())[:ahead]
+
+    def _kinds_to_plan(self, owner: str) -> list[tuple[str, int, str]]:
+        """What an owner's unplanned jobs ask for, each once; found by skipping through their index."""
+        found: list[tuple[str, int, str]] = []
+        last: tuple[str, int, str] = ("", -1, "")
+        while len(found) < KINDS_MAX:
+            rows = self._fetch(
+                "SELECT tenant, definition, place FROM job WHERE owner = ? AND state = 'queued'"
+                " AND planned = 0 AND (tenant, definition, place) > (?, ?, ?)"
+                " ORDER BY tenant, definition, place LIMIT 1",
+                (owner, *last),
+            )
+            if not rows:
+                break
+            ((tenant, definition, place),) = rows
+            last = str(tenant), int(definition), str(place)
+            found.append(last)
+        return found
+
     def planned_before(self, job: Job) -> int:
         """How many films its owner plans before this one, counted up to a bound."""
         return int(
@@ -137,16 +206,37 @@ class WorkReader(RowReader):
 
     def _task_views(self, tasks: Sequence[Task]) -> dict[str, TaskView]:
         """Tasks with what their jobs tell of them."""
-        ids = json.dumps(sorted({task.job for task in tasks}))
+        place = "place" if self.schema() >= 3 else "'[]'"
+        sql = (
+            f"SELECT id, tenant, profile, source_bytes, {place} FROM job"  # noqa: S608 - our own words
+            " WHERE id IN (SELECT value FROM json_each(?))"
+        )
+        rows = self._fetch(
+            sql,
+            (json.dumps(sorted({task.job for task in tasks})),),
+        )
         jobs = {
-            str(job): (str(tenant), str(profile), int(size))
-            for job, tenant, profile, size in self._fetch(
-                "SELECT id, tenant, profile, source_bytes FROM job"
-                " WHERE id IN (SELECT value FROM json_each(?))",
-                (ids,),
-            )
+            str(job): JobFacts(str(tenant), str(profile), int(size), _terms(str(terms)))
+            for job, tenant, profile, size, terms in rows
         }
-        return {task.id: task_view(task, *jobs[task.job]) for task in tasks if task.job in jobs}
+        return {
+            task.id: task_view(task, jobs[task.job], self._disk_full(task))
+            for task in tasks
+            if task.job in jobs
+        }
+
+    def _disk_full(self, task: Task) -> int:
+        """How many of the tries that count ended because a disk was full; a retry begins to count anew."""
+        if not task.tries:
+            return 0
+        return int(
+            self._value(
+                "SELECT count(*) FROM (SELECT error_code FROM attempt WHERE task = ?"
+                " AND state IN ('failed', 'expired', 'refused') ORDER BY number DESC LIMIT ?)"
+                " WHERE error_code IN (SELECT value FROM json_each(?))",
+                (task.id, task.tries, json.dumps(sorted(DISK_FULL))),
+            )
+        )
 
     def _later(self) -> int:
         return int(
@@ -168,6 +258,12 @@ class WorkReader(RowReader):
                 break
             found.append(str(after))
         return found
+
+
+@lru_cache(maxsize=256)
+def _terms(text: str) -> tuple[str, ...]:
+    # The same few places come again and again.
+    return tuple(json.loads(text))
 
 
 def _node_view(member: Member, node: Node, busy: int) -> NodeView:

@@ -11,26 +11,39 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
 
 from mesh import clock
+from mesh.bulk_bundle_zmq import Bundles
+from mesh.bulk_helpers_zmq import SHARED_BYTES_MIN, Film, Helping, MakeLane
 from mesh.bulk_lane_zmq import Lane, Lines, OnBytes, ShouldStop
 from mesh.bulk_server_zmq import io_threads
 from mesh.curve_zmq import Tally
 from mesh.digests import DIGEST_BYTES, file_digest
 from mesh.download import Download
-from mesh.errors import SourceChangedError, StoppedError, TransferError
+from mesh.errors import (
+    DarkStreamError,
+    NotFoundError,
+    SourceChangedError,
+    StoppedError,
+    TransferError,
+    UnreachableError,
+)
 from mesh.ids import NodeId
 from mesh.limits import LinkRates
+from mesh.shares import Helper, Helpers, OwnersShare, Pool
 from mesh.transfer import (
+    Brought,
     ByteRange,
     DigestsAnswer,
     DigestsRequest,
     Manifest,
     ManifestAnswer,
     ManifestRequest,
-    Spans,
+    NextFile,
     Target,
+    Wanted,
     bytes_of,
     spans_of,
 )
@@ -96,6 +109,7 @@ class ZmqBulkClient:
         target: Target,
         expected: Manifest | None = None,
         ranges: Sequence[ByteRange] | None = None,
+        helpers: Helpers | None = None,
         on_progress: OnBytes = lambda done, size: None,
         should_stop: ShouldStop = lambda: False,
     ) -> Manifest:
@@ -104,37 +118,94 @@ class ZmqBulkClient:
         Goes on with what `target` has, over lost connections, at whichever address answers.
         `expected`: its content must be this one's.  `ranges`: only the chunks that hold these
         bytes, each verified by the file's digest all the same; the rest of `target` stays a hole.
+        `helpers`: other members that may have some of it already.
 
         Raises `UnreachableError`, `NotAllowedError`, `SourceChangedError`, `TransferError`,
         `DiskFullError`, `StorageError`, `UsageError` for a range outside the file, and
         `StoppedError` when asked to stop; but for a digest that is wrong, what is there stays for
         another try.
         """
-        zstd = self._compress and self.speeds().get(peer, 0) < ZSTD_BYTES_S_MAX
+        source = Helper(
+            peer=peer, public_key=public_key, hosts=tuple(hosts), port=port, handle=handle
+        )
         fetch = _Fetch(
             self._lines,
-            make_lane=lambda should_stop: Lane(
-                self._lines,
-                peer=peer,
-                public_key=public_key,
-                hosts=hosts,
-                port=port,
-                handle=handle,
-                zstd=zstd,
-                should_stop=should_stop,
-            ),
+            make_lane=lambda should_stop: self._lane(source, should_stop),
             target=target,
             expected=expected,
             ranges=ranges,
             on_progress=on_progress,
             should_stop=lambda: self._closing or should_stop(),
             tables=self._tables,
+            helpers=helpers,
+            make_helper=self._lane,
         )
         with self._counted(), contextlib.closing(target):
             begun_ms = clock.monotonic_ms()
             manifest = fetch.run()
             self._note_speed(peer, fetch.bytes_brought, clock.monotonic_ms() - begun_ms)
             return manifest
+
+    def fetch_many(
+        self,
+        *,
+        peer: NodeId,
+        public_key: bytes,
+        hosts: Sequence[str],
+        port: int,
+        next_file: NextFile,
+        should_stop: ShouldStop = lambda: False,
+    ) -> Generator[Brought]:
+        """Brings files until `next_file` gives none; small ones (a chunk at most) many at once.
+
+        What became of each, as soon as it is known, in any order.  Raises `UnreachableError`,
+        `TransferError` and `StoppedError`, which end it: files not told of are not there.
+        """
+
+        def stops() -> bool:
+            return self._closing or should_stop()
+
+        source = Helper(peer=peer, public_key=public_key, hosts=tuple(hosts), port=port, handle="")
+        lane = self._lane(source, stops)
+
+        def alone(one: Wanted) -> Brought:
+            if not one.claim():
+                return Brought(one, StoppedError("the transfer was stopped"))
+            try:
+                self.fetch(
+                    peer=peer,
+                    public_key=public_key,
+                    hosts=hosts,
+                    port=port,
+                    handle=one.handle,
+                    target=one.target,
+                    expected=one.expected,
+                    should_stop=lambda: stops() or one.should_stop(),
+                )
+            except UnreachableError:
+                raise
+            except DarkStreamError as error:
+                if stops():
+                    raise
+                return Brought(one, error)
+            return Brought(one)
+
+        with self._counted(), contextlib.closing(lane):
+            for arrived in Bundles(lane, next_file).run():
+                yield from arrived.brought
+                yield from map(alone, arrived.alone)
+
+    def _lane(self, source: Helper, should_stop: ShouldStop) -> Lane:
+        return Lane(
+            self._lines,
+            peer=source.peer,
+            public_key=source.public_key,
+            hosts=source.hosts,
+            port=source.port,
+            handle=source.handle,
+            zstd=self._compress and self.speeds().get(source.peer, 0) < ZSTD_BYTES_S_MAX,
+            should_stop=should_stop,
+        )
 
     @contextlib.contextmanager
     def _counted(self) -> Generator[None]:
@@ -175,8 +246,13 @@ class _Fetch:
         on_progress: OnBytes,
         should_stop: ShouldStop,
         tables: OrderedDict[str, bytes],
+        helpers: Helpers | None,
+        make_helper: MakeLane,
     ) -> None:
         self._lines = lines
+        self._helpers = helpers
+        self._make_helper = make_helper
+        self._may_share = False
         self._make_lane = make_lane
         self._target = target
         self._expected = expected
@@ -185,19 +261,30 @@ class _Fetch:
         self._should_stop = should_stop
         self._tables = tables
         self._lock = threading.Lock()
+        self._failed = threading.Event()
         self.bytes_brought = 0
-        """Over the link, once it is done."""
+        """Over the link to the owner, once it is done."""
 
     def run(self) -> Manifest:
-        with contextlib.closing(self._make_lane(self._should_stop)) as lane:
+        with contextlib.closing(self._make_lane(self._stops)) as lane:
             manifest = self._expected
             if manifest is None or manifest.chunks > 1:
                 manifest = self._ask_manifest(lane)
             spans = manifest.whole if self._ranges is None else spans_of(manifest, self._ranges)
-            # Chunks of a part are judged by the table, those of the whole also together at the end.
-            table = b"" if spans == manifest.whole else self._table(lane, manifest)
-            have = self._target.begin(manifest, spans)
-            self._bring(lane, manifest, spans, have, table)
+            self._may_share = self._helpers is not None and (
+                sys.platform != "win32" and bytes_of(manifest, spans) >= SHARED_BYTES_MIN
+            )
+            # Chunks of a part are judged by the table, and those of other nodes than the owner;
+            # those of the whole also together at the end.
+            film = Film(
+                manifest=manifest,
+                spans=spans,
+                table=self._needed_table(lane, manifest, is_part=spans != manifest.whole),
+                have=self._target.begin(manifest, spans),
+                target=self._target,
+                told=lambda: None,
+            )
+            self._bring(lane, film)
         try:
             self._target.finish()
         except TransferError:
@@ -208,6 +295,9 @@ class _Fetch:
             raise
         return manifest
 
+    def _stops(self) -> bool:
+        return self._failed.is_set() or self._should_stop()
+
     def _ask_manifest(self, lane: Lane) -> Manifest:
         answer, _ = lane.exchange(ManifestRequest(handle=lane.handle), ManifestAnswer)
         manifest = answer.manifest
@@ -216,6 +306,14 @@ class _Fetch:
                 f"node {lane.peer} has another file than the one expected", "retry the job"
             )
         return manifest
+
+    def _needed_table(self, lane: Lane, manifest: Manifest, *, is_part: bool) -> bytes:
+        if is_part:
+            return self._table(lane, manifest)
+        if self._may_share:
+            with contextlib.suppress(NotFoundError):  # then the owner sends all
+                return self._table(lane, manifest)
+        return b""
 
     def _table(self, lane: Lane, manifest: Manifest) -> bytes:
         with self._lines.lock:
@@ -243,51 +341,56 @@ class _Fetch:
 
     # --- lanes ------------------------------------------------------------------------------------
 
-    def _bring(
-        self, lane: Lane, manifest: Manifest, spans: Spans, have: bytearray, table: bytes
-    ) -> None:
+    def _bring(self, lane: Lane, film: Film) -> None:
+        size = bytes_of(film.manifest, film.spans)
+        count = self._lanes(size)
+        helpers = self._helpers if self._may_share and film.table else None
+        pool: Pool | None = None
+        if count > 1 or helpers is not None:
+            start = helpers.start if helpers is not None else 0.0
+            pool = Pool(film.manifest, film.spans, film.have, start, threading.Lock())
         now_ms = clock.monotonic_ms()
-        parts = _split(spans, self._lanes(bytes_of(manifest, spans)))
-        downloads = [Download(manifest, part, have, now_ms) for part in parts]
-        total = sum(download.bytes_total for download in downloads)
-        at_first = sum(download.bytes_done for download in downloads)
+        downloads = [
+            Download(
+                film.manifest,
+                film.spans,
+                film.have,
+                now_ms,
+                None if pool is None else OwnersShare(pool),
+            )
+            for _ in range(count)
+        ]
 
         def told() -> None:
-            done = sum(download.bytes_done for download in downloads)
-            self.bytes_brought = done - at_first
-            self._on_progress(done, total)
+            with self._lock:
+                self._on_progress(downloads[0].bytes_done, size)
 
         told()
-        if len(downloads) == 1:
-            lane.bring(downloads[0], self._target, table, told)
-            self.bytes_brought -= lane.bytes_saved
-            return
-        self._bring_side_by_side(lane, downloads, table, told)
+        film = replace(film, told=told)
+        with contextlib.ExitStack() as stack:
+            if helpers is not None and pool is not None:
+                helping = Helping(helpers, pool, film, self._make_helper, self._should_stop)
+                stack.enter_context(helping)
+            if count == 1:
+                lane.bring(downloads[0], film.target, film.table, told)
+                self.bytes_brought = downloads[0].bytes_brought - lane.bytes_saved
+            else:
+                self._bring_side_by_side(lane, downloads, film)
 
-    def _bring_side_by_side(
-        self, lane: Lane, downloads: list[Download], table: bytes, told: Callable[[], None]
-    ) -> None:
-        failed = threading.Event()
-
-        def told_in_turn() -> None:
-            with self._lock:
-                told()
-
+    def _bring_side_by_side(self, lane: Lane, downloads: list[Download], film: Film) -> None:
         def one(lane: Lane, download: Download) -> None:
             with contextlib.closing(lane):
                 try:
-                    lane.bring(download, self._target, table, told_in_turn)
+                    lane.bring(download, film.target, film.table, film.told)
                 except BaseException:
-                    failed.set()
+                    self._failed.set()
                     raise
 
-        def stops() -> bool:
-            return failed.is_set() or self._should_stop()
-
-        lanes = [lane, *(self._make_lane(stops) for _ in downloads[1:])]
+        lanes = [lane, *(self._make_lane(self._stops) for _ in downloads[1:])]
         with ThreadPoolExecutor(len(lanes), thread_name_prefix="lane") as threads:
             running = [threads.submit(one, *pair) for pair in zip(lanes, downloads, strict=True)]
-        self.bytes_brought -= sum(lane.bytes_saved for lane in lanes)
+        brought = sum(download.bytes_brought for download in downloads)
+        self.bytes_brought = brought - sum(lane.bytes_saved for lane in lanes)
         errors = [error for each in running if (error := each.exception()) is not None]
         # The first that failed made the others stop.
         for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
@@ -299,22 +402,3 @@ class _Fetch:
         if sys.platform == "win32":
             return 1
         return max(1, min(io_threads(), size // LANE_BYTES_MIN))
-
-
-def _split(spans: Spans, parts: int) -> list[Spans]:
-    """About equal parts, one after the other."""
-    if parts <= 1:
-        return [spans]
-    share = -(-sum(map(len, spans)) // parts)
-    found: list[list[range]] = [[]]
-    room = share
-    for span in spans:
-        rest = span
-        while rest:
-            if not room:
-                found.append([])
-                room = share
-            piece, rest = rest[:room], rest[room:]
-            found[-1].append(piece)
-            room -= len(piece)
-    return [tuple(part) for part in found]

@@ -21,9 +21,11 @@ from mesh.limits import Limits, LinkRates
 from mesh.transfer import (
     BULK,
     BulkMessage,
+    BundleAnswer,
     ChunkAnswer,
     ChunkRequest,
     DigestsAnswer,
+    HaveAnswer,
     ManifestAnswer,
     Refusal,
     Target,
@@ -52,6 +54,10 @@ LOOK_MS: Final = 100
 REDIALS_MAX: Final = 8
 """Rounds of dialling a peer that never answered; one that did is dialled until `GIVE_UP_MS` is over."""
 REDIAL_PAUSE_MAX_S: Final = 2.0
+IDLE_MS: Final = 5
+"""The same where nothing is on its way: others bring the rest, and it is over when they are done."""
+DIAL_LOOK_MS: Final = 10
+"""How often a dial looks at its clock; what its connections say is heard at once."""
 REST_MS: Final = 10_000
 """How long an unused connection stays open: from one chunk of a film to the next."""
 RESTING_MAX: Final = 16
@@ -256,13 +262,13 @@ class Lane:
         """Asks until an answer of this kind comes; with its payload."""
         begun_ms = clock.monotonic_ms()
         while clock.monotonic_ms() - begun_ms < GIVE_UP_MS:
-            with self._connected() as line:
-                self._say(line, request)
+            with self.connected() as line:
+                self.say(line, request)
                 asked_ms = clock.monotonic_ms()
                 while clock.monotonic_ms() - asked_ms < ASK_AGAIN_MIN_MS:
-                    self._check_stop()
+                    self.check_stop()
                     frames = line.wait(LOOK_MS)
-                    answer = self._answer(line, frames) if frames is not None else None
+                    answer = self.answer(line, frames) if frames is not None else None
                     if frames is not None and isinstance(answer, kind):
                         return answer, frames[1].bytes if len(frames) > 1 else b""
         raise TransferError(f"node {self.peer} does not answer", "try again later")
@@ -272,7 +278,7 @@ class Lane:
     ) -> None:
         """Asks for chunks and writes them until none is missing; `table` judges them, if there is one."""
         while not download.done:
-            with self._connected() as line:
+            with self.connected() as line:
                 self._talk(line, download, target, table, told)
             if not download.done:
                 download.lost(clock.monotonic_ms())
@@ -286,12 +292,12 @@ class Lane:
         told: Callable[[], None],
     ) -> None:
         while not download.done:
-            self._check_stop()
+            self.check_stop()
             wait_ms = self._ask(line, download)
             frames = line.wait(wait_ms)
             if frames is None:
                 continue
-            match self._answer(line, frames):
+            match self.answer(line, frames):
                 case ChunkAnswer() as answer:
                     self._chunk(answer, frames[1], download, target, table)
                     told()
@@ -323,8 +329,8 @@ class Lane:
                 check=ask.check,
                 zstd=self._zstd,
             )
-            self._say(line, request)
-        return LOOK_MS
+            self.say(line, request)
+        return LOOK_MS if download.in_flight else IDLE_MS
 
     def _chunk(
         self,
@@ -366,7 +372,7 @@ class Lane:
     # --- the connection ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _connected(self) -> Generator[Line]:
+    def connected(self) -> Generator[Line]:
         """The connection, dialled if there is none; one that breaks meanwhile ends the block."""
         if self._line is None:
             self._line = self._lines.resting(self._key) or self._dialled()
@@ -385,34 +391,52 @@ class Lane:
                 break
             self._rounds += 1
             dialer = self._lines.dialer(self._key, self._hosts, self._port, now_ms)
-            pause = threading.Event()
             try:
                 while not dialer.is_over:
-                    self._check_stop()
+                    self.check_stop()
                     won = dialer.tend(clock.monotonic_ms())
                     if won is not None:
                         self._heard_ms = clock.monotonic_ms()
                         return Line(won[1])
-                    pause.wait(0.01)
+                    dialer.wait(DIAL_LOOK_MS)
             finally:
                 dialer.close()
-            pause.wait(min(REDIAL_PAUSE_MAX_S, LOOK_MS / 1000 * self._rounds))
+            threading.Event().wait(min(REDIAL_PAUSE_MAX_S, LOOK_MS / 1000 * self._rounds))
         raise UnreachableError(
             f"node {self.peer} does not answer on its bulk port", "check that it runs"
         )
 
-    def _say(self, line: Line, message: BulkMessage) -> None:
+    def say(self, line: Line, message: BulkMessage) -> None:
+        """Sends a request; its answer is owed from now on."""
         try:
             line.socket.send(BULK.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             raise Lost from None
         line.owed += 1
 
-    def _check_stop(self) -> None:
+    def delay_ms(self) -> int:
+        """How long the node's limits forbid to ask for more; 0: not at all."""
+        return self._lines.gate.delay_ms(self.peer, clock.monotonic_ms())
+
+    def spend(self, count: int) -> None:
+        """So many bytes are asked for."""
+        self._lines.gate.spend(self.peer, count)
+
+    def received(self, count: int) -> None:
+        """Counts what came."""
+        self._lines.tally.received(self.peer, count)
+        self._rounds, self._heard_ms = 0, clock.monotonic_ms()
+
+    def refused(self, reason: str) -> None:
+        """Counts what came and is not right."""
+        self._lines.tally.refused(reason, self.peer)
+
+    def check_stop(self) -> None:
+        """Raises `StoppedError` when it was asked to."""
         if self._should_stop():
             raise StoppedError("the transfer was stopped")
 
-    def _answer(self, line: Line, frames: list[zmq.Frame]) -> Any:  # noqa: ANN401 - the kind decides the class
+    def answer(self, line: Line, frames: list[zmq.Frame]) -> Any:  # noqa: ANN401 - the kind decides the class
         """What came, with as many frames as its kind has; None for nonsense, which is counted."""
         head, *payload = frames
         try:
@@ -428,7 +452,7 @@ class Lane:
         match answer, payload:
             case Refusal(), []:
                 raise error_of(answer)
-            case ((ChunkAnswer() | DigestsAnswer()), [_]):
+            case ((ChunkAnswer() | DigestsAnswer() | HaveAnswer() | BundleAnswer()), [_]):
                 return answer
             case ((ManifestAnswer() | Waiting()), []):
                 return answer

@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -18,12 +19,17 @@ from mesh.limits import Limits, LinkRates
 from mesh.listener_zmq import Listener, Sender
 from mesh.transfer import (
     BULK,
+    BUNDLE_FILES_MAX,
     DIGESTS_MAX,
     HANDLE_CHARS_MAX,
+    BundleAnswer,
+    BundleRequest,
     ChunkAnswer,
     ChunkRequest,
     DigestsAnswer,
     DigestsRequest,
+    HaveAnswer,
+    HaveRequest,
     ManifestAnswer,
     ManifestRequest,
     Refusal,
@@ -75,36 +81,47 @@ class _Open:
     shrinker: Shrinker = field(default_factory=Shrinker)
 
 
+_Ask = ChunkRequest | BundleRequest
+"""What is answered with up to a chunk's bytes, in turn."""
+
+
 @dataclass(slots=True)
 class _Queue:
     """What a peer asked for and has not got, in order; and what it has got and not taken."""
 
     told_ms: int
-    asks: deque[tuple[Sender, ChunkRequest]] = field(default_factory=deque)
-    untaken: deque[tuple[bytes, zmq.MessageTracker]] = field(default_factory=deque)
+    asks: dict[tuple[Sender, _Ask], None] = field(default_factory=dict)
+    _untaken: dict[bytes, deque[zmq.MessageTracker]] = field(default_factory=dict)
+    _last: bytes = b""
+
+    def sent(self, to: Sender, tracker: zmq.MessageTracker) -> None:
+        """An answer left for one of the peer's connections."""
+        self._untaken.setdefault(to.routing, deque()).append(tracker)
+        self._last = to.routing
 
     def is_over(self) -> bool:
-        """Whether nothing is owed any more."""
-        self._look()
-        return not self.asks and not self.untaken
+        """Whether nothing is owed any more; looks at what was taken meanwhile."""
+        # Connections take at their own pace, each in order.
+        for routing, trackers in tuple(self._untaken.items()):
+            while trackers and trackers[0].done:
+                trackers.popleft()
+            if not trackers:
+                del self._untaken[routing]
+        return not self.asks and not self._untaken
 
-    def next(self, *, alone: bool) -> int | None:
-        """Which of `asks` may be served now; beside other peers only those of one connection at a time.
+    def next(self, *, alone: bool) -> tuple[Sender, _Ask] | None:
+        """What may be served now; beside other peers only what one connection asks for at a time.
 
         What this node sends it shares out by connections, not by peers, and so does the network.
         """
-        self._look()
-        if len(self.untaken) >= UNTAKEN_MAX:
+        untaken = sum(map(len, self._untaken.values()))
+        if untaken >= UNTAKEN_MAX:
             return None
-        if alone or not self.untaken:
-            return 0
-        last = self.untaken[-1][0]
-        same = (at for at, (sender, _) in enumerate(self.asks) if sender.routing == last)
-        return next(same, 0 if len(self.untaken) < BESIDE_OTHERS_MAX else None)
-
-    def _look(self) -> None:
-        # Connections take at their own pace: one that takes nothing must not hide what others took.
-        self.untaken = deque(entry for entry in self.untaken if not entry[1].done)
+        first = next(iter(self.asks), None)
+        if alone or not untaken:
+            return first
+        same = (ask for ask in self.asks if ask[0].routing == self._last)
+        return next(same, first if untaken < BESIDE_OTHERS_MAX else None)
 
 
 class ZmqBulkServer:
@@ -191,7 +208,7 @@ class ZmqBulkServer:
         except WireError as error:
             self._refuse_malformed(node, error)
             return
-        if isinstance(request, ChunkRequest):
+        if isinstance(request, _Ask):
             self._put_by(sender, node, request)
         else:
             self._serve(sender, node, request)
@@ -208,10 +225,11 @@ class ZmqBulkServer:
             answer = [BULK.encode(Refusal(code=error.code, what=error.what, todo=error.todo))]
         tracker = self._listener.reply_tracked(sender, answer)
         if tracker is not None:
-            self._tally.sent(node, len(answer[-1]))
-            self._limits.spend(node, "up", len(answer[-1]))
+            size = sum(map(len, answer[1:])) or len(answer[0])
+            self._tally.sent(node, size)
+            self._limits.spend(node, "up", size)
             if node in self._queues:
-                self._queues[node].untaken.append((sender.routing, tracker))
+                self._queues[node].sent(sender, tracker)
 
     def _refuse_malformed(self, node: NodeId, error: WireError) -> None:
         known = error.code != "unknown_kind"
@@ -221,6 +239,10 @@ class ZmqBulkServer:
         match request:
             case ChunkRequest():
                 return self._chunk(self._opened(node, request.handle), request)
+            case HaveRequest(handle=handle):
+                return [BULK.encode(HaveAnswer()), self._opened(node, handle).source.there()]
+            case BundleRequest():
+                return self._bundle(node, request)
             case ManifestRequest(handle=handle):
                 source = self._opened(node, handle).source
                 return [BULK.encode(ManifestAnswer(manifest=source.manifest))]
@@ -247,6 +269,35 @@ class ZmqBulkServer:
             return [BULK.encode(ChunkAnswer(offset=offset, digest=digest)), data]
         return [BULK.encode(ChunkAnswer(offset=offset, digest=digest, length=length)), small]
 
+    def _bundle(self, node: NodeId, request: BundleRequest) -> list[bytes]:
+        if not 0 < len(request.handles) <= BUNDLE_FILES_MAX:
+            raise WireError("bulk: a bundle of no files or of too many")
+        files: list[bytes] = []
+        lengths: list[int] = []
+        room = CHUNK_BYTES
+        for handle in request.handles:
+            data = self._small(node, handle, room)
+            if data is None:
+                lengths.append(-1)
+                continue
+            lengths.append(len(data))
+            files.append(data)
+            room -= len(data)
+        # One frame: copying is cheap, and each frame costs a turn of the thread that frees it.
+        head = BundleAnswer(number=request.number, lengths=tuple(lengths))
+        return [BULK.encode(head), b"".join(files)]
+
+    def _small(self, node: NodeId, handle: str, room: int) -> bytes | None:
+        """A whole file; None for one that has no room or is refused, which is told who asks for it alone."""
+        if len(handle) > HANDLE_CHARS_MAX:
+            return None
+        try:
+            with closing(self._source_for(node, handle)) as source:
+                size = source.manifest.size
+                return source.read(0, size, at_once=True)[0] if size <= room else None
+        except DarkStreamError:
+            return None
+
     def _opened(self, node: NodeId, handle: str) -> _Open:
         if len(handle) > HANDLE_CHARS_MAX:
             raise WireError("bulk: a handle that is too long")
@@ -269,14 +320,12 @@ class ZmqBulkServer:
 
     # --- whose turn it is -------------------------------------------------------------------------
 
-    def _put_by(self, sender: Sender, node: NodeId, request: ChunkRequest) -> None:
+    def _put_by(self, sender: Sender, node: NodeId, request: _Ask) -> None:
         queue = self._queues.setdefault(node, _Queue(told_ms=clock.monotonic_ms()))
-        if (sender, request) in queue.asks:
-            return  # asked again out of impatience
-        if len(queue.asks) >= WAITING_MAX:
+        if len(queue.asks) >= WAITING_MAX and (sender, request) not in queue.asks:
             self._tally.refused("send_queue_full", node)
             return
-        queue.asks.append((sender, request))
+        queue.asks[sender, request] = None  # once, though asked again out of impatience
 
     def _tend(self) -> int | None:
         """Serves waiting peers in turn, a chunk each, whatever the number of their connections.
@@ -288,8 +337,17 @@ class ZmqBulkServer:
         if self._asked_rates is not None:
             self._limits.change(self._asked_rates, now_ms)
             self._asked_rates = None
-        for node in [node for node, queue in self._queues.items() if queue.is_over()]:
-            del self._queues[node]
+        wait_ms = 0
+        for left in reversed(range(SERVED_A_TURN_MAX)):
+            for node in [node for node, queue in self._queues.items() if queue.is_over()]:
+                del self._queues[node]
+            wait_ms, served = self._turn(now_ms)
+            if not served or left < served:
+                break
+        return wait_ms if self._queues else None
+
+    def _turn(self, now_ms: int) -> tuple[int, int]:
+        """A chunk for each who may have one; the time until that may be otherwise, and how many got one."""
         served = 0
         wait_ms = WAITING_TOLD_MS
         for node, queue in tuple(self._queues.items()):
@@ -308,10 +366,10 @@ class ZmqBulkServer:
                     self._listener.reply(sender, [BULK.encode(Waiting())])
             if queue.asks:
                 wait_ms = min(wait_ms, delay_ms)
-        return wait_ms if self._queues else None
+        return wait_ms, served
 
-    def _serve_next(self, node: NodeId, queue: _Queue, chosen: int) -> None:
-        sender, request = queue.asks[chosen]
+    def _serve_next(self, node: NodeId, queue: _Queue, chosen: tuple[Sender, _Ask]) -> None:
+        sender, request = chosen
         del queue.asks[chosen]
         # Behind the others: whoever finds tokens first must not be the same each time.
         self._queues[node] = self._queues.pop(node)

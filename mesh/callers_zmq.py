@@ -7,10 +7,15 @@ handshake's time is over.  Its monitor names the descriptors; who takes too many
 import contextlib
 import errno
 import socket as sockets
+import sys
 from collections import Counter
 from collections.abc import Generator
+from typing import Final
 
-from mesh.transport import STRANGERS_MAX
+from mesh.transport import STRANGERS_BYTES_MAX, STRANGERS_MAX
+
+_RECEIVED_AT: Final = 128
+"""Where `tcpi_bytes_received` (RFC 4898) stands in Linux's `tcp_info`."""
 
 
 class Callers:
@@ -48,6 +53,21 @@ class Callers:
         descriptor = next(number for number, host in self._hosts.items() if host == crowded)
         return descriptor, self.left(descriptor)
 
+    def greedy(self, port: int) -> list[tuple[int, str]]:
+        """Those to hang up on, when all strangers sent too much together: who sent most, first.
+
+        libzmq hands on whole messages alone and puts no bound to their parts: one that never ends is
+        seen by nobody else.
+        """
+        sent = sorted((_received_bytes(number, port), number) for number in self._hosts)
+        total = sum(size for size, _ in sent)
+        found: list[tuple[int, str]] = []
+        while total > STRANGERS_BYTES_MAX:
+            size, number = sent.pop()
+            total -= size
+            found.append((number, self.left(number)))
+        return found
+
 
 def hang_up(descriptor: int, port: int) -> None:
     """Ends a connection of the listener at this port; libzmq notices and closes it."""
@@ -61,6 +81,16 @@ def _peer_of(descriptor: int, port: int) -> str:
     with contextlib.suppress(OSError), _borrowed(descriptor, port) as connection:
         host = str(connection.getpeername()[0])
     return host
+
+
+def _received_bytes(descriptor: int, port: int) -> int:
+    """What the system took from the other end in all; 0 where it does not tell (only Linux does)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), _borrowed(descriptor, port) as connection:
+            end = _RECEIVED_AT + 8
+            told = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, end)
+            return int.from_bytes(told[_RECEIVED_AT:end], sys.byteorder)
+    return 0
 
 
 @contextlib.contextmanager

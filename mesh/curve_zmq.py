@@ -237,6 +237,13 @@ class Dialer:
                 _log.error("cannot dial", host=host, port=self._port, error=error.strerror)
         return None
 
+    def wait(self, timeout_ms: int) -> None:
+        """Returns when a try has news, or after the time: for a thread that has nothing else to do."""
+        poller = zmq.Poller()
+        for _, dial in self._dials:
+            poller.register(dial.monitor, zmq.POLLIN)
+        poller.poll(timeout_ms)
+
     def close(self) -> None:
         """Gives every try up."""
         for _, dial in self._dials:

@@ -2,10 +2,10 @@
 
 from collections import deque
 from dataclasses import dataclass
-from itertools import chain
 from typing import Final, Literal
 
 from mesh.errors import TransferError
+from mesh.shares import Alone, Share
 from mesh.transfer import Manifest, Spans, bytes_of
 from mesh.transport import WINDOW_BYTES_MAX, WINDOW_BYTES_MIN
 
@@ -42,37 +42,45 @@ class Download:
     forgets what was on its way.
     """
 
-    def __init__(self, manifest: Manifest, spans: Spans, have: bytearray, now_ms: int) -> None:
-        """`have` holds a byte a chunk, 1 for those of `spans` that are there; it is kept up to date."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        spans: Spans,
+        have: bytearray,
+        now_ms: int,
+        share: Share | None = None,
+    ) -> None:
+        """`have` holds a byte a chunk, 1 for those of `spans` that are there; it is kept up to date.
+
+        `share`: which of them it brings, where others bring some too.
+        """
         assert len(have) == manifest.chunks, (len(have), manifest.chunks)
         self.manifest = manifest
         self.window_bytes = WINDOW_BYTES_MIN
         self.asked_again = 0
         self.bytes_total = bytes_of(manifest, spans)
+        self.bytes_brought = 0
+        """What came through this download."""
         self._have = have
-        # One at a time: a list of a large file's chunks would cost more than its window.
-        self._fresh = chain.from_iterable(spans)
+        self._share = share or Alone(manifest, spans, have)
         self._again: deque[int] = deque()
-        self._left = sum(len(span) - have.count(1, span.start, span.stop) for span in spans)
         self._in_flight: dict[int, int] = {}
         self._bad: dict[int, int] = {}
         self._chunk_ms = 0
         self._arrived_ms = now_ms
         self._progress_ms = now_ms
         self._in_window = 0
-        self.bytes_done = self.bytes_total - self._bytes_left(spans)
+        self._fills = True
 
-    def _bytes_left(self, spans: Spans) -> int:
-        if not self._left:
-            return 0
-        short = self.manifest.chunk_bytes - self.manifest.length(self.manifest.chunks - 1)
-        last_is_missing = spans[-1].stop == self.manifest.chunks and not self._have[-1]
-        return self._left * self.manifest.chunk_bytes - last_is_missing * short
+    @property
+    def bytes_done(self) -> int:
+        """Bytes that are there, whoever brought them."""
+        return self._share.bytes_done
 
     @property
     def done(self) -> bool:
         """Whether every chunk is there."""
-        return self._left == 0
+        return self._share.left == 0
 
     @property
     def in_flight(self) -> int:
@@ -93,12 +101,12 @@ class Download:
         self.window_bytes = max(self.window_bytes, WINDOW_BYTES_MIN)
         if not intact or length != self.manifest.length(index):
             return self._wrong(index)
-        self._have[index] = 1
-        self._left -= 1
-        self.bytes_done += length
         self._progress_ms = now_ms
         if asked_ms is not None:
             self._widen(now_ms - asked_ms)
+        if not self._share.got(index):
+            return "ignore"  # another source was faster
+        self.bytes_brought += length
         return "write"
 
     def tick(self, now_ms: int) -> None:
@@ -115,25 +123,32 @@ class Download:
 
     @property
     def may_ask(self) -> bool:
-        """Whether the window has room, and something to ask for is left."""
-        unasked = self._left > len(self._in_flight)
-        return unasked and len(self._in_flight) < self.window_bytes // self.manifest.chunk_bytes
+        """Whether the window has room, and something to ask for is left.
+
+        Once it is full there is room again when a quarter of it came: asked together, chunks wake
+        nobody one by one.
+        """
+        window = self.window_bytes // self.manifest.chunk_bytes
+        flying = len(self._in_flight)
+        room = window if self._fills else window - max(1, window // 4) + 1
+        self._fills = flying < room
+        return self._fills and self._share.left > flying
 
     def ask(self, now_ms: int) -> Ask | None:
         """The next chunk to ask for; it counts as on its way."""
-        index = self._next() if self.may_ask else None
+        index = self._next(now_ms) if self.may_ask else None
         if index is None:
             return None
         self._in_flight[index] = now_ms
         offset, length = index * self.manifest.chunk_bytes, self.manifest.length(index)
         return Ask(index, offset, length, check=index in self._bad)
 
-    def _next(self) -> int | None:
+    def _next(self, now_ms: int) -> int | None:
         while self._again:
             index = self._again.popleft()
             if not self._have[index] and index not in self._in_flight:
                 return index
-        return next((index for index in self._fresh if not self._have[index]), None)
+        return self._share.next(now_ms)
 
     def alive(self, now_ms: int) -> None:
         """The sender says that it has not forgotten: its answers wait for their turn."""

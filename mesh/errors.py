@@ -106,7 +106,7 @@ class ConflictError(UsageError):
 
 
 class DuplicateError(ConflictError):
-    """The film's content is converted with this profile already, waits to be, or is a result itself; submit it without --once to convert it all the same."""
+    """The film's content is converted with this profile already or waits to be (--once), or it is a result of this mesh itself, which is never converted with its own profile again, nor replaced."""
 
     code = "duplicate"
 

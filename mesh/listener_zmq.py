@@ -10,11 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
 import zmq
 
+from mesh import clock
 from mesh.callers_zmq import Callers, hang_up
 from mesh.curve_zmq import (
     HANDSHAKE_FAILED,
@@ -27,7 +29,7 @@ from mesh.curve_zmq import (
     monitor_events,
 )
 from mesh.errors import ConfigurationError, InUseError
-from mesh.transport import BACKLOG_MAX, KEY_BYTES, KeyPair, endpoint
+from mesh.transport import BACKLOG_MAX, KEY_BYTES, STRANGERS_LOOK_MS, KeyPair, endpoint
 
 Frames = Sequence[bytes | memoryview]
 Admit = Callable[[bytes], bool]
@@ -164,7 +166,7 @@ class _Bound:
         self._open_to_all = open_to_all
         self._callers = Callers()
         self._hung_up: set[int] = set()
-        self._failed = 0
+        self._failed = self._looked_ms = 0
         self.port = 0
         self._endpoint = ""
 
@@ -246,10 +248,19 @@ class _Bound:
             else:
                 self._failed += 1
         while (surplus := self._callers.surplus()) is not None:
-            descriptor, host = surplus
-            hang_up(descriptor, self.port)
-            self._hung_up.add(descriptor)
-            self._tally.refused("busy", plain_address(host))
+            self._hang_up(*surplus)
+
+    def _look_at_what_they_send(self) -> None:
+        """Hangs up on strangers who send more than all of them may; looks now and then."""
+        if self._callers and clock.monotonic_ms() - self._looked_ms >= STRANGERS_LOOK_MS:
+            self._looked_ms = clock.monotonic_ms()
+            for descriptor, host in self._callers.greedy(self.port):
+                self._hang_up(descriptor, host)
+
+    def _hang_up(self, descriptor: int, host: str) -> None:
+        hang_up(descriptor, self.port)
+        self._hung_up.add(descriptor)
+        self._tally.refused("busy", plain_address(host))
 
     def _receive(self) -> None:
         """Takes one message.  Raises zmq.Again when there is none."""
@@ -293,11 +304,22 @@ class LoopListener(_Bound):
         self._loop = asyncio.get_running_loop()
         self._is_closed = False
         self._is_binding = False
+        self._looks_again = False
         self._open(host, port)
         self._watches = (
             Watch(self._socket, self._turn),
-            Watch(self._monitor, self._look_at_callers),
+            Watch(self._monitor, self._look),
         )
+
+    def _look(self, *, again: bool = False) -> None:
+        if self._is_closed:
+            return
+        self._looks_again &= not again
+        self._look_at_callers()
+        self._look_at_what_they_send()
+        if self._callers and not self._looks_again:
+            self._looks_again = True
+            self._loop.call_later(STRANGERS_LOOK_MS / 1000, partial(self._look, again=True))
 
     def close(self) -> None:
         """Closes the socket; `end` does the rest."""
@@ -419,7 +441,8 @@ class Listener(_Bound):
         for socket in (self._socket, self._monitor, self._wake.inner):
             poller.register(socket, zmq.POLLIN)
         while not self._stopping:
-            ready = dict(poller.poll(self._tend()))
+            ready = dict(poller.poll(self._wait_ms()))
+            self._look_at_what_they_send()
             if self._wake.inner in ready:
                 self._wake.clear()
                 while self._outbox:
@@ -431,6 +454,12 @@ class Listener(_Bound):
             if self._rebinds != self._rebound:
                 self._rebound = self._rebinds
                 self._bind_again()
+
+    def _wait_ms(self) -> int | None:
+        wait_ms = self._tend()
+        if not self._callers:
+            return wait_ms
+        return STRANGERS_LOOK_MS if wait_ms is None else min(wait_ms, STRANGERS_LOOK_MS)
 
     def _receive_some(self) -> None:
         # A few messages a round of polling: answers and rebinding never wait behind a flood.

@@ -9,17 +9,91 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Final
 
+from mesh.at_files import read_at
 from mesh.destination_files import as_storage
-from mesh.transfer_files import JOURNAL_SUFFIX, free_bytes, require_space
+from mesh.digests import DIGEST_BYTES, chunk_digest
+from mesh.errors import NotFoundError, SourceChangedError
+from mesh.transfer import HAVE_CHUNKS_MAX, Manifest
+from mesh.transfer_files import (
+    ABSENT,
+    JOURNAL_SUFFIX,
+    TABLE_AT,
+    free_bytes,
+    is_journal_of,
+    require_space,
+)
+from mesh.walk_files import BINARY, CLOEXEC, NOFOLLOW
 
 BUSY_MS: Final = 60_000
 """What was written or used within a minute may be a film that is being fetched."""
 _NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _BLOCK_BYTES: Final = 512
 """What `st_blocks` counts in, on every system."""
+
+
+class CachedSource:
+    """`Source` of a film that was fetched, or is being fetched: what its journal names can be read.
+
+    It is not judged again here: whoever gets it has the owner's table, and judges.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Raises `NotFoundError` when nothing of this film is here."""
+        self.manifest = manifest
+        self._files = contextlib.ExitStack()
+        try:
+            self._fd = self._opened(path)
+            self._journal = self._opened(path.with_name(path.name + JOURNAL_SUFFIX))
+            if not is_journal_of(self._journal, manifest):
+                raise FileNotFoundError
+        except OSError:
+            self._files.close()
+            raise NotFoundError("this film is not in the cache", "ask its owner") from None
+
+    def _opened(self, path: Path) -> int:
+        fd = os.open(path, os.O_RDONLY | BINARY | NOFOLLOW | CLOEXEC)
+        self._files.callback(os.close, fd)
+        return fd
+
+    def read(
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
+    ) -> tuple[bytes, bytes]:
+        """A chunk that is there, and what it was when it came; `check`: and is.
+
+        Raises `NotFoundError`, `SourceChangedError`, `StorageError`.
+        """
+        index, rest = divmod(offset, self.manifest.chunk_bytes)
+        with as_storage("read", "the cache"):
+            noted = read_at(self._journal, DIGEST_BYTES, TABLE_AT + index * DIGEST_BYTES)
+            if rest or length != self.manifest.length(index) or noted in (b"", ABSENT):
+                raise NotFoundError("this part of the film is not in the cache", "ask its owner")
+            data = read_at(self._fd, length, offset)
+        if len(data) != length or (check and chunk_digest(data) != noted):
+            raise SourceChangedError("the cache holds a damaged film", "check this node's disk")
+        return data, noted
+
+    def digests(self, first: int, count: int) -> bytes:
+        """None: they are the owner's to tell."""
+        raise NotFoundError("a cache tells no digests", "ask the owner of the film")
+
+    def there(self) -> bytes:
+        """The chunks that the journal names."""
+        if self.manifest.chunks > HAVE_CHUNKS_MAX:
+            raise NotFoundError("the film is too large to be shared", "ask its owner")
+        with as_storage("read", "the cache"):
+            table = read_at(self._journal, self.manifest.chunks * DIGEST_BYTES, TABLE_AT)
+        # Of four bytes one is not 0, but for one chunk in four billion; and all at once.
+        columns = (int.from_bytes(table[at::DIGEST_BYTES]) for at in range(4))
+        return reduce(or_, columns).to_bytes(len(table) // DIGEST_BYTES)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +117,10 @@ class SourceCache:
     def path(self, name: str) -> Path:
         """Where the film of this name is put together."""
         return self._folder / name
+
+    def source(self, name: str, manifest: Manifest) -> CachedSource:
+        """What is here of a film.  Raises `NotFoundError`."""
+        return CachedSource(self.path(name), manifest)
 
     def make_room(self, wanted_bytes: int, keep: Path) -> None:
         """Removes what was unused longest until the film `keep` may grow to so many bytes.

@@ -5,7 +5,7 @@ counts once its digest was checked, the file once the manifest's digest was.  me
 receiver's core, mesh.transfer_files does this on disk, mesh.bulk_server_zmq and mesh.bulk_client_zmq over the network.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,8 +23,15 @@ FILE_BYTES_MAX: Final = 4 << 40
 HANDLE_CHARS_MAX: Final = 512
 DIGESTS_MAX: Final = CHUNK_BYTES // DIGEST_BYTES
 """Chunk digests in one answer: a frame like a chunk's, enough for 32 GiB."""
+HAVE_CHUNKS_MAX: Final = CHUNK_BYTES
+"""Chunks of which one answer tells whether they are there: of a TiB."""
+BUNDLE_FILES_MAX: Final = 64
+"""Small files in one answer: of 16 KiB they fill a chunk, and of smaller ones it saves enough."""
+BUNDLE_HANDLE_CHARS_MAX: Final = 8_192
+"""All handles of a bundle: they and the rest of its head fit a head."""
 
 assert HANDLE_CHARS_MAX * 4 < BULK_HEADER_BYTES_MAX
+assert BUNDLE_HANDLE_CHARS_MAX * 4 + BUNDLE_FILES_MAX * 16 < BULK_HEADER_BYTES_MAX
 
 
 # --- what is said -------------------------------------------------------------------------------
@@ -176,6 +183,42 @@ class ChunkAnswer:
     length: int = 0
 
 
+@BULK.kind("have_request")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaveRequest:
+    """Asks which chunks of the file behind the handle are there: it may still be on its way itself."""
+
+    handle: str
+
+
+@BULK.kind("have")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaveAnswer:
+    """A raw frame follows with a byte a chunk, not 0 for those that are there."""
+
+
+@BULK.kind("bundle_request")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleRequest:
+    """Asks for several small files, each whole; together they have a chunk's bytes at most."""
+
+    number: int
+    handles: tuple[str, ...]
+
+
+@BULK.kind("bundle")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleAnswer:
+    """Head of a bundle; the bytes of its files follow as one raw frame, in the order of the request.
+
+    `lengths`: of each file that was asked for; -1 for one that is refused or too large.  Whoever asks
+    for that one alone is told why.
+    """
+
+    number: int
+    lengths: tuple[int, ...]
+
+
 @BULK.kind("waiting")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -199,6 +242,10 @@ BulkMessage = (
     | DigestsAnswer
     | ChunkRequest
     | ChunkAnswer
+    | HaveRequest
+    | HaveAnswer
+    | BundleRequest
+    | BundleAnswer
     | Waiting
     | Refusal
 )
@@ -231,15 +278,22 @@ class Source(Protocol):
         """What the file was when it was digested."""
         ...
 
-    def read(self, offset: int, length: int, *, check: bool = False) -> tuple[bytes, bytes]:
+    def read(
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
+    ) -> tuple[bytes, bytes]:
         """Exactly these bytes of one chunk, and the digest they should have; `check`: and have.
 
-        Raises `SourceChangedError` when the file is not what it was when it was digested.
+        `at_once`: it was opened for this alone, so it is not looked at again, and no digest is
+        wanted.  Raises `SourceChangedError` when the file is not what it was when it was digested.
         """
         ...
 
     def digests(self, first: int, count: int) -> bytes:
         """Digests of so many chunks at most.  Raises `NotFoundError` without a table of them."""
+        ...
+
+    def there(self) -> bytes:
+        """A byte a chunk, not 0 for those that can be read.  Raises `NotFoundError` where nobody can say."""
         ...
 
     def close(self) -> None:
@@ -269,13 +323,47 @@ class Target(Protocol):
         """Puts a verified chunk into its place.  Raises `DiskFullError`, `StorageError`."""
         ...
 
-    def finish(self) -> None:
+    def finish(self, *, name_later: bool = False) -> None:
         """Everything asked for is there: verifies the whole, if it is whole, and makes it durable.
 
-        Raises `TransferError` (and forgets everything) when the digest is not the manifest's.
+        `name_later`: all but its name, for which `settle` is called.  Raises `TransferError` (and
+        forgets everything) when the digest is not the manifest's.
         """
+        ...
+
+    @property
+    def place(self) -> Hashable:
+        """Targets of one place are settled together."""
+        ...
+
+    def settle(self) -> None:
+        """Makes the names of all finished targets of this place durable.  Raises `StorageError`."""
         ...
 
     def close(self) -> None:
         """Lets go; what was written stays for a resume."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A file that is to be brought: what it must be, and where it is put together."""
+
+    handle: str
+    expected: Manifest
+    target: Target
+    claim: Callable[[], bool] = lambda: True
+    """Called right before its target is touched: whether it still may be."""
+    should_stop: Callable[[], bool] = lambda: False
+
+
+NextFile = Callable[[], Wanted | None]
+"""The next file that is wanted; None: none is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a file: `error` is None when it lies there, verified and durable."""
+
+    wanted: Wanted
+    error: errors.DarkStreamError | None = None

@@ -10,7 +10,6 @@ import errno
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable, Generator
 from io import FileIO
 from itertools import chain
@@ -19,6 +18,7 @@ from typing import Final
 
 from mesh import codec
 from mesh.allocate_files import allocate
+from mesh.at_files import read_at, write_at
 from mesh.destination_files import as_storage, sync_folder
 from mesh.digests import DIGEST_BYTES, chunk_digest, file_digest
 from mesh.errors import (
@@ -30,7 +30,7 @@ from mesh.errors import (
     TransferError,
     WireError,
 )
-from mesh.transfer import Manifest, Spans, bytes_of, kept_inode
+from mesh.transfer import HAVE_CHUNKS_MAX, Manifest, Spans, bytes_of, kept_inode
 from mesh.transport import CHUNK_BYTES
 from mesh.walk_files import BINARY, CLOEXEC, NOFOLLOW, OpenFile, is_file
 
@@ -38,9 +38,9 @@ JOURNAL_SUFFIX: Final = ".journal"
 PARTIAL_SUFFIX: Final = ".part"
 _JOURNAL_MAGIC: Final = b"DSJ2"
 _HEAD: Final = struct.Struct("<4sI")
-_TABLE_AT: Final = 128
+TABLE_AT: Final = 128
 """Where the digests begin; what is before says whose they are."""
-_ABSENT: Final = bytes(DIGEST_BYTES)
+ABSENT: Final = bytes(DIGEST_BYTES)
 _TABLE_PIECE_BYTES: Final = 1 << 20
 
 OnProgress = Callable[[int], None]
@@ -160,28 +160,35 @@ class FileSource:
         self.manifest = manifest
         with _as_source(path):
             self._file = OpenFile(path, below)
+        self.descriptor = self._file.fd  # for a child that must read this very file
         try:
             self._check()
         except BaseException:
             self._file.close()
             raise
-        self._table = _open_table(table, manifest) if table is not None else -1
+        self._table_path = table
+        self._table = -1
 
-    def read(self, offset: int, length: int, *, check: bool = False) -> tuple[bytes, bytes]:
+    def read(
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
+    ) -> tuple[bytes, bytes]:
         """Exactly these bytes of the unchanged file, and the digest that they should have.
 
         That is the table's, where there is one: the receiver judges, and only when it complains
         (`check`) they are digested here as well.
         """
-        self._check()
+        if not at_once:
+            self._check()
         with _as_source(self._path):
             # Never mmap: a file that shrinks would end the process with SIGBUS.
             data = read_at(self._file.fd, length, offset)
         if len(data) != length:
             raise _changed(self._path, "became shorter while it was read")
+        if at_once:
+            return data, b""
         index, rest = divmod(offset, self.manifest.chunk_bytes)
         noted = b""
-        if self._table >= 0 and not rest and length == self.manifest.length(index):
+        if self._opened_table() >= 0 and not rest and length == self.manifest.length(index):
             noted = read_at(self._table, DIGEST_BYTES, index * DIGEST_BYTES)
         if noted and not check:
             return data, noted
@@ -195,10 +202,21 @@ class FileSource:
 
     def digests(self, first: int, count: int) -> bytes:
         """Digests of chunks from the table; none from an empty stretch."""
-        if self._table < 0:
+        if self._opened_table() < 0:
             raise NotFoundError("no table of this film's digests is here", "it is made anew")
         left = max(0, min(count, self.manifest.chunks - first))
         return read_at(self._table, left * DIGEST_BYTES, first * DIGEST_BYTES)
+
+    def there(self) -> bytes:
+        """All of it."""
+        return b"\1" * min(self.manifest.chunks, HAVE_CHUNKS_MAX)
+
+    def _opened_table(self) -> int:
+        # Judging it costs a small file as much as reading it: only when it is needed.
+        path, self._table_path = self._table_path, None
+        if path is not None:
+            self._table = _open_table(path, self.manifest)
+        return self._table
 
     def close(self) -> None:
         """Closes the files."""
@@ -265,26 +283,6 @@ def _changed(path: Path, how: str) -> SourceChangedError:
     )
 
 
-def read_at(fd: int, length: int, offset: int) -> bytes:
-    """Bytes from a place in an open file; fewer only at its end."""
-    if sys.platform == "win32":
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.read(fd, length)
-    else:  # noqa: RET505 - the checkers read a platform's branch as a whole
-        return os.pread(fd, length, offset)
-
-
-def _write_at(fd: int, data: memoryview, offset: int) -> None:
-    if sys.platform == "win32":
-        os.lseek(fd, offset, os.SEEK_SET)
-    while data:
-        if sys.platform != "win32":
-            count = os.pwrite(fd, data, offset)
-        else:
-            count = os.write(fd, data)
-        data, offset = data[count:], offset + count
-
-
 # --- partial files ------------------------------------------------------------------------------
 
 
@@ -313,12 +311,15 @@ class PartialFile:
     def __init__(self, path: Path, *, stays: bool = False) -> None:
         self._path = path
         self._stays = stays
-        self._journal_path = path.with_name(path.name + JOURNAL_SUFFIX)
         self._fd = -1
         self._journal = -1
         self._manifest = Manifest(size=0, digest="")
         self._whole = False
         self._only = b""
+
+    @property
+    def _journal_path(self) -> Path:
+        return self._path.with_name(self._path.name + JOURNAL_SUFFIX)
 
     @property
     def path(self) -> Path:
@@ -344,13 +345,13 @@ class PartialFile:
     def write(self, index: int, data: memoryview, digest: bytes) -> None:
         """Puts a chunk into its place and notes it."""
         with as_storage("write", str(self._path)):
-            _write_at(self._fd, data, index * self._manifest.chunk_bytes)
+            write_at(self._fd, data, index * self._manifest.chunk_bytes)
             if self._is_one_chunk:
                 self._only = digest
             else:
-                _write_at(self._journal, memoryview(digest), _TABLE_AT + index * DIGEST_BYTES)
+                write_at(self._journal, memoryview(digest), TABLE_AT + index * DIGEST_BYTES)
 
-    def finish(self) -> None:
+    def finish(self, *, name_later: bool = False) -> None:
         """Compares the digest of all chunks' digests, where all are there; syncs file and folder."""
         with as_storage("verify", str(self._path)):
             right = not self._whole or file_digest(self._tables()) == self._manifest.digest
@@ -366,7 +367,18 @@ class PartialFile:
         with as_storage("sync", str(self._path)):
             if not self._stays and not self._is_one_chunk:
                 self._journal_path.unlink(missing_ok=True)
-            sync_folder(self._path.parent)
+        if not name_later:
+            self.settle()
+
+    @property
+    def place(self) -> Path:
+        """Its folder."""
+        return self._path.parent
+
+    def settle(self) -> None:
+        """Syncs the folder."""
+        with as_storage("sync", str(self.place)):
+            sync_folder(self.place)
 
     def _tables(self) -> Generator[bytes]:
         if self._is_one_chunk:
@@ -375,7 +387,7 @@ class PartialFile:
         size = self._manifest.chunks * DIGEST_BYTES
         for start in range(0, size, _TABLE_PIECE_BYTES):
             piece = min(_TABLE_PIECE_BYTES, size - start)
-            yield read_at(self._journal, piece, _TABLE_AT + start)
+            yield read_at(self._journal, piece, TABLE_AT + start)
 
     def close(self) -> None:
         """Closes both files; they stay."""
@@ -405,10 +417,10 @@ class PartialFile:
             self._make_room(spans)
             self._journal = os.open(self._journal_path, flags, 0o600)
             facts = codec.pack((manifest.size, manifest.digest, manifest.chunk_bytes))
-            head = (_HEAD.pack(_JOURNAL_MAGIC, len(facts)) + facts).ljust(_TABLE_AT, b"\0")
-            assert len(head) == _TABLE_AT, len(head)
+            head = (_HEAD.pack(_JOURNAL_MAGIC, len(facts)) + facts).ljust(TABLE_AT, b"\0")
+            assert len(head) == TABLE_AT, len(head)
             os.write(self._journal, head)
-            os.ftruncate(self._journal, _TABLE_AT + manifest.chunks * DIGEST_BYTES)
+            os.ftruncate(self._journal, TABLE_AT + manifest.chunks * DIGEST_BYTES)
         except BaseException:
             self.discard()
             raise
@@ -429,14 +441,16 @@ class PartialFile:
         except FileNotFoundError:
             self.close()
             return None
-        known = _is_of(self._journal, manifest) and os.fstat(self._fd).st_size == manifest.size
+        known = (
+            is_journal_of(self._journal, manifest) and os.fstat(self._fd).st_size == manifest.size
+        )
         if not known:
             self.close()
             return None
         have = bytearray(manifest.chunks)
         for index in chain.from_iterable(spans):
-            noted = read_at(self._journal, DIGEST_BYTES, _TABLE_AT + index * DIGEST_BYTES)
-            if noted == _ABSENT:
+            noted = read_at(self._journal, DIGEST_BYTES, TABLE_AT + index * DIGEST_BYTES)
+            if noted == ABSENT:
                 continue
             data = read_at(self._fd, manifest.length(index), index * manifest.chunk_bytes)
             have[index] = chunk_digest(data) == noted
@@ -457,13 +471,13 @@ def _missing(spans: Spans, have: bytearray) -> Spans:
     return tuple(found)
 
 
-def _is_of(journal: int, manifest: Manifest) -> bool:
+def is_journal_of(journal: int, manifest: Manifest) -> bool:
     """Whether a journal is this file's and not damaged where it says so."""
-    head = read_at(journal, _TABLE_AT, 0)
-    if len(head) < _TABLE_AT:
+    head = read_at(journal, TABLE_AT, 0)
+    if len(head) < TABLE_AT:
         return False
     magic, length = _HEAD.unpack_from(head)
-    if magic != _JOURNAL_MAGIC or length > _TABLE_AT - _HEAD.size:
+    if magic != _JOURNAL_MAGIC or length > TABLE_AT - _HEAD.size:
         return False
     try:
         facts = codec.unpack(head[_HEAD.size : _HEAD.size + length])

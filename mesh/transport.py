@@ -62,6 +62,10 @@ HOSTS_MAX: Final = 8
 STRANGERS_MAX: Final = 512
 """Connections of one listener that proved nothing yet.  A handshake takes milliseconds: of a flood of
 10,000 a second each has fifty of them before it is hung up on."""
+STRANGERS_BYTES_MAX: Final = 64 << 20
+"""What all of them together may have sent to one listener: a member's first words and some to spare."""
+STRANGERS_LOOK_MS: Final = 100
+"""How often that is looked at while there are any: at a gigabit a second they send 12 MB meanwhile."""
 BACKLOG_MAX: Final = 512
 """Connections the system holds before they are accepted; libzmq's 100 is small for a flood."""
 

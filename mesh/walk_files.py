@@ -61,10 +61,13 @@ class OpenFile:
 
     def __init__(self, path: Path, below: Path | None = None) -> None:
         """`below`: from this folder on no link is followed, else from the file's own folder on."""
-        root = below or path.parent
-        if ".." in path.parts or not path.is_relative_to(root):
-            raise PathError(f"{path} does not lie below {root}", "name the real file")
-        *folders, self._name = path.relative_to(root).parts or (".",)
+        root, folders = path.parent, list[str]()
+        self._name = path.name or "."
+        if below is not None or ".." in path.parts:
+            root = below or root
+            if ".." in path.parts or not path.is_relative_to(root):
+                raise PathError(f"{path} does not lie below {root}", "name the real file")
+            *folders, self._name = path.relative_to(root).parts or (".",)
         self._path = path
         self._folder = -1
         if HAS_DIR_FD:

@@ -59,13 +59,15 @@ from node.settings.config_files import token_of
 from node.settings.home_files import write_api_files
 from node.settings.home_paths import CACHE_FOLDER, SNAPSHOTS_FOLDER, TRASH_FOLDER
 from node.threads import resolve
+from node.work.allowed_files import Allowed, default_folders
 from node.work.assembling import keep, keeping_of, limiting_of, prepared, watchable, watcher_of
 from node.work.conversion import MediaConverter
-from node.work.films import Allowed, Contact, Films, default_folders
+from node.work.films import Films
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
 from node.work.owner import Owner
 from node.work.restoring import Restoring
+from node.work.sharing import Contact
 from node.work.standing import told_standing
 from node.work.submission import Submission
 from node.work.traffic import Traffic
@@ -87,8 +89,7 @@ class Assembly:
     def __init__(
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
-        home = Path(config.home)
-        self._config, self._home = config, home
+        self._config, self._home = config, (home := Path(config.home))
         self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
@@ -98,8 +99,7 @@ class Assembly:
         self._duties: Duties | None = None
         self._machine = Machine(config, home / CACHE_FOLDER)
         self._replica = Replica(reader)
-        control_port, bulk_port, join_port = config.ports
-        host = config.listen_host
+        (control_port, bulk_port, join_port), host = config.ports, config.listen_host
         self._control = ZmqControl(identity.keys, host=host, port=control_port)
         self._client = ZmqBulkClient(identity.keys, compress=config.transfer.compress)
         self._allowed = Allowed(default_folders(config.allow))
@@ -112,6 +112,7 @@ class Assembly:
             client=self._client,
             contacts=self._contact,
             media=self._machine.media,
+            labels_of=lambda n: self._member.standing_of(NodeId(n)).labels if self._member else (),
             **config.transfer.cache,
         )
         self._shelf = SnapshotShelf(
@@ -233,11 +234,10 @@ class Assembly:
             self._log.persist(*founding_entries(self._raft_id))
         grant = self._log.get_value("grant")
         members, places = granted_members(grant_of(str(grant))) if grant is not None else ((), ())
-        config = self._config
         return Membership(
             raft_id=self._raft_id,
-            name=config.name,
-            role=config.role,
+            name=self._config.name,
+            role=self._config.role,
             public_key=self._identity.public_key,
             mesh=MeshId(str(self._log.get_value("mesh"))),
             founder=founder,
@@ -379,7 +379,7 @@ class Assembly:
             replica=self._replica,
             board=member.board,
             converter=MediaConverter(
-                self._machine.media, self._films.pieces.parts, lambda: self._keeper.threads
+                self._machine.media, self._films, lambda: self._keeper.threads
             ),
             sources=self._films,
             results=self._films,
@@ -479,7 +479,7 @@ class Assembly:
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
         closed = self._worker.closed if self._worker is not None else "has only just started"
-        standing = told_standing(closed, free_bytes(self._home))
+        standing = told_standing(closed, free_bytes(self._home), self._working.labels)
         return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:

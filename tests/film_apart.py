@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from node.media.child import AnyPath
 from node.media.command import Parts
 from node.media.convert import Converted, Media
 from node.media.ffmpeg_binary import FFmpegBinary, choose
@@ -50,7 +51,9 @@ class MayNotBeSplitError(Exception):
 class Apart:
     """One film, cut and encoded in a folder; each slice lies alone, as on a worker."""
 
-    def __init__(self, media: Media, source: Path, profile: Profile, folder: Path, ms: int) -> None:
+    def __init__(
+        self, media: Media, source: AnyPath, profile: Profile, folder: Path, ms: int
+    ) -> None:
         self.media, self.source, self.folder = media, source, folder
         self.pieces = Pieces(media)
         self.probe: Probe = now(media.probe(source))
@@ -100,6 +103,6 @@ class Apart:
         return output
 
 
-def whole(media: Media, probe: Probe, source: Path, profile: Profile, folder: Path) -> Path:
+def whole(media: Media, probe: Probe, source: AnyPath, profile: Profile, folder: Path) -> Path:
     now(media.convert(source, folder / "whole", probe, profile, on_progress=nothing))
     return folder / "whole"

@@ -8,6 +8,7 @@ from ledger.invariants import violations
 from ledger.queries import Reader
 from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
+from ledger.submissions import JobSpec
 from mesh.log import Entry
 
 REPORT = c.AttemptReport(
@@ -49,7 +50,7 @@ def node_report(node: str, **values: Any) -> c.ReportNode:
     return c.ReportNode(**(given | values))
 
 
-def job_spec(job: str, **values: Any) -> c.JobSpec:
+def job_spec(job: str, **values: Any) -> JobSpec:
     given: dict[str, Any] = {
         "id": job,
         "owner": "anna",
@@ -65,10 +66,10 @@ def job_spec(job: str, **values: Any) -> c.JobSpec:
         "tenant": "",
         "split": False,
     }
-    return c.JobSpec(**(given | values))
+    return JobSpec(**(given | values))
 
 
-def films_of(specs: Sequence[c.JobSpec]) -> c.SubmitFilms:
+def films_of(specs: Sequence[JobSpec]) -> c.SubmitFilms:
     """The same jobs in columns, with what all have in common from the first."""
     first = specs[0]
     return c.SubmitFilms(

@@ -279,6 +279,12 @@ def _ntsc(_: Clips, path: Path) -> None:
     make(path, *LONG_2997, *LONG_SOUND, *X264, "-preset", "medium", "-g", "30", *AAC)
 
 
+def _refreshed(_: Clips, path: Path) -> None:
+    # No IDR picture but the first: each keyframe is a point from which on the picture becomes whole.
+    params = "intra-refresh=1:keyint=30:scenecut=0"
+    make(path, *LONG, *LONG_SOUND, *X264, "-preset", "medium", "-x264-params", params, *AAC)
+
+
 def _long_vfr(_: Clips, path: Path) -> None:
     drop = "select='not(eq(mod(n,7),3)+eq(mod(n,7),4))',settb=1/1000,setpts='PTS+mod(N,3)*7'"
     words = ["-vf", drop, "-fps_mode", "passthrough", *X264, "-preset", "medium", "-g", "18"]
@@ -334,6 +340,8 @@ RECIPES |= {
     "split_open.ts": _open,
     "split_2997.mkv": _ntsc,
     "split_2997.mp4": _ntsc,
+    "split_2997.ts": _ntsc,
+    "split_refresh.mkv": _refreshed,
     "split_vfr.mp4": _long_vfr,
     "split_vfr.mkv": _long_vfr,
     "split_hevc.mkv": _open_hevc,

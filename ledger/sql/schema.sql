@@ -69,7 +69,7 @@ CREATE TABLE definition (
     text TEXT NOT NULL UNIQUE
 ) STRICT;
 
--- One film, one profile, one output.  planned is 0 or 1.  seq grows with age and is the rowid, so
+-- One film, one profile, one output.  planned is 0 or 1.  place is a JSON list: where it may run.  seq grows with age and is the rowid, so
 -- every index ends with it: log index * 2^10 + place in the command.
 CREATE TABLE job (
     id TEXT NOT NULL UNIQUE,
@@ -98,11 +98,14 @@ CREATE TABLE job (
     error TEXT NOT NULL,
     todo TEXT NOT NULL,
     error_node TEXT NOT NULL
-) STRICT;
+    -- As ALTER TABLE writes it.
+    , place TEXT NOT NULL DEFAULT '[]') STRICT;
 CREATE INDEX job_by_state ON job (state);
 CREATE INDEX job_by_owner ON job (owner, state);
 CREATE INDEX job_by_tenant ON job (tenant);
 CREATE INDEX job_to_plan ON job (owner, priority DESC) WHERE state = 'queued' AND planned = 0;
+-- The same by what they ask for, so that what waits for a node, a label or a quota hides no other.
+CREATE INDEX job_to_plan_by_kind ON job (owner, tenant, definition, place, priority DESC) WHERE state = 'queued' AND planned = 0;
 -- All jobs of a command were made at one time: its first stands for them.
 CREATE INDEX job_by_creation ON job (created_at_ms) WHERE seq & 1023 = 0;
 -- Two live jobs of an owner must never write one file: looked up at submission.
@@ -217,6 +220,14 @@ CREATE TABLE sweep (
 ) STRICT;
 CREATE INDEX sweep_open ON sweep (created_at_ms) WHERE cursor > 0;
 
+-- What is said of tenants: their share beside others and slots that they may have at once (-1: any).
+CREATE TABLE tenant (
+    name TEXT PRIMARY KEY,
+    share INTEGER NOT NULL,
+    slots INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL
+) STRICT;
+
 -- What jobs that were forgotten had made, by the content of the source and the profile.
 CREATE TABLE converted (
     id TEXT PRIMARY KEY,
@@ -274,6 +285,9 @@ SELECT job.source AS path, job.owner AS owner_id,
 FROM job WHERE job.planned = 1;
 
 CREATE VIEW profiles AS SELECT name, definition, updated_at_ms AS updated_ms FROM profile;
+
+CREATE VIEW tenants AS
+SELECT name, share, nullif(slots, -1) AS slots, updated_at_ms AS updated_ms FROM tenant;
 
 CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;
 

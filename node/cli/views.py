@@ -1,5 +1,6 @@
 """What people see of the API's documents."""
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def print_submitted(answer: Json) -> None:
         sizes = f"  ({size(job['source_bytes'])}, likely {size(likely)})" if likely else ""
         made = job["id"] or "would convert"
         print(safe(f"{made}  {job['source']} -> {job['output']}{sizes if not job['id'] else ''}"))
+    if answer.get("results"):
+        print(safe(f"{counted(answer['results'], 'result')} of this mesh left out"))
     if answer["dry_run"]:
         known = [
             job["expected_bytes"] for job in answer["jobs"] if job["expected_bytes"] is not None
@@ -140,6 +143,9 @@ def print_nodes(answer: Json) -> None:
     print_table(names, rows)
     for name, why in closed:
         print(safe(f"{name} {why}"))
+    for node in answer["nodes"]:
+        if node.get("labels"):
+            print(safe(f"{node['name']} has the labels {', '.join(node['labels'])}"))
     if answer["pending"]:
         print("\nThese ask to join (mesh-cli nodes approve NAME):")
         pending = [
@@ -179,6 +185,8 @@ def print_job(job: Json) -> None:
             ("profile", job["profile"]),
             ("priority", job["priority"]),
             ("tenant", job["tenant"]),
+            ("needs", ", ".join(job.get("needs") or [])),
+            ("only on", ", ".join(job.get("on") or [])),
             ("submitted", moment(job["submitted_at_ms"])),
             ("finished", moment(job["finished_at_ms"])),
             ("source digest", job["source_digest"]),
@@ -250,9 +258,15 @@ def print_detection(found: Json) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:
-    """The answer of a query; bytes are shown in hexadecimal."""
-    plain = [[cell.hex() if isinstance(cell, bytes) else cell for cell in row] for row in rows]
+    """The answer of a query; bytes are shown in hexadecimal, what JSON has no number for as a text."""
+    plain = [[_plain(cell) for cell in row] for row in rows]
     if as_json:
         print_json({"columns": list(columns), "rows": plain})
     else:
         print_table(columns, plain)
+
+
+def _plain(cell: object) -> object:
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return str(cell)
+    return cell.hex() if isinstance(cell, bytes) else cell

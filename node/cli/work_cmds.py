@@ -7,12 +7,13 @@ from typing import Any, Final, TypeVar
 import click
 
 from mesh.errors import UsageError
-from node.cli.client import Api, api_of
+from node.cli.client import Api, api_of, segment
 from node.cli.faults import Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.history_cmds import job_history, job_logs, stats
-from node.cli.options import STATES, Duration, Since, common_options
+from node.cli.options import STATES, Duration, Since, common_options, given
 from node.cli.show import counted
+from node.cli.tenant_cmds import tenants
 from node.cli.watch_cmds import watch
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,11 +36,14 @@ def choosing(command: F) -> F:
             click.option(
                 "--folder",
                 metavar="DIR",
+                callback=given,
                 help="Whose films lie in this folder or below, on their owner's machine.",
             ),
-            click.option("--node", help="Of this node (name or id), as owner or worker."),
-            click.option("--profile", "-p", help="With this profile."),
-            click.option("--tenant", help="Of this tenant."),
+            click.option(
+                "--node", callback=given, help="Of this node (name or id), as owner or worker."
+            ),
+            click.option("--profile", "-p", callback=given, help="With this profile."),
+            click.option("--tenant", callback=given, help="Of this tenant."),
             click.option(
                 "--since", type=Since(), metavar="T", help="Submitted since: 2h, 1d or 2026-11-24."
             ),
@@ -160,10 +164,8 @@ def _print(answer: Json, action: str) -> None:
 
 def _work(ctx: click.Context, name: str, *, as_json: bool, **wanted: object) -> Json:
     """Tells a node how to work, prints what holds now."""
-    from urllib.parse import quote  # noqa: PLC0415 - start-up time
-
     body = {key: value for key, value in wanted.items() if value is not None}
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/work", body)
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/work", body)
     if as_json:
         print_json(answer)
         return answer
@@ -229,6 +231,25 @@ def drain(ctx: click.Context, *, name: str, within: int | None, as_json: bool) -
     metavar="PERCENT",
     help="Step back while others use more of the processors; 0: never, -1: default.",
 )
+@click.option(
+    "--gpu",
+    type=click.IntRange(-1, 100),
+    metavar="PERCENT",
+    help="Step back while others use more of a graphics chip (NVIDIA); 0: never, -1: default.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(-1),
+    metavar="MIB",
+    help="Memory of one FFmpeg at most (Linux); 0: as films need, -1: default.",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="LABEL",
+    help="What jobs can ask for (`submit --needs`): all labels of the node, none, or default.",
+)
 @common_options
 @click.pass_context
 def work(
@@ -239,26 +260,43 @@ def work(
     nice: int | None,
     threads: int | None,
     busy: int | None,
+    gpu: int | None,
+    memory: int | None,
+    labels: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """When and how a node works; without options: what holds now.  Holds at once and over restarts."""
-    asked = list(hours) or None
     answer = _work(
-        ctx, name, as_json=as_json, hours=asked, nice=nice, threads=threads, busy_percent=busy
+        ctx,
+        name,
+        as_json=as_json,
+        hours=list(hours) or None,
+        nice=nice,
+        threads=threads,
+        busy_percent=busy,
+        gpu_percent=gpu,
+        memory_mib=memory,
+        labels=list(labels) or None,
     )
     if not as_json:
-        shown = ", ".join(answer["hours"]) or "always"
-        used = (
-            f"above {answer['busy_percent']} % of use by others"
-            if answer["busy_percent"]
-            else "never"
-        )
-        print(
-            safe_text(
-                f"hours: {shown}; nice {answer['nice']}; threads {answer['threads'] or 'free'}; steps back {used}"
-            )
-        )
+        print(safe_text(_kept(answer)))
     return 0
+
+
+def _kept(answer: Json) -> str:
+    """How a node works, in a line."""
+    limits = {"the processors": answer["busy_percent"], "a chip": answer["gpu_percent"]}
+    above = [f"{limit} % of {what}" for what, limit in limits.items() if limit]
+    memory = f"{answer['memory_mib']} MiB each" if answer["memory_mib"] else "as films need"
+    told = {
+        "hours": ", ".join(answer["hours"]) or "always",
+        "nice": answer["nice"],
+        "threads": answer["threads"] or "free",
+        "memory": memory,
+        "steps back": f"when others use {' or '.join(above)}" if above else "never",
+        "labels": ", ".join(answer["labels"]) or "none",
+    }
+    return "; ".join(f"{what}: {how}" for what, how in told.items())
 
 
 @click.command("release")
@@ -267,9 +305,7 @@ def work(
 @click.pass_context
 def release(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Give a node work again that was quarantined for its failures."""
-    from urllib.parse import quote  # noqa: PLC0415 - start-up time
-
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/release")
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/release")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} gets work again"))
     return 0
 
@@ -278,7 +314,7 @@ def add_work_commands(cli: click.Group, nodes: click.Group, job: click.Group) ->
     """Adds them to `mesh-cli` and to its groups of nodes and of one job."""
     for command in (job_history, job_logs):
         job.add_command(command)
-    for command in (cancel, retry, priority, stats, watch):
+    for command in (cancel, retry, priority, stats, watch, tenants):
         cli.add_command(command)
     for command in (pause, resume, drain, work, release):
         nodes.add_command(command)

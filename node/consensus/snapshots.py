@@ -32,7 +32,7 @@ from mesh.transfer_files import (
 )
 from node.consensus.snapshot_duty import OnBytes, Snapshot
 from node.threads import in_background, run_stoppable
-from node.work.films import Contacts
+from node.work.sharing import Contacts
 
 HANDLE_PREFIX: Final = "snapshot-"
 SNAPSHOTS_MAX: Final = 2

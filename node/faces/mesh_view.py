@@ -209,12 +209,14 @@ class MeshView:
             info = self._node_info(parts, member)
             if (node := reported.get(member.node)) is not None:
                 jobs = jobs_of.get(member.node, [])
+                standing = parts.standing_of(NodeId(node.node))
                 info = info.model_copy(
                     update={
                         "ffmpeg": node.ffmpeg,
                         "encoders": list(node.encoders),
                         "slots": node.slots,
-                        "closed": _closed(node, parts.standing_of(NodeId(node.node))),
+                        "closed": _closed(node, standing),
+                        "labels": list(standing.labels),
                         "slots_busy": len(jobs),
                         "cpus": node.cpus,
                         "platform": node.platform,

@@ -220,7 +220,7 @@ class Service:
         # Only the coordinator hears the heartbeats of workers; hellos say the same to all.
         own = NodeId(node.node)
         alive = parts.neighbours.peers.is_alive(own, now_ms)
-        return replace(node, alive=alive, closed=node.closed or parts.standing_of(own).closed)
+        return replace(node, alive=alive)
 
     async def validate(self, request: ValidateRequest) -> Validated:
         """Every fault of a configuration."""

@@ -1,14 +1,17 @@
 """From a request to jobs: what this machine found, without what is converted or queued already."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from ledger.commands import JobSpec
 from ledger.jobs import Job
+from ledger.placing import place_of
 from ledger.queries import Reader
-from mesh.errors import DarkStreamError, DuplicateError
+from ledger.submissions import JobSpec
+from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted
+from node.media.profiles import profile_from_json
 from node.work.submission import Submission, commands_of
 
 Digest = Callable[[str], Awaitable[str]]
@@ -17,11 +20,13 @@ Digest = Callable[[str], Awaitable[str]]
 
 async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> SubmitResult:
     """Makes the jobs; with `dry_run` only says which, and to how many bytes."""
-    made, schema = await _without_queued(parts, await parts.prepare(request))
+    made = await _without_queued(parts, await parts.prepare(request))
+    made, results = await _without_results(parts, made, digest)
     if request.once:
         made = await _without_converted(parts, made, digest)
+    schema, place = await parts.replica.read(lambda r: (r.schema(), _place(r, request)))
     if not request.dry_run:
-        for command in commands_of(made.jobs, schema):
+        for command in commands_of(made.jobs, schema, place):
             await parts.proposer.commit(command, cause=made.jobs[0].id)
     share = await parts.replica.read(lambda reader: reader.result_share(request.profile))
     return SubmitResult(
@@ -36,22 +41,92 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
             for job in made.jobs
         ],
         faults=list(made.faults),
+        results=results,
         dry_run=request.dry_run,
     )
 
 
-async def _without_queued(parts: Parts, made: Submission) -> tuple[Submission, int]:
-    """Films whose output another job is about to write are told, and hold up nobody else.
+def _place(reader: Reader, request: SubmitRequest) -> tuple[str, ...]:
+    """Where the jobs may be worked on.  Raises `NotFoundError` for a node that nobody knows."""
+    nodes: list[str] = []
+    for name in request.on:
+        member = reader.member_by_name(name)
+        if member is None:
+            raise NotFoundError(f"no node {name}", "see `mesh-cli nodes`")
+        nodes.append(member.node)
+    return place_of(request.needs, nodes)
 
-    With the form of the ledger, which one look tells as well.
+
+async def _without_results(
+    parts: Parts, made: Submission, digest: Digest
+) -> tuple[Submission, int]:
+    """Our own results are no films to convert: not with the same profile, and none is ever replaced.
+
+    What a search met is left out and counted; what was named itself is told.
+    """
+    replaces = bool(made.jobs) and profile_from_json(made.jobs[0].profile_json).publish.replace
+    faults: list[PathFault] = []
+    gone: set[str] = set()
+    for job, profiles in (await _made_by(parts, made.jobs, digest)).items():
+        if not profiles or not (replaces or job.profile in profiles):
+            continue
+        gone.add(job.id)
+        if job.id in made.searched:
+            continue
+        faults.append(
+            PathFault(
+                path=job.source,
+                code=DuplicateError.code,
+                what=f"it is a result of this mesh itself, made with {', '.join(profiles)}",
+                todo="bring its original back (`mesh-cli job restore ID`) and convert that"
+                if replaces
+                else "nothing: it has this profile already",
+            )
+        )
+    return _left(made, gone, faults), len(gone) - len(faults)
+
+
+async def _made_by(
+    parts: Parts, jobs: Sequence[JobSpec], digest: Digest
+) -> dict[JobSpec, tuple[str, ...]]:
+    """The profiles that made each of these films; it is read only where a result has its size.
+
+    What lies under a result's name and has its size is taken for it: a library that was replaced is
+    not read again whenever it is submitted.
     """
 
-    def read(reader: Reader) -> tuple[dict[str, Job], int]:
-        found = ((job, reader.job_of_output(job.owner, job.output)) for job in made.jobs)
-        queued = {j.id: other for j, other in found if other is not None and not other.is_final}
-        return queued, reader.schema()
+    def by_name(reader: Reader) -> list[tuple[str | None, bool]]:
+        return [
+            (
+                reader.result_at(job.owner, job.source, job.source_bytes),
+                reader.has_results_of(job.source_bytes),
+            )
+            for job in jobs
+        ]
 
-    others, schema = await parts.replica.read(read)
+    known = await parts.replica.read(by_name)
+    found: dict[JobSpec, tuple[str, ...]] = {}
+    for job, (profile, worth_reading) in zip(jobs, known, strict=True):
+        found[job] = () if profile is None else (profile,)
+        if profile is None and worth_reading:
+            # What cannot be read is told when it is planned.
+            with suppress(DarkStreamError):
+                found[job] = await _profiles_of(parts, job, await digest(job.source))
+    return found
+
+
+async def _profiles_of(parts: Parts, job: JobSpec, content: str) -> tuple[str, ...]:
+    return await parts.replica.read(lambda r: r.result_profiles(job.source_bytes, content))
+
+
+async def _without_queued(parts: Parts, made: Submission) -> Submission:
+    """Films whose output another job is about to write are told, and hold up nobody else."""
+
+    def writers(reader: Reader) -> dict[str, Job]:
+        found = ((job, reader.job_of_output(job.owner, job.output)) for job in made.jobs)
+        return {job.id: other for job, other in found if other is not None and not other.is_final}
+
+    others = await parts.replica.read(writers)
     faults = [
         PathFault(
             path=job.source,
@@ -62,7 +137,7 @@ async def _without_queued(parts: Parts, made: Submission) -> tuple[Submission, i
         for job in made.jobs
         if job.id in others
     ]
-    return _left(made, set(others), faults), schema
+    return _left(made, set(others), faults)
 
 
 async def _without_converted(parts: Parts, made: Submission, digest: Digest) -> Submission:

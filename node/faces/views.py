@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ledger.jobs import Attempt, Job, Task
+from ledger.placing import labels_in, nodes_in
 from ledger.queries import Reader
 from node.gateway.models import (
     AttemptInfo,
@@ -89,6 +90,8 @@ def job_detail(
         ],
         waiting=list(waiting),
         why_waiting="; ".join(waiting),
+        needs=labels_in(job.place),
+        on=[names.get(node, node) for node in nodes_in(job.place)],
     )
 
 

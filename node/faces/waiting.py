@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger.jobs import Job
-from ledger.scheduler import explain, explain_lease, find
-from ledger.scheduler_view import SchedulerView
+from ledger.scheduler import PLANNED_AHEAD_MAX, explain, explain_lease, find
+from ledger.scheduler_view import SchedulerView, TaskView
 
 _WAITS: Final = frozenset({"queued", "planning", "waiting", "running"})
 _OWNERS_TURN: Final = frozenset({"queued", "planning", "verifying", "publishing"})
@@ -38,14 +38,25 @@ def reasons(job: Job, seen: Seen) -> list[str]:
     if job.state == "planning":
         return found or [f"its owner {seen.owner} reads and plans it now"]
     if not job.planned:
-        return found + _unplanned(seen)
+        return found + _unplanned(job, seen)
     task = find(seen.view.tasks, job.id)
     if task is not None:
         return found + explain(seen.view, task, seen.now_ms)
     return found or ["more tasks than one round looks at come first"]
 
 
-def _unplanned(seen: Seen) -> list[str]:
+def _unplanned(job: Job, seen: Seen) -> list[str]:
+    alike = [task for task in seen.view.tasks if _is_alike(task, job)]
+    if len(alike) >= PLANNED_AHEAD_MAX:
+        # It is not planned while these wait: what they wait for is what it waits for.
+        first = f"{len(alike)} tasks that ask for the same wait before it, the first because"
+        return [f"{first}: {'; '.join(explain(seen.view, alike[0], seen.now_ms))}"]
     if seen.first:
         return [f"its owner {seen.owner} plans {seen.first} other films first"]
     return [f"its owner {seen.owner} has not planned it yet"]
+
+
+def _is_alike(task: TaskView, job: Job) -> bool:
+    """Whether an owner plans no more of these while many of those wait."""
+    theirs = task.owner, task.tenant, task.profile, task.place
+    return theirs == (job.owner, job.tenant, job.profile, job.place)

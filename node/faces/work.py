@@ -10,7 +10,7 @@ from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import ConflictError, NotFoundError
 from mesh.ids import NodeId, sortable_id
-from node.faces import watching
+from node.faces import tenants, watching
 from node.faces.feed import names_of
 from node.faces.history import job_history, stats_of
 from node.faces.mesh_view import Parts
@@ -22,7 +22,11 @@ from node.gateway.work_models import (
     NodeWork,
     OrderInfo,
     Released,
+    RemoveTenantRequest,
     Stats,
+    TenantInfo,
+    TenantRequest,
+    Tenants,
     Unchanged,
     Watches,
     WatchInfo,
@@ -159,6 +163,9 @@ class Work:
             busy_percent=request.busy_percent,
             nice=request.nice,
             threads=request.threads,
+            gpu_percent=request.gpu_percent,
+            memory_mib=request.memory_mib,
+            labels=None if request.labels is None else tuple(request.labels),
         )
         answer = await parts.requests.call(
             NodeId(node), METHOD, WORKING.encode(wanted), timeout_s=WORK_S
@@ -175,6 +182,9 @@ class Work:
             threads=held.threads,
             closed=held.closed,
             running=held.running,
+            gpu_percent=held.gpu_percent,
+            memory_mib=held.memory_mib,
+            labels=list(held.labels),
         )
 
     async def release(self, name: str, by: str) -> Released:
@@ -183,6 +193,20 @@ class Work:
         node, shown = await parts.replica.read(lambda reader: _node(reader, name))
         await parts.proposer.commit(ReleaseNode(node=node, by=by), cause=f"release {name}")
         return Released(id=node, name=shown)
+
+    # --- tenants --------------------------------------------------------------------------------
+
+    async def tenants(self) -> Tenants:
+        """Tenants of whom something is said."""
+        return await tenants.listed(self._member())
+
+    async def put_tenant(self, request: TenantRequest) -> TenantInfo:
+        """A tenant's share and quota from now on."""
+        return await tenants.put(self._member(), request, self._name)
+
+    async def remove_tenant(self, request: RemoveTenantRequest) -> TenantInfo:
+        """Nothing is said of it any more."""
+        return await tenants.remove(self._member(), request, self._name)
 
 
 def _named(reader: Reader, ids: Sequence[str]) -> list[Job]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.jobs import JobState
+from ledger.placing import LABEL, LABELS_MAX
 
 PATHS_PER_SUBMIT_MAX = 1_000
 """Paths in one request: one command of the ledger carries as many jobs."""
@@ -23,11 +24,13 @@ TOKEN_USES_MAX = 1_000
 TOKEN_TTL_S_MAX = 30 * 24 * 3_600
 """Thirty days: an invitation that lives longer is a password."""
 PRIORITY_MAX = 100
+NODES_ASKED_MAX = 64
 
 Phase = Literal["hashing", "fetching", "encoding", "verifying", "returning", "publishing"]
 EventKind = Literal["job", "progress", "node", "mesh", "gap"]
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX)]
+Label = Annotated[str, Field(pattern=LABEL)]
 PathText = Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX, pattern=r"^[^\x00]+$")]
 
 
@@ -161,6 +164,10 @@ class JobDetail(JobSummary):
     tasks: list[TaskInfo] = Field(default_factory=list[TaskInfo])
     waiting: list[str] = Field(default_factory=list[str])
     why_waiting: str = ""
+    needs: list[str] = Field(default_factory=list[str])
+    """Labels that a node has to have."""
+    on: list[str] = Field(default_factory=list[str])
+    """Nodes that may work on it; none: any."""
 
 
 class JobsPage(Answer):
@@ -206,6 +213,8 @@ class NodeInfo(Answer):
     slots_busy: int = 0
     closed: str = ""
     """Why it takes no new work now."""
+    labels: list[str] = Field(default_factory=list[str])
+    """What its owner says of it; jobs can ask for it."""
     cpus: int = 0
     platform: str = ""
     version: str = ""
@@ -312,6 +321,10 @@ class SubmitRequest(Question):
     tenant: str = Field(default="", max_length=NAME_CHARS_MAX)
     split: bool = True
     dry_run: bool = False
+    needs: list[Label] = Field(default_factory=list[Label], max_length=LABELS_MAX)
+    """Labels that a node has to have, all of them, to work on these jobs."""
+    on: list[Name] = Field(default_factory=list[Name], max_length=NODES_ASKED_MAX)
+    """Names or ids of the nodes that may work on them; none: any node."""
     once: bool = False
     """Films whose content was converted with this profile already, or waits to be, are left out."""
 
@@ -346,6 +359,8 @@ class SubmitResult(Answer):
 
     jobs: list[Submitted]
     faults: list[PathFault]
+    results: int = 0
+    """Results of this mesh that a search met and left out."""
     dry_run: bool = False
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ledger.jobs import JobState
-from ledger.orders import ORDERED_PER_COMMAND_MAX
+from ledger.orders import ORDERED_PER_COMMAND_MAX, SHARE_MAX
+from ledger.placing import LABELS_MAX
 from mesh.limits import RATE_BYTES_S_MAX
 from node.gateway.models import (
     NAME_CHARS_MAX,
@@ -16,6 +17,7 @@ from node.gateway.models import (
     PRIORITY_MAX,
     Answer,
     AttemptInfo,
+    Label,
     Name,
     Question,
     SubmitRequest,
@@ -23,7 +25,7 @@ from node.gateway.models import (
 from node.settings.config import SLOTS_MAX
 from node.work.hours import RANGES_MAX
 from node.work.watch_rules import Filters
-from node.work.working import FINISH_S_MAX, NICE_MAX, THREADS_MAX
+from node.work.working import FINISH_S_MAX, MEMORY_MIB_MAX, NICE_MAX, THREADS_MAX
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=NAME_CHARS_MAX)]
@@ -128,6 +130,10 @@ class WorkRequest(Question):
     busy_percent: int | None = Field(default=None, ge=-1, le=100)
     nice: int | None = Field(default=None, ge=-1, le=NICE_MAX)
     threads: int | None = Field(default=None, ge=-1, le=THREADS_MAX)
+    gpu_percent: int | None = Field(default=None, ge=-1, le=100)
+    memory_mib: int | None = Field(default=None, ge=-1, le=MEMORY_MIB_MAX)
+    labels: list[Label] | None = Field(default=None, min_length=1, max_length=LABELS_MAX)
+    """All of its labels from now on; `["none"]`: none, `["default"]`: as configured."""
 
 
 class NodeWork(Answer):
@@ -143,6 +149,9 @@ class NodeWork(Answer):
     threads: int
     closed: str
     running: int
+    gpu_percent: int = 0
+    memory_mib: int = 0
+    labels: list[str] = Field(default_factory=list[str])
 
 
 class Released(Answer):
@@ -224,3 +233,33 @@ class Stats(Answer):
     nodes: list[DoneLine]
     profiles: list[DoneLine]
     days: list[DoneLine]
+
+
+class TenantInfo(Answer):
+    """What is said of a tenant; of others: a share of 1 and any number of slots."""
+
+    name: str
+    share: int
+    slots: int | None
+    """Tasks that it has running at once at most; null: any number."""
+
+
+class Tenants(Answer):
+    """Tenants of whom something is said, by name."""
+
+    tenants: list[TenantInfo]
+
+
+class TenantRequest(Question):
+    """What is to hold of a tenant; absent: as it is.  An empty name is who names no tenant."""
+
+    name: Text
+    share: int | None = Field(default=None, ge=1, le=SHARE_MAX)
+    slots: int | None = Field(default=None, ge=-1, le=1 << 31)
+    """-1: any number."""
+
+
+class RemoveTenantRequest(Question):
+    """Whom nothing is to be said of any more."""
+
+    name: Text

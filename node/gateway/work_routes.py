@@ -13,7 +13,11 @@ from node.gateway.work_models import (
     NodeWork,
     OrderInfo,
     Released,
+    RemoveTenantRequest,
     Stats,
+    TenantInfo,
+    TenantRequest,
+    Tenants,
     Watches,
     WatchInfo,
     WatchRequest,
@@ -74,3 +78,18 @@ def add_work_routes(
     async def release(name: _Name) -> Released:
         """Gives a node work again that was quarantined for its failures, by name or id."""
         return await work().release(name, "a person")
+
+    @app.get(f"{api}/tenants", responses=errors)
+    async def tenants() -> Tenants:
+        """Tenants of whom something is said: shares and quotas."""
+        return await work().tenants()
+
+    @app.post(f"{api}/tenants", responses=errors)
+    async def put_tenant(request: TenantRequest) -> TenantInfo:
+        """Gives a tenant a share and a quota."""
+        return await work().put_tenant(request)
+
+    @app.post(f"{api}/tenants/remove", responses=errors)
+    async def remove_tenant(request: RemoveTenantRequest) -> TenantInfo:
+        """Says nothing of a tenant any more; its jobs go on."""
+        return await work().remove_tenant(request)

@@ -9,7 +9,11 @@ from node.gateway.work_models import (
     NodeWork,
     OrderInfo,
     Released,
+    RemoveTenantRequest,
     Stats,
+    TenantInfo,
+    TenantRequest,
+    Tenants,
     Watches,
     WatchInfo,
     WatchRequest,
@@ -57,4 +61,16 @@ class WorkService(Protocol):
 
     async def release(self, name: str, by: str) -> Released:
         """Gives a quarantined node work again.  Raises `NotFoundError`."""
+        ...
+
+    async def tenants(self) -> Tenants:
+        """Tenants of whom something is said."""
+        ...
+
+    async def put_tenant(self, request: TenantRequest) -> TenantInfo:
+        """A tenant's share and quota from now on."""
+        ...
+
+    async def remove_tenant(self, request: RemoveTenantRequest) -> TenantInfo:
+        """Nothing is said of it any more; what was.  Raises `NotFoundError`."""
         ...

@@ -6,7 +6,7 @@ a hostile file can hang, crash or bloat only the child.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from node.media.progress import FFmpegProgress
 from node.media.stderr_log import StderrSummary
@@ -43,6 +43,25 @@ class SupportsPath(Protocol):
 
 
 AnyPath = str | SupportsPath
+HELD: Final = "/proc/self/fd/"
+"""Linux: a file that a process holds open, under its number; opened anew there, whatever its name leads to now."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A file that this process holds open; a child inherits it and opens that very file, each time from its start."""
+
+    descriptor: int
+
+    def __fspath__(self) -> str:
+        return f"{HELD}{self.descriptor}"
+
+
+def held_in(command: Sequence[str]) -> tuple[int, ...]:
+    """The descriptors of held files that a command names."""
+    words = (word.removeprefix("file:") for word in command)
+    numbers = {word.removeprefix(HELD) for word in words if word.startswith(HELD)}
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,24 +5,35 @@ Composed of pure decisions and one port, the runner of child processes.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Final
 
-from node.media.child import GIB, MINUTE_MS, AnyPath, ChildRunner, Limits, OnProgress, RunResult
+from node.media.child import (
+    GIB,
+    MINUTE_MS,
+    AnyPath,
+    ChildRunner,
+    Limits,
+    OnProgress,
+    RunResult,
+    text_of,
+)
 from node.media.command import command_line, decode_command, decode_parts_command
-from node.media.errors import MediaError
+from node.media.devices import Devices
+from node.media.errors import BadResultError, MediaError
 from node.media.ffmpeg_binary import FFmpegBinary
 from node.media.judge import (
     ResultFacts,
+    TimesFound,
     Verdict,
     judge_decode,
     judge_decode_end,
     judge_packets,
     judge_result,
     judge_run,
+    judge_times,
 )
 from node.media.plan import EncodePlan, plan_whole
-from node.media.probe import Probe, probe_file
+from node.media.probe import Probe, probe_file, probe_limits
 from node.media.profiles import Profile
 from node.media.quality import require_quality
 from node.media.stderr_log import StderrSummary
@@ -38,6 +49,8 @@ OUTPUT_PER_SOURCE: Final = 20
 SEAM_US: Final = 400_000
 """What is decoded behind a seam: ten frames; each part begins with a keyframe."""
 DECODE_MEMORY_BYTES: Final = 8 * GIB
+TIMES_JSON_BYTES_MAX: Final = 4 << 10
+"""Seven numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +97,13 @@ class Media:
         stall_ms: int = STALL_MS,
         devices: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        """`devices` are those of each encoder that needs one named; they take turns."""
+        """`devices` are those of each encoder that needs one named."""
         self.runner = runner
         self.ffmpeg = ffmpeg
         self.encoders = encoders
         self.python = python
         self.stall_ms = stall_ms
-        self._turns = {name: cycle(places) for name, places in (devices or {}).items()}
-
-    def device_for(self, encoder: str) -> str:
-        """The device whose turn it is; "" where the encoder has only one."""
-        turns = self._turns.get(encoder)
-        return next(turns) if turns is not None else ""
+        self._devices = Devices(devices or {})
 
     async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
         """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
@@ -120,14 +128,30 @@ class Media:
         lies at `output` then.  Cancelling kills FFmpeg and everything it started before it returns.
         """
         plan = plan_whole(probe, profile, self.encoders.difference(without))
-        device = self.device_for(plan.encoder)
-        command = command_line(
-            plan, self.ffmpeg.path, source, output, threads=threads, device=device
-        )
-        made = await self.make(
-            command, output, plan, on_progress=on_progress, on_verify=on_verify, threads=threads
-        )
+        with self._devices.lent(plan.encoder) as device:
+            command = command_line(
+                plan, self.ffmpeg.path, source, output, threads=threads, device=device
+            )
+            report = await self.run_judged(command, output, plan, on_progress)
+        made = await self.prove(output, plan, report, on_verify or _ignore, threads)
+        made = await self.timed(made, source, output, plan, how=probe.frames_by)
         return await self.looked_at(made, source, output, plan, profile)
+
+    async def timed(
+        self, made: Converted, source: AnyPath, output: AnyPath, plan: EncodePlan, *, how: str
+    ) -> Converted:
+        """The result, if each frame keeps its time; `how` the source's are read.  Raises `ConversionError`.
+
+        Span and number do not tell: of a flipped bit in a table of times FFmpeg made frames 160 ms off.
+        """
+        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how)
+        limits = replace(probe_limits(plan.source_bytes), stdout_bytes=TIMES_JSON_BYTES_MAX)
+        run = await self.runner.run((self.python, *words), limits=limits)
+        report = replace(made.report, verify_ms=made.report.verify_ms + run.duration_ms)
+        verdict = times_verdict(run, plan)
+        if not verdict.ok:
+            raise ConversionError(verdict.error(), report)
+        return replace(made, report=report)
 
     async def looked_at(
         self,
@@ -161,12 +185,16 @@ class Media:
         on_verify: OnProgress | None = None,
         threads: int = 0,
         sliced: bool = False,
+        silent_ms: int = 0,
     ) -> Converted:
         """Runs the command that makes `output`, and proves that it is what was planned.
 
+        `silent_ms`: how long it may read on top of the stall limit before its first frame is due.
         Raises `ConversionError`.  Cancelling kills FFmpeg and everything it started.
         """
-        report = await self.run_judged(command, output, plan, on_progress, sliced=sliced)
+        report = await self.run_judged(
+            command, output, plan, on_progress, sliced=sliced, silent_ms=silent_ms
+        )
         return await self.prove(output, plan, report, on_verify or _ignore, threads)
 
     async def run_judged(
@@ -177,9 +205,11 @@ class Media:
         on_progress: OnProgress,
         *,
         sliced: bool = False,
+        silent_ms: int = 0,
     ) -> RunReport:
         """Runs the command; the first half of a proof.  Raises `ConversionError`."""
         limits = self.encode_limits(plan, output)
+        limits = replace(limits, stall_ms=self.stall_ms + silent_ms)
         if plan.smaller:  # what follows would be thrown away
             limits = replace(limits, output_bytes=plan.source_bytes)
         run = await self.runner.run(command, limits=limits, on_progress=on_progress)
@@ -293,6 +323,22 @@ class Media:
         )
 
 
+def times_verdict(run: RunResult, plan: EncodePlan) -> Verdict:
+    """What the child that compares times found; a reader that broke down proves nothing."""
+    try:
+        if not run.ok:
+            raise ValueError(run.reason)
+        found = TimesFound.model_validate_json(run.stdout)
+    except ValueError as error:
+        what = f"comparing its frames' times failed: {str(error)[:200]}"
+        return _refused(BadResultError.code, what)
+    return judge_times(found, plan)
+
+
+def _refused(code: str, what: str) -> Verdict:
+    return Verdict(ok=False, code=code, what=what, todo="retry the job")
+
+
 def _verified(report: RunReport, decode: RunResult) -> RunReport:
     return RunReport(
         command_line=report.command_line,
@@ -312,12 +358,7 @@ def _joined(tail: str, decode: StderrSummary) -> str:
 
 
 def _unreadable(error: MediaError) -> Verdict:
-    return Verdict(
-        ok=False,
-        code="result_damaged",
-        what=f"the result cannot be read: {error.what}",
-        todo="retry the job",
-    )
+    return _refused("result_damaged", f"the result cannot be read: {error.what}")
 
 
 def _ignore(_: object) -> None:

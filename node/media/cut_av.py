@@ -20,6 +20,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from node.media.h264 import is_idr
 from node.media.index import DISCARD, KEY, PacketIndex, index_from_bytes, table_of
 from node.media.probe_av import FaultError, answered, check_file, main_stream, open_film
 from node.media.retime import dts_of
@@ -51,12 +52,19 @@ def read_index(path: str) -> tuple[PacketIndex, str]:
                 size=packet.size,
                 key=packet.is_keyframe,
                 discard=packet.is_discard,
+                fresh=packet.is_keyframe and is_fresh(stream, packet),
             )
             at = float((packet.pts or 0) * base)
             if packet.is_keyframe and (not shapes or abs(at - looked) >= LOOK_S):
                 shapes |= shapes_of(stream, packet)
                 looked = at
     return index, CHANGES if len(shapes) > 1 else ""
+
+
+def is_fresh(stream: VideoStream, packet: "Packet[Any]") -> bool:
+    """Whether decoding may begin at this keyframe: other codecs than H.264 mark none that are less."""
+    context = stream.codec_context
+    return context.name != "h264" or is_idr(bytes(packet), context.extradata or b"")
 
 
 def shapes_of(stream: VideoStream, packet: "Packet[Any]") -> set[Shape]:

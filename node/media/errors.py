@@ -123,10 +123,14 @@ class OutOfMemoryError(EncoderUnavailableError):
     code = "out_of_memory"
 
 
-class WorkDiskFullError(EncoderUnavailableError):
-    """The disk on which the node works is full. Free some space on it; meanwhile another node may take over."""
+class WorkDiskFullError(MediaError):
+    """The disk on which the node works is full. Free some space on it; meanwhile a node with more room may take over."""
 
     code = "work_disk_full"
+    failure = (
+        "transient"  # the disk may be free tomorrow; until then the scheduler asks for more of it
+    )
+    retry = "here"
 
 
 class HdrLostError(EncoderUnavailableError):

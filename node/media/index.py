@@ -20,6 +20,8 @@ MISSING: Final = -(1 << 63)
 """Stands for a time that the container does not tell."""
 KEY: Final = 1
 DISCARD: Final = 2
+FRESH: Final = 4
+"""A keyframe behind which nothing refers to what is stored before it."""
 PACKETS_MAX: Final = 8_000_000
 """Thirty-seven hours at 60 frames a second; 200 MB of index. Longer films are done whole."""
 CUTS_MAX: Final = 20_000
@@ -48,14 +50,22 @@ class PacketIndex:
     flags: bytearray = field(default_factory=bytearray)
 
     def add(
-        self, *, pts: int | None, dts: int | None, pos: int, size: int, key: bool, discard: bool
+        self,
+        *,
+        pts: int | None,
+        dts: int | None,
+        pos: int,
+        size: int,
+        key: bool,
+        discard: bool,
+        fresh: bool = False,
     ) -> None:
         """The next packet in decode order."""
         self.pts.append(MISSING if pts is None else pts)
         self.dts.append(MISSING if dts is None else dts)
         self.pos.append(pos)
         self.size.append(size)
-        self.flags.append(KEY * key | DISCARD * discard)
+        self.flags.append(KEY * key | DISCARD * discard | FRESH * fresh)
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -124,11 +134,11 @@ class Cut(_Strict):
     last: int
     """When the last of those is presented; for the film's beginning its own time."""
     first: int
-    """Decode position from which its chunk is decoded: two keyframes back."""
+    """Decode position from which its chunk is decoded: the keyframe itself where its group is closed, else the one before it."""
     base: int
     """Time of the slice's zero, when a slice begins at `first`; in the film's time base."""
     end: int
-    """Decode position behind all that a chunk which ends here needs: the keyframe after the cut."""
+    """Decode position behind all that a chunk which ends here needs: the keyframe itself where its group is closed, else the one after it."""
     first_bytes: int
     """Bytes of all packets before `first`."""
     end_bytes: int
@@ -230,11 +240,13 @@ def _cuts(index: PacketIndex, contract: "array[int]", depth: int) -> list[Cut]:
         shown = rank < len(contract) and contract[rank] == pts
         if not shown or (cuts and pts - cuts[-1].pts < gap):
             continue
-        end = keys[number + 1] if number + 1 < len(keys) else len(index)
+        # A closed group: nothing behind its keyframe refers to or is shown before what lies before it.
+        closed = bool(index.flags[at] & FRESH) and lowest[at] >= pts
+        end = at if closed else keys[number + 1] if number + 1 < len(keys) else len(index)
         # Every frame that is shown before the cut must lie before `end`, or the chunk would lack it.
         if lowest[end] < pts:
             continue
-        first = keys[max(0, number - 1)]
+        first = at if closed else keys[max(0, number - 1)]
         # The two earliest pictures of a slice lie no deeper in it than the reordering reaches.
         early = sorted(index.pts[first : first + depth + 2])
         cuts.append(

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from node.media.index import index_from_bytes
 from node.media.probe_av import FaultError, answered, main_stream, open_film
-from node.media.retime import dts_of, ranks_of, reorder_depth
+from node.media.retime import compare_times, dts_of, in_order, ranks_of, reorder_depth
 
 JOIN_PACKETS_MAX = 8_000_000
 IN_MOV = frozenset({"h264", "hevc", "prores"})
@@ -129,26 +129,21 @@ def duration(shown: "array[int]", rank: int) -> int:
     return shown[rank + 1] - shown[rank]
 
 
-def compare_times(index_file: str, result: str) -> dict[str, Any]:
-    """The largest distance of a frame's time from the contract, both counted from the first frame."""
+def times_apart(index_file: str, result: str) -> dict[str, Any]:
+    """How far the frames of a result are from the contract, and a digest of its packets."""
     index = index_from_bytes(Path(index_file).read_bytes())
-    contract = index.contract()
     unit = Fraction(*index.time_base)
+    packets = Packets()
     with open_film(result) as film:
         base = moving(film).time_base
     assert base is not None
-    packets = Packets()
-    times = sorted(times_in(result, packets))
-    off = max(
-        (
-            abs((made - times[0]) * base - (wanted - contract[0]) * unit)
-            for made, wanted in zip(times, contract, strict=False)
-        ),
-        default=Fraction(0),
-    )
+    times = times_in(result, packets)
+    apart = compare_times(in_order(times), base, index.contract(), unit)
     return {
-        "frames": len(times),
-        "off_us": float(off * 1_000_000),
+        "frames": apart.frames,
+        "wanted": apart.wanted,
+        "off_us": float(apart.off * 1_000_000),
+        "at": apart.at,
         "tick_us": float(max(base, unit) * 1_000_000),
         "packets": packets.digest(),
     }
@@ -160,7 +155,7 @@ def run(words: list[str]) -> dict[str, Any]:
         case ["join", index_file, target, *chunks]:
             return join(index_file, target, chunks)
         case ["times", index_file, result]:
-            return compare_times(index_file, result)
+            return times_apart(index_file, result)
         case _:
             raise SystemExit(2)
 

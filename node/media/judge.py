@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from node.media.child import RunResult
 from node.media.errors import (
     ERRORS,
+    BadResultError,
     DamagedSourceError,
     DecodeFailedError,
     DurationError,
@@ -43,6 +44,8 @@ SOUND_SLACK_US: Final = 200_000
 SYNC_SLACK_US: Final = 100_000
 """Beyond 45 to 125 ms people see that sound and lips part (ITU-R BT.1359)."""
 ASPECT_PERMILLE: Final = 10
+TIMES_OFF_TICKS_MAX: Final = 1.001
+"""A frame's time may differ by one tick of the coarser clock; the rest is floating point."""
 KILL_SIGNALS: Final = frozenset({9, 15, 2})
 
 
@@ -65,6 +68,27 @@ class ResultFacts(BaseModel):
     def to_json(self) -> str:
         """What the ledger keeps."""
         return self.model_dump_json()
+
+
+class TimesFound(BaseModel):
+    """How far the frames of a result are from their times in the source, as a child measured it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    timeless: bool = False
+    """Frames of the source tell no time: nothing was compared."""
+    frames: int = 0
+    wanted: int = 0
+    off_us: float = 0.0
+    at: int = 0
+    """The number of the frame that is farthest off."""
+    tick_us: float = 0.0
+    """Of the coarser clock of both."""
+    fault: str = ""
+    code: str = ""
+    """Of `fault`: why nothing could be compared."""
+    contradictions: int = 0
+    """Times of the source that cannot be: shown before it is decoded, or two frames at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +225,24 @@ def judge_result(result: Probe, plan: EncodePlan) -> Verdict:
         if fault is not None:
             return Verdict(ok=False, code=fault.code, what=fault.what, todo=fault.todo, facts=facts)
     return Verdict(ok=True, facts=facts)
+
+
+def judge_times(found: TimesFound, plan: EncodePlan) -> Verdict:
+    """Whether each frame is shown when the source shows it, within a tick of the coarser clock."""
+    if found.fault:
+        return _no(ERRORS.get(found.code, BadResultError), found.fault, "retry the job")
+    if found.timeless:
+        return Verdict(ok=True)
+    if not found.frames == found.wanted == plan.frames:
+        return _frames(found.frames, plan, "in the result")
+    if found.off_us <= found.tick_us * TIMES_OFF_TICKS_MAX:
+        return Verdict(ok=True)
+    what = f"frame {found.at} of the result is {found.off_us / 1000:.2f} ms away from its time"
+    if found.contradictions:
+        # What a player makes of such a table is its own guess, and FFmpeg's is as good as any.
+        told = f"the source is damaged: {found.contradictions} of its frames' times contradict each other; {what}"
+        return _no(DamagedSourceError, told, _MEND)
+    return _no(DurationError, what, "report this film: its times cannot be kept")
 
 
 def judge_packets(delivered: Probe, plan: EncodePlan, claimed: ResultFacts) -> Verdict:

@@ -22,15 +22,13 @@ from node.media.encoders import needs
 from node.media.errors import (
     ERRORS,
     BadResultError,
-    DurationError,
     EncodeFailedError,
     EncoderUnavailableError,
-    MediaError,
     ProbeLimitError,
     WorkDiskFullError,
 )
 from node.media.index import CutTable
-from node.media.judge import ResultFacts, Verdict, judge_end
+from node.media.judge import ResultFacts, TimesFound, Verdict, judge_end, judge_times
 from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe, probe_limits
 from node.media.profiles import Profile
@@ -48,8 +46,6 @@ COPY_BYTES_PER_MS: Final = 1_000
 CHILD_MEMORY_BYTES: Final = 4 * GIB
 SEAMS_MAX: Final = 16
 """Seams that are decoded: a tenth of a second each; all packets were compared."""
-TIMES_OFF_TICKS_MAX: Final = 1.001
-"""A frame's time may differ by one tick of the coarser clock; the rest is floating point."""
 _TABLE = TypeAdapter(CutTable)
 _SAID = TypeAdapter(dict[str, Any])
 
@@ -136,15 +132,21 @@ class Pieces:
         on_progress: OnProgress,
         on_verify: OnProgress | None = None,
         threads: int = 0,
+        from_film: bool = False,
     ) -> Converted:
-        """Encodes one slice, and proves that it holds exactly the chunk's frames.  As `Media.convert`."""
+        """Encodes one slice, and proves that it holds exactly the chunk's frames.  As `Media.convert`.
+
+        `from_film`: `piece` is the film itself, which is decoded from its beginning.
+        """
         media = self._media
         if film.encoder not in media.encoders:
             raise EncoderUnavailableError(
                 f"{film.encoder}, which makes the other chunks, does not work on this node",
                 "see `mesh-node detect`",
             )
-        plan = chunk_plan(film.plan, film.split, film.split.chunks[number], film.probe)
+        plan = chunk_plan(
+            film.plan, film.split, film.split.chunks[number], film.probe, from_film=from_film
+        )
         command = command_line(plan, media.ffmpeg.path, piece, output, threads=threads, exact=True)
         return await media.make(
             command,
@@ -153,7 +155,8 @@ class Pieces:
             on_progress=on_progress,
             on_verify=on_verify,
             threads=threads,
-            sliced=True,
+            sliced=not from_film,
+            silent_ms=film.probe.duration_ms if from_film else 0,
         )
 
     async def check_chunk(
@@ -203,10 +206,11 @@ class Pieces:
         command = assembly_command(plan, film.split, parts, ffmpeg=media.ffmpeg.path, output=output)
         report = await media.run_judged(command, output, plan, on_progress)
         found = await self._said("join_av", ("times", text_of(parts.index), text_of(output)), 0)
-        fault = _time_fault(found, plan)
-        if fault is not None:
-            raise ConversionError(fault, report)
-        if found["packets"] == joined["packets"]:
+        copied = found.pop("packets") == joined["packets"]
+        verdict = judge_times(TimesFound.model_validate(found), plan)
+        if not verdict.ok:
+            raise ConversionError(verdict.error(), report)
+        if copied:
             # Each chunk was decoded whole by its worker; what must still be proven is what is new.
             made = await media.prove_copied(output, plan, report, seams_us(film.split))
         else:
@@ -243,16 +247,6 @@ class Pieces:
     async def _child(self, module: str, words: Sequence[str], limits: Limits) -> RunResult:
         command = (self._media.python, "-P", "-m", f"node.media.{module}", *words)
         return await self._media.runner.run(command, limits=limits)
-
-
-def _time_fault(found: dict[str, Any], plan: EncodePlan) -> MediaError | None:
-    near = found["off_us"] <= found["tick_us"] * TIMES_OFF_TICKS_MAX
-    if found["frames"] == plan.frames and near:
-        return None
-    return DurationError(
-        f"a frame of the result is {found['off_us'] / 1000:.2f} ms away from its time in the source",
-        "retry the job with --no-split, and report this film",
-    )
 
 
 def seams_us(split: SplitPlan) -> tuple[int, ...]:

@@ -12,20 +12,25 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, Protocol
+
+import structlog
 
 from mesh.clock import monotonic_ms
 from node.media.child import (
     DISK_RESERVE_BYTES,
     DISK_RESERVE_PART,
+    HELD,
     STDOUT_BYTES_PER_S,
     Limits,
     OnProgress,
     Reason,
     RunResult,
+    held_in,
     text_of,
 )
 from node.media.progress import FFmpegProgress, ProgressParser
@@ -43,6 +48,8 @@ LAUNCHER: Final = Path(__file__).with_name("launch_posix.py")
 _PRIVATE: Final = ("DARKSTREAM_", "FFREPORT", "AV_LOG_FORCE", "AWS_CA_BUNDLE")
 """Not for children: our secrets, variables that make FFmpeg write elsewhere, and one with which
 litestream 0.5 cannot start (it reads SSL_CERT_FILE)."""
+
+_log = structlog.get_logger("media")
 
 
 class _Watch:
@@ -122,6 +129,7 @@ class FFmpegRunner:
         self._nice = nice
         self._silent_ms = silent_ms
         self._still = False
+        self._memory_bytes: int | None = None
         self._encoding: dict[int, _Watch] = {}
         """Process groups that report progress, which the owner of the machine may let stand still."""
 
@@ -141,6 +149,20 @@ class FFmpegRunner:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PGRP, group, nice)
 
+    def use_memory(self, mebibytes: int) -> None:
+        """How much private memory each encoder that begins from now on may have; 0: as its call says.
+
+        Linux only (RLIMIT_DATA): elsewhere no process can be bounded from outside, which is told.
+        """
+        self._memory_bytes = mebibytes << 20 or None
+        if mebibytes and sys.platform != "linux":
+            _log.warning("memory is not limited on this system", asked_mib=mebibytes)
+
+    @property
+    def encoding(self) -> tuple[int, ...]:
+        """Processes that encode now."""
+        return tuple(self._encoding)
+
     async def run(
         self,
         command: Sequence[str],
@@ -149,12 +171,16 @@ class FFmpegRunner:
         on_progress: OnProgress | None = None,
     ) -> RunResult:
         """See `node.media.child.ChildRunner`."""
+        if on_progress is not None and self._memory_bytes is not None:
+            allowed = min(self._memory_bytes, limits.memory_bytes or self._memory_bytes)
+            limits = replace(limits, memory_bytes=allowed)
         watch = _Watch(limits, self._silent_ms)
+        told = _named(command)
         try:
             process = await self._start(command, limits)
         except OSError as error:
             watch.stderr.feed(f"[fatal] cannot start {command[0]}: {error.strerror}".encode())
-            return _result(command, watch, "start", None)
+            return _result(told, watch, "start", None)
         if on_progress is not None:
             self._encoding[process.pid] = watch
             if self._still:
@@ -165,7 +191,7 @@ class FFmpegRunner:
             self._encoding.pop(process.pid, None)
             await _gone(process, watch)
         reason: Reason = watch.over or ("exited" if (process.returncode or 0) >= 0 else "signal")
-        return _result(command, watch, reason, process.returncode)
+        return _result(told, watch, reason, process.returncode)
 
     async def _start(self, command: Sequence[str], limits: Limits) -> "_Child":
         # Cancelled between fork and return, a child would be left without anybody who knows it.
@@ -295,6 +321,7 @@ async def _spawn(command: Sequence[str]) -> _Child:
         stderr=subprocess.PIPE,
         env=env,
         start_new_session=True,
+        pass_fds=held_in(command),
     )
     child = _PosixChild(process)
     await child.listen()
@@ -359,6 +386,20 @@ async def _gone(process: _Child, watch: _Watch) -> None:
         process.close()
     if cancelled:
         raise asyncio.CancelledError
+
+
+def _named(command: Sequence[str]) -> tuple[str, ...]:
+    """The command for people: held files by their names."""
+    names: dict[str, str] = {}
+    for number in held_in(command):
+        with suppress(OSError):
+            names[f"{HELD}{number}"] = str(Path(f"{HELD}{number}").readlink())
+    return tuple(_replaced(word, names) for word in command)
+
+
+def _replaced(word: str, names: Mapping[str, str]) -> str:
+    bare = word.removeprefix("file:")
+    return word if bare not in names else word[: len(word) - len(bare)] + names[bare]
 
 
 def _is_nearly_full(folder: Path) -> bool:

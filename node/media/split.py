@@ -2,7 +2,7 @@
 
 Pure: the same probe, cut table and profile give the same plan.  The recipe is FACTS.md, "Splitting one
 film, exact to the frame": half-open ranges of presentation times that begin at keyframes, each decoded
-from two keyframes back, trimmed by time and counted.
+from the keyframe before (from its own where the group is closed), trimmed by time and counted.
 """
 
 from collections.abc import Sequence
@@ -185,11 +185,14 @@ def _chunk(table: CutTable, number: int, begin: Cut, end: Cut | None) -> Chunk:
     )
 
 
-def chunk_plan(whole: EncodePlan, split: SplitPlan, chunk: Chunk, probe: Probe) -> EncodePlan:
+def chunk_plan(
+    whole: EncodePlan, split: SplitPlan, chunk: Chunk, probe: Probe, *, from_film: bool = False
+) -> EncodePlan:
     """What the worker makes of a slice: the main picture alone, as a Matroska file without sound.
 
     What slices do not carry of the container (pixel shape, colour, rotation) is said by filters; rate
     and headers are fixed, so that every node's encoder writes the same parameter sets.
+    `from_film`: the same chunk of the film itself, decoded from its beginning.
     """
     numerator, denominator = split.time_base
     ticks_us = 1_000_000 * numerator / denominator
@@ -202,29 +205,33 @@ def chunk_plan(whole: EncodePlan, split: SplitPlan, chunk: Chunk, probe: Probe) 
             "streams": (
                 picture.model_copy(
                     update={
-                        "source": 0,
+                        "source": picture.source if from_film else 0,
                         "options": _joinable(picture, probe.video),
                         "duration_us": span_us,
                         "disposition": "",
                     }
                 ),
             ),
-            "filters": (*_trim(split, chunk), *_as_container_says(probe.video), *whole.filters),
+            "filters": (
+                *_trim(split, chunk, 0 if from_film else chunk.base),
+                *_as_container_says(probe.video),
+                *whole.filters,
+            ),
             "frames": chunk.frames,
             "span_us": span_us,
-            "source_bytes": chunk.bytes,
-            "source_ms": round(chunk.span * ticks_us) // 1000,
+            "source_bytes": whole.source_bytes if from_film else chunk.bytes,
+            "source_ms": whole.source_ms if from_film else round(chunk.span * ticks_us) // 1000,
             "notes": (),
             "smaller": False,  # of the film as a whole
         }
     )
 
 
-def _trim(split: SplitPlan, chunk: Chunk) -> tuple[PlannedFilter, ...]:
+def _trim(split: SplitPlan, chunk: Chunk, base: int) -> tuple[PlannedFilter, ...]:
     numerator, denominator = split.time_base
-    bounds = [("start_pts", str(chunk.start - chunk.base))]
+    bounds = [("start_pts", str(chunk.start - base))]
     if chunk.end is not None:
-        bounds.append(("end_pts", str(chunk.end - chunk.base)))
+        bounds.append(("end_pts", str(chunk.end - base)))
     return (
         # The slice's container may count finer than the film; the bounds are the film's ticks.
         PlannedFilter(name="settb", options=(("expr", f"{numerator}/{denominator}"),)),

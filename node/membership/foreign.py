@@ -29,11 +29,10 @@ from ledger.commands import (
     ReleaseLeases,
     ReportNode,
     StartPlanning,
-    SubmitFilms,
-    SubmitJobs,
 )
 from ledger.orders import AddWatch, ForgetJobs, StepSweep
 from ledger.queries import Reader
+from ledger.submissions import SubmitFilms, SubmitJobs
 from mesh.errors import BusyError, NotAllowedError
 from mesh.ids import NodeId, RaftId, node_id_of, node_of
 from mesh.transport import KEY_BYTES

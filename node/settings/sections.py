@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ledger.placing import LABEL, LABELS_MAX
 from node.work.hours import RANGES_MAX, parse_hours
 
 
@@ -49,3 +50,13 @@ class WorkConfig(Section):
     """Threads of one FFmpeg; 0: as many as it likes."""
     busy_percent: int = Field(default=0, ge=0, le=100)
     """While others use more of all processors, FFmpeg stands still and nothing new is taken; 0: never (Linux)."""
+    gpu_percent: int = Field(default=0, ge=0, le=100)
+    """The same for the busiest graphics chip; 0: never (NVIDIA)."""
+    memory_mib: int = Field(default=0, ge=0, le=1 << 24)
+    """Private memory of one FFmpeg at most; 0: as films need, at most 16 GiB (Linux)."""
+    keep_awake: bool = True
+    """Sleep is held off while the node works, where its system knows a way."""
+    labels: Annotated[
+        tuple[Annotated[str, Field(pattern=LABEL)], ...], BeforeValidator(_as_tuple)
+    ] = Field(default=(), max_length=LABELS_MAX)
+    """`["gpu", "attic"]`: what `--needs` of a job can ask for."""

@@ -15,7 +15,10 @@ from node.machine import Machine
 from node.media.profiles import BUILT_IN
 from node.member import MemberNode
 from node.settings.config import Config
-from node.work.films import Allowed, Films
+from node.work.allowed_files import Allowed
+from node.work.awake_wakepy import SystemWakeLock
+from node.work.films import Films
+from node.work.gpu_nvml import GpuUse
 from node.work.keeper import Draining, Keeper
 from node.work.limiting import LIMITS, Limiting, NodeLimits
 from node.work.limits_files import KeptFile
@@ -122,12 +125,21 @@ def keeping_of(
     config: Config, home: Path, machine: Machine, running: Callable[[], int]
 ) -> tuple[Keeper, Working]:
     """Who keeps to the rules, and who holds them; `running` counts attempts."""
-    keeper = Keeper(children=machine.children, used_percent=Usage().percent)
+    children = machine.children
+    keeper = Keeper(
+        children=children,
+        processors=Usage(),
+        gpu=GpuUse(lambda: children.encoding),
+        awake=SystemWakeLock() if config.work.keep_awake else None,
+    )
     configured = ConfiguredWork(
         hours=config.schedule.hours,
         busy_percent=config.work.busy_percent,
         nice=config.work.nice,
         threads=config.work.threads,
+        gpu_percent=config.work.gpu_percent,
+        memory_mib=config.work.memory_mib,
+        labels=config.work.labels,
     )
     store = KeptFile(home / WORK_FILE, WORKING, KeptWork)
     return keeper, Working(store=store, configured=configured, keeper=keeper, running=running)

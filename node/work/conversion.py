@@ -3,25 +3,29 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
+from ledger.commands import TEXT_BYTES_MAX
 from ledger.jobs import Attempt, Job
 from mesh.errors import TransferError
 from node.consensus.proposer import bounded_text
-from node.media.child import OnProgress
+from node.media.child import AnyPath, OnProgress
 from node.media.command import Parts
 from node.media.convert import ConversionError, Converted, Media, RunReport
 from node.media.encoders import FORMS, needs
 from node.media.errors import (
     BadResultError,
+    DamagedSourceError,
     EncodeFailedError,
     EncoderUnavailableError,
+    FrameCountError,
     MediaError,
     StalledError,
-    WorkDiskFullError,
 )
 from node.media.judge import ResultFacts
 from node.media.pieces import Film, Pieces
@@ -37,18 +41,33 @@ from node.work.splitting import job_plan_from_json, number_of
 _log = structlog.get_logger("media")
 
 
+class Shelf(Protocol):
+    """What a task works on, as children may open it."""
+
+    def opened(self, order: Order, source: Path) -> AbstractAsyncContextManager[AnyPath]:
+        """What was fetched for the task."""
+        ...
+
+    def film(self, order: Order, folder: Path) -> AbstractAsyncContextManager[AnyPath]:
+        """All of the film, for a task that was to do with a part."""
+        ...
+
+    async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:
+        """What a film is assembled of, on its owner's node."""
+        ...
+
+
 class MediaConverter:
     """The worker's `Converter`: FFmpeg and the judgement of its result."""
 
     def __init__(
         self,
         media: Callable[[], Awaitable[Media]],
-        parts: Callable[[Order, Path], Awaitable[Parts]],
+        shelf: Shelf,
         threads: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`parts` gives the owner's worker what a film is assembled of."""
         self._media = media
-        self._parts = parts
+        self._shelf = shelf
         self._threads = threads
 
     async def convert(
@@ -68,9 +87,10 @@ class MediaConverter:
 
         watch = Watch(on_progress, lambda block: on_verifying(block.frame))
         try:
-            if order.task.kind == "audio":
-                return await self._sound(order, source, result, watch)
-            converted = await self._picture(order, source, result, watch)
+            async with self._shelf.opened(order, source) as film:
+                if order.task.kind == "audio":
+                    return await self._sound(order, film, result, watch)
+                converted = await self._picture(order, film, result, watch)
         except ConversionError as error:
             kept = _conversion(error.report, "")
             raise AttemptError(error.error, error.error.failure, kept) from None
@@ -78,23 +98,17 @@ class MediaConverter:
             raise AttemptError(error, error.failure) from None
         return _conversion(converted.report, converted.facts.to_json())
 
-    async def _picture(self, order: Order, source: Path, result: Path, watch: "Watch") -> Converted:
+    async def _picture(
+        self, order: Order, source: AnyPath, result: Path, watch: "Watch"
+    ) -> Converted:
         media = await self._media()
         match order.task.kind:
             case "chunk":
-                return await Pieces(media).encode_chunk(
-                    source,
-                    result,
-                    film_of(order.job),
-                    number_of(order.task.id),
-                    on_progress=watch.encoding,
-                    on_verify=watch.verifying,
-                    threads=self._threads(),
-                )
+                return await self._chunk(Pieces(media), order, source, result, watch)
             case "assemble":
                 return await Pieces(media).assemble(
                     film_of(order.job),
-                    await self._parts(order, result.parent),
+                    await self._shelf.parts(order, result.parent, source),
                     result,
                     on_progress=watch.encoding,
                     on_verify=watch.verifying,
@@ -102,8 +116,42 @@ class MediaConverter:
             case _:
                 return await self._whole(media, order, source, result, watch)
 
+    async def _chunk(
+        self, pieces: Pieces, order: Order, source: AnyPath, result: Path, watch: "Watch"
+    ) -> Converted:
+        """A chunk of its slice; where that cannot be decoded, of the film, as one done whole is."""
+        film, number = film_of(order.job), number_of(order.task.id)
+
+        async def encoded(piece: AnyPath, *, from_film: bool) -> Converted:
+            return await pieces.encode_chunk(
+                piece,
+                result,
+                film,
+                number,
+                on_progress=watch.encoding,
+                on_verify=watch.verifying,
+                threads=self._threads(),
+                from_film=from_film,
+            )
+
+        try:
+            return await encoded(source, from_film=False)
+        except ConversionError as error:
+            if not isinstance(error.error, _SLICES_FAULTS):
+                raise
+            why = error.error.what
+        _log.warning("falls back to the whole film", job=order.job.id, chunk=number, reason=why)
+        await asyncio.to_thread(result.unlink, True)
+        told = f"made of the whole film, its slice did not do: {why}\n"
+        try:
+            async with self._shelf.film(order, result.parent) as whole:
+                made = await encoded(whole, from_film=True)
+        except ConversionError as error:
+            raise ConversionError(error.error, _beginning(told, error.report)) from None
+        return replace(made, report=_beginning(told, made.report))
+
     async def _whole(
-        self, media: Media, order: Order, source: Path, result: Path, watch: "Watch"
+        self, media: Media, order: Order, source: AnyPath, result: Path, watch: "Watch"
     ) -> Converted:
         """The film in one piece; where a chip fails, by the next encoder that its profile allows."""
         probe = probe_from_json(order.job.probe_json)
@@ -134,7 +182,9 @@ class MediaConverter:
             else:
                 return replace(made, report=_with_fallbacks(made.report, failed))
 
-    async def _sound(self, order: Order, source: Path, result: Path, watch: "Watch") -> Conversion:
+    async def _sound(
+        self, order: Order, source: AnyPath, result: Path, watch: "Watch"
+    ) -> Conversion:
         pieces = Pieces(await self._media())
         film = film_of(order.job)
         report = await pieces.encode_sound(source, result, film, on_progress=watch.encoding)
@@ -143,23 +193,30 @@ class MediaConverter:
         return _conversion(report, "{}")
 
 
+_SLICES_FAULTS = (DamagedSourceError, FrameCountError)
+"""A slice lacks what stands before it, and its container is not the film's: the film itself may do."""
 _CHIPS_FAULTS = (EncoderUnavailableError, EncodeFailedError, StalledError, BadResultError)
 
 
 def may_fall_back(error: MediaError, encoder: str) -> bool:
     """Whether another encoder may do better: a chip failed, and not the film or the disk."""
     form = FORMS.get(encoder)
-    if form is None or form.family == "CPU" or isinstance(error, WorkDiskFullError):
+    if form is None or form.family == "CPU":
         return False
     return isinstance(error, _CHIPS_FAULTS)
 
 
 def _with_fallbacks(report: RunReport, failed: Mapping[str, str]) -> RunReport:
-    """What was tried before stands first in what is kept of the attempt."""
-    if not failed:
-        return report
     told = "".join(f"fell back from {name}: {what}\n" for name, what in failed.items())
-    return replace(report, stderr_tail=told + report.stderr_tail)
+    return _beginning(told, report)
+
+
+def _beginning(told: str, report: RunReport) -> RunReport:
+    """What was tried before stands first in what is kept of the attempt, which is cut at its beginning."""
+    half = TEXT_BYTES_MAX // 2
+    head, tail = (text.encode("utf-8", "replace") for text in (told, report.stderr_tail))
+    kept = head[:half] + tail[-half:]
+    return replace(report, stderr_tail=kept.decode("utf-8", "ignore"))
 
 
 @dataclass(frozen=True, slots=True)

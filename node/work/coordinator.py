@@ -22,7 +22,14 @@ from ledger.commands import (
 )
 from ledger.planned import planned_tasks
 from ledger.scheduler import decide, with_estimates
-from ledger.scheduler_view import NodeView, SchedulerView, TaskView, Turns, task_view
+from ledger.scheduler_view import (
+    JobFacts,
+    NodeView,
+    SchedulerView,
+    TaskView,
+    Turns,
+    task_view,
+)
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
@@ -34,7 +41,7 @@ from node.membership.voters import Voters
 from node.requests import Requests
 from node.work.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.migration import Migration
-from node.work.standing import Standing
+from node.work.standing import Standing, standing_as
 from node.work.sweeps import Sweeps
 from node.work.worker import HEARTBEAT
 
@@ -196,7 +203,7 @@ class Coordinator:
             if job is None or rest is None or self._driver.news.work.count != rest[0]:
                 return
             tasks = [
-                task_view(task, job.tenant, job.profile, plan.source_bytes)
+                task_view(task, JobFacts(job.tenant, job.profile, plan.source_bytes, job.place))
                 for task in planned_tasks(job, plan)
                 if task.state == "ready"
             ]
@@ -302,17 +309,13 @@ class Coordinator:
 
     def _seen(self, node: NodeView, now_ms: int) -> NodeView:
         own = NodeId(node.node)
-        standing = self._standing(own)
-        closed = node.closed or standing.closed
+        told = standing_as(node, self._standing(own))
+        if not self._driver.is_leader:
+            return told  # it hears no heartbeats, and must not call the others silent
+        closed = told.closed
         if not closed and not self._clock.takes_work(own, now_ms):
             closed = "takes no new work now"
-        return replace(
-            node,
-            alive=self._clock.is_heard(own, now_ms),
-            closed=closed,
-            free_bytes=standing.free_bytes,
-            links={str(sender): speed for sender, speed in standing.links.items()},
-        )
+        return replace(told, alive=self._clock.is_heard(own, now_ms), closed=closed)
 
 
 def _wait(task: TaskView) -> str:

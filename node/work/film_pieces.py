@@ -6,7 +6,8 @@ and the parts (encoded chunks, the sound) until the job is over.  All of it can 
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,12 +16,14 @@ import structlog
 
 from ledger.commands import SINCE, PlanPieces
 from ledger.jobs import Attempt, Job, Task
+from ledger.placing import lacks
 from ledger.queries import Reader
 from mesh.codec import Vocabulary
 from mesh.errors import BusyError, NotAllowedError, PathError, TransferError
 from mesh.ids import NodeId
 from mesh.transfer import Manifest
 from mesh.transfer_files import FileSource, digest_file, make_manifest, require_space
+from node.media.child import AnyPath
 from node.media.command import Parts
 from node.media.convert import Media
 from node.media.errors import FilmChangedError
@@ -92,6 +95,10 @@ class RunInThread(Protocol):
         ...
 
 
+LabelsOf = Callable[[str], Collection[str]]
+"""What a node's owner says of it, by the node's id."""
+
+
 class FilmPieces:
     """What owner and worker do with films in pieces."""
 
@@ -100,17 +107,19 @@ class FilmPieces:
         *,
         own: NodeId,
         folder: Path,
-        source_of: Callable[[Job], Path],
+        opened: Callable[[Job], AbstractAsyncContextManager[AnyPath]],
         kept: Callable[[Attempt], Path],
         reader: Reader,
         media: Callable[[], Awaitable[Media]],
         run: RunInThread,
         bring: Bring,
+        labels_of: LabelsOf,
     ) -> None:
-        """`source_of` gives a job's source if it is still what was planned, `kept` a result of this node."""
+        """`opened` holds a job's source if it is still what was planned, `kept` is a result of this node."""
+        self._labels = labels_of
         self._own = own
         self._folder = folder
-        self._source_of = source_of
+        self._opened = opened
         self._kept = kept
         self._reader = reader
         self._media = media
@@ -128,7 +137,9 @@ class FilmPieces:
 
     # --- planning ---------------------------------------------------------------------------------
 
-    async def plan(self, job: Job, path: Path, probe: Probe, plan: Plan, whole: EncodePlan) -> Plan:
+    async def plan(
+        self, job: Job, path: AnyPath, probe: Probe, plan: Plan, whole: EncodePlan
+    ) -> Plan:
         """The plan with its pieces, or with the reason why it has none."""
         made = await self._split(job, path, probe, plan)
         if isinstance(made, str):
@@ -140,7 +151,7 @@ class FilmPieces:
             tasks=tasks_of(job.id, whole, split, group),
         )
 
-    async def _split(self, job: Job, path: Path, probe: Probe, plan: Plan) -> Any:  # noqa: ANN401 - a pair or a reason
+    async def _split(self, job: Job, path: AnyPath, probe: Probe, plan: Plan) -> Any:  # noqa: ANN401 - a pair or a reason
         if not job.split:
             return "it was asked for"
         if await self._run(lambda _: self._reader.schema()) < SINCE[PlanPieces]:
@@ -149,6 +160,7 @@ class FilmPieces:
             lambda _: (self._reader.nodes(), self._reader.members(), self._reader.speeds())
         )
         own = next((node for node in nodes if node.node == self._own), None)
+        nodes = tuple(n for n in nodes if not any(lacks(job.place, n.node, self._labels(n.node))))
         role = next((member.role for member in members if member.node == self._own), "witness")
         if own is None or own.slots < 1 or role == "witness":
             return "the node that has the film does no work, and it has to put the pieces together"
@@ -242,17 +254,17 @@ class FilmPieces:
 
     async def _cut(self, job: Job, number: int, target: Path) -> None:
         film, pieces = film_of(job), Pieces(await self._media())
-        path = await self._run(lambda _: self._source_of(job))
-        index = await self._index(job, film, path, pieces)
-        await self._run(lambda _: require_space(target.parent, film.split.chunks[number].bytes))
         part = target.with_suffix(".part")
-        try:
-            await pieces.cut(path, index, part, film.split, number)
-            await self._run(lambda _: part.replace(target))
-        finally:
-            await self._run(lambda _: part.unlink(missing_ok=True))
+        async with self._opened(job) as source:
+            index = await self._index(job, film, source, pieces)
+            await self._run(lambda _: require_space(target.parent, film.split.chunks[number].bytes))
+            try:
+                await pieces.cut(source, index, part, film.split, number)
+                await self._run(lambda _: part.replace(target))
+            finally:
+                await self._run(lambda _: part.unlink(missing_ok=True))
 
-    async def _index(self, job: Job, film: Film, path: Path, pieces: Pieces) -> Path:
+    async def _index(self, job: Job, film: Film, path: AnyPath, pieces: Pieces) -> Path:
         """The packet index; read again when it is lost."""
         index = self._index_file(job)
         async with self._indexing.setdefault(job.id, asyncio.Lock()):
@@ -262,7 +274,7 @@ class FilmPieces:
                 if table.contract != film.split.contract:
                     await self._run(lambda _: index.unlink(missing_ok=True))
                     raise FilmChangedError(
-                        f"{path.name} has other frames than when it was planned",
+                        f"{Path(job.source).name} has other frames than when it was planned",
                         "submit it again",
                     )
         return index
@@ -300,12 +312,11 @@ class FilmPieces:
             await self._bring(NodeId(attempt.node), handle, target, expected, on_bytes)
         return target
 
-    async def parts(self, order: Order, folder: Path) -> Parts:
+    async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:
         """Everything that the film is assembled of; parts that were lost are fetched again."""
         job, film = order.job, film_of(order.job)
         pieces = Pieces(await self._media())
-        path = await self._run(lambda _: self._source_of(job))
-        index = await self._index(job, film, path, pieces)
+        index = await self._index(job, film, source, pieces)
         attempts, tasks = await self._run(
             lambda _: (self._reader.attempts(job.id, "kept"), self._reader.tasks(job.id))
         )
@@ -321,7 +332,7 @@ class FilmPieces:
         if sorted(chunks) != [chunk.number for chunk in film.split.chunks]:
             raise TransferError("not all chunks are known here yet", "it is assembled again")
         return Parts(
-            source=path,
+            source=source,
             index=index,
             chunks=tuple(chunks[number] for number in sorted(chunks)),
             sound=sound,

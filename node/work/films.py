@@ -2,15 +2,15 @@
 
 Composes transfer and disk for the worker (sources, results), the owner (planning, intake) and the
 bulk server (handles).  A handle names an attempt, never a path: `source/<attempt>` is the owner's
-film for the node that holds the lease, `result/<attempt>` the worker's result for the owner.
+film for the node that holds the lease, `cached/<attempt>` what another node has of that film,
+`result/<attempt>` the worker's result for the owner.
 """
 
 import asyncio
 import os
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -24,13 +24,21 @@ from mesh.errors import (
     BusyError,
     NotAllowedError,
     NotFoundError,
-    PathError,
     SourceChangedError,
 )
 from mesh.ids import NodeId
-from mesh.names import PATH_BYTES_MAX, checked_name
+from mesh.shares import Helpers
 from mesh.source_cache_files import SourceCache
-from mesh.transfer import ByteRange, Manifest, Source, bytes_of, kept_inode, spans_of
+from mesh.transfer import (
+    Brought,
+    ByteRange,
+    Manifest,
+    NextFile,
+    Source,
+    bytes_of,
+    kept_inode,
+    spans_of,
+)
 from mesh.transfer_files import (
     PARTIAL_SUFFIX,
     FileSource,
@@ -42,14 +50,19 @@ from mesh.transfer_files import (
 )
 from node.consensus.replica import Replica
 from node.gateway.models import Restored
+from node.media.child import HELD, AnyPath, HeldFile
+from node.media.command import Parts
 from node.media.convert import Media
 from node.threads import run_stoppable
+from node.work.allowed_files import Allowed
 from node.work.attempts import ReportBytes
 from node.work.conversion import judge_delivered, plan_of, whole_plan
-from node.work.film_pieces import FilmPieces, copy_kept, holds, plain
+from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.publishing import Publishing
+from node.work.sharing import CACHED, Contacts, Sharers
+from node.work.small_files import SmallFiles
 
 T = TypeVar("T")
 
@@ -63,6 +76,8 @@ LEFTOVERS_MS: Final = 7 * 24 * 3_600_000
 """Partial files that nobody has written for a week belong to no job that still runs."""
 CACHE_BYTES: Final = 32 << 30
 CACHE_AGE_MS: Final = 7 * 24 * 3_600_000
+_OPENS_HELD: Final = Path(HELD).is_dir()
+"""Linux with /proc; elsewhere children open films by their names."""
 _HELD: Final = ("finished", "kept", "accepted")
 """States of attempts whose results their owners may still want."""
 REPLICA_LAG_TRIES: Final = 20
@@ -70,72 +85,6 @@ REPLICA_LAG_S: Final = 0.25
 """A worker may hear of its lease before the owner does: refusals are asked again for five seconds."""
 
 _log = structlog.get_logger("transfer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contact:
-    """How to reach a member's bulk port."""
-
-    public_key: bytes
-    hosts: tuple[str, ...]
-    port: int
-
-
-Contacts = Callable[[NodeId], Contact]
-"""Raises `UnreachableError` while no address of the node is known."""
-
-
-class Allowed:
-    """The folders below which this node's owner lets films be read and written."""
-
-    def __init__(self, folders: Iterable[Path]) -> None:
-        self.folders: Final = tuple(Path(os.path.realpath(folder)) for folder in folders)
-
-    def source(self, text: str) -> tuple[Path, Path]:
-        """A source's allowed folder and its path.  Raises `PathError` when it leads outside, through a link or not."""
-        try:
-            path = Path(os.path.realpath(text))
-        except (ValueError, OSError):  # a NUL, no text, or a link that is swapped right now
-            raise PathError(f"{_shown(text)} is no path", "name a file") from None
-        root = self._root(path)
-        if str(path) != text or root is None or root == path:
-            raise PathError(
-                f"{_shown(text)} is outside the folders that this node may read",
-                "start the node with --allow DIR for its folder",
-            )
-        return root, path
-
-    def folder(self, text: str) -> Path:
-        """An allowed folder that is there, links resolved.  Raises `PathError`, `NotFoundError`."""
-        try:
-            path = Path(os.path.realpath(text, strict=True))
-        except FileNotFoundError:
-            raise NotFoundError(f"{_shown(text)} does not exist", "check the path") from None
-        except (ValueError, OSError):
-            raise PathError(f"{_shown(text)} is no folder here", "name one that exists") from None
-        if self._root(path) is None or not path.is_dir():
-            raise PathError(
-                f"{_shown(text)} is no folder that this node may read",
-                "start the node with --allow DIR for it",
-            )
-        return path
-
-    def split(self, text: str) -> tuple[Path, str]:
-        """An output's allowed folder and the name below it.  Raises `PathError`."""
-        path = Path(text)
-        root = self._root(path)
-        if root is None or not path.is_absolute():
-            raise PathError(
-                f"{_shown(text)} is outside the folders that this node may write",
-                "choose another --output, or start the node with --allow DIR",
-            )
-        name = path.relative_to(root).as_posix()
-        # Known now, not when the film is converted and finds no place.
-        checked_name(name, windows=sys.platform == "win32")
-        return root, name
-
-    def _root(self, path: Path) -> Path | None:
-        return next((root for root in self.folders if path.is_relative_to(root)), None)
 
 
 class Films:
@@ -152,6 +101,7 @@ class Films:
         client: ZmqBulkClient,
         contacts: Contacts,
         media: Callable[[], Awaitable[Media]],
+        labels_of: LabelsOf,
         cache_bytes_max: int = CACHE_BYTES,
         cache_age_max_ms: int = CACHE_AGE_MS,
     ) -> None:
@@ -172,13 +122,15 @@ class Films:
         self.pieces = FilmPieces(
             own=own,
             folder=folder / "pieces",
-            source_of=self._unchanged,
+            opened=self._held,
             kept=self._kept,
             reader=reader,
             media=media,
             run=self._run,
             bring=self._bring,
+            labels_of=labels_of,
         )
+        self._small = SmallFiles(self._several, self._run, PartialFile)
         self._publishing = Publishing(allowed=allowed, records=trash)
         self._swept_ms = self._tidied_ms = -TIDY_MS
         for made in (self._results, self._incoming):
@@ -208,6 +160,8 @@ class Films:
             table = self._tables / plain(job.source_digest)
             root, path = self._allowed.source(job.source)
             return FileSource(path, _source_manifest(job), table, below=root)
+        if kind == CACHED and leased_to_peer:
+            return self._cache.source(plain(job.source_digest), _source_manifest(job))
         wanted_by_peer = job.owner == peer and attempt.state in _HELD
         if kind == "result" and attempt.node == self._own and wanted_by_peer:
             return self._result_source(attempt)
@@ -240,9 +194,57 @@ class Films:
 
         With `ranges` only the chunks that hold these bytes; the rest of the file is a hole.
         """
-        job = order.job
         if order.task.kind == "chunk":
             return await self.pieces.fetch(order, folder, on_bytes)
+        return await self._all_of_it(order, folder, on_bytes, ranges)
+
+    @asynccontextmanager
+    async def opened(self, order: Order, source: Path) -> AsyncGenerator[AnyPath]:
+        """What `fetch` brought, for children to open: a film of this node as it was planned."""
+        if order.job.owner != self._own or order.task.kind == "chunk":
+            yield source  # a file of the attempt's own
+            return
+        async with self._held(order.job) as film:
+            yield film
+
+    @asynccontextmanager
+    async def film(self, order: Order, folder: Path) -> AsyncGenerator[AnyPath]:
+        """All of a film, for a task that was to do with a part of it."""
+        if order.job.owner == self._own:
+            async with self._held(order.job) as film:
+                yield film
+            return
+        path, _ = await self._all_of_it(order, folder, lambda _, __: None, None)
+        yield path
+
+    async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:
+        """What a film of this node is assembled of."""
+        return await self.pieces.parts(order, folder, source)
+
+    @asynccontextmanager
+    async def _held(self, job: Job, manifest: Manifest | None = None) -> AsyncGenerator[AnyPath]:
+        """A film of this node while it is open.  Raises `SourceChangedError` when it is another one now.
+
+        Children open what is checked here and no name: between a check and an opening by name
+        somebody could put a link in its place.
+        """
+        root, path = self._allowed.source(job.source)
+        wanted = manifest or _source_manifest(job)
+        file = await self._run(lambda _: FileSource(path, wanted, below=root))
+        try:
+            held = HeldFile(file.descriptor)
+            yield held if _OPENS_HELD else path
+        finally:
+            file.close()
+
+    async def _all_of_it(
+        self,
+        order: Order,
+        folder: Path,
+        on_bytes: ReportBytes,
+        ranges: Sequence[ByteRange] | None,
+    ) -> tuple[Path, int]:
+        job = order.job
         if job.owner == self._own:
             path = await self._run(lambda _: self._unchanged(job))
             await self._run(lambda _: require_space(folder, job.source_bytes))
@@ -286,6 +288,9 @@ class Films:
                     expected,
                     count,
                     ranges=ranges,
+                    helpers=Sharers(
+                        self._own, job, order.attempt, self._reader.holders, self._contacts
+                    ),
                     stays=True,
                 )
                 await self._run(lambda _: self._cache.lend(path, target))
@@ -352,12 +357,17 @@ class Films:
         on_bytes: ReportBytes,
         *,
         ranges: Sequence[ByteRange] | None = None,
+        helpers: Helpers | None = None,
         stays: bool = False,
     ) -> None:
         """Brings the file behind a handle of a peer to `path`; `stays`: with its journal, for a cache."""
         for left in reversed(range(REPLICA_LAG_TRIES)):
             contact = self._contacts(peer)
             try:
+                if not stays and SmallFiles.are(expected):
+                    await self._small.bring(peer, handle, path, expected)
+                    on_bytes(expected.size, expected.size)
+                    return
                 await self._run(
                     lambda should_stop, contact=contact: self._client.fetch(  # type: ignore[misc]  # mypy infers no lambda with a default
                         peer=peer,
@@ -368,6 +378,7 @@ class Films:
                         target=PartialFile(path, stays=stays),
                         expected=expected,
                         ranges=ranges,
+                        helpers=helpers,
                         on_progress=on_bytes,
                         should_stop=should_stop,
                     )
@@ -378,6 +389,19 @@ class Films:
                 await asyncio.sleep(REPLICA_LAG_S)
             else:
                 return
+
+    def _several(
+        self, peer: NodeId, next_file: NextFile, should_stop: Callable[[], bool]
+    ) -> Generator[Brought]:
+        contact = self._contacts(peer)
+        return self._client.fetch_many(
+            peer=peer,
+            public_key=contact.public_key,
+            hosts=contact.hosts,
+            port=contact.port,
+            next_file=next_file,
+            should_stop=should_stop,
+        )
 
     # --- the owner's side -------------------------------------------------------------------------
 
@@ -399,9 +423,10 @@ class Films:
                 f"{path.name} changed since it was submitted",
                 "wait until nothing writes it any more, then submit it again",
             )
-        probe = await (await self._media()).probe(path, size=manifest.size)
-        plan = plan_of(job, probe, manifest.digest)
-        return await self.pieces.plan(job, path, probe, plan, whole_plan(job, probe))
+        async with self._held(job, manifest) as film:
+            probe = await (await self._media()).probe(film, size=manifest.size)
+            plan = plan_of(job, probe, manifest.digest)
+            return await self.pieces.plan(job, film, probe, plan, whole_plan(job, probe))
 
     async def digest_of(self, source: str) -> str:
         """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""
@@ -451,11 +476,6 @@ class Films:
         return self._results / plain(attempt.id)
 
 
-def default_folders(allow: Sequence[str]) -> tuple[Path, ...]:
-    """The home directory of the user, and every `--allow` folder."""
-    return (Path.home(), *map(Path, allow))
-
-
 def _source_manifest(job: Job) -> Manifest:
     return Manifest(
         size=job.source_bytes,
@@ -463,8 +483,3 @@ def _source_manifest(job: Job) -> Manifest:
         mtime_ns=job.source_mtime_ns,
         inode=job.source_inode,
     )
-
-
-def _shown(text: str) -> str:
-    # A name that is no text, or steers a terminal, would spoil the line that tells of it.
-    return text[:PATH_BYTES_MAX] if text.isprintable() else ascii(text[:PATH_BYTES_MAX])

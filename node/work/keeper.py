@@ -15,6 +15,8 @@ from node.work.rules import Steps, WorkRules, closed_because, is_suspended
 LOOK_S: Final = 2.0
 """Hours turn by the minute and use by the second; a person's word wakes it at once."""
 
+AWAKE_TODO: Final = "switch its sleep off, or say `keep_awake = false` under [work]"
+
 _log = structlog.get_logger("worker")
 
 
@@ -27,6 +29,30 @@ class Children(Protocol):
 
     def use_nice(self, nice: int) -> None:
         """Their priority from now on, of those that run too where the system lets it."""
+        ...
+
+    def use_memory(self, mebibytes: int) -> None:
+        """How much each of those that begin from now on may have; 0: as it needs."""
+        ...
+
+
+class WakeLock(Protocol):
+    """What keeps the machine from going to sleep; each call may take seconds, from one caller at a time."""
+
+    async def hold(self) -> str:
+        """Holds sleep off from now on; why it cannot, or nothing."""
+        ...
+
+    async def let_go(self) -> None:
+        """The machine may sleep again."""
+        ...
+
+
+class Used(Protocol):
+    """How much others use of this machine."""
+
+    def percent(self) -> float | None:
+        """Of all that there is, since it was asked last; None where nobody knows."""
         ...
 
 
@@ -46,12 +72,23 @@ class Draining(Protocol):
 class Keeper:
     """Looks every two seconds, and at once when the rules change."""
 
-    def __init__(self, *, children: Children, used_percent: Callable[[], float | None]) -> None:
-        """`used_percent` is how much of all processors others used since it was asked last."""
+    def __init__(
+        self,
+        *,
+        children: Children,
+        processors: Used,
+        gpu: Used,
+        awake: WakeLock | None = None,
+    ) -> None:
+        """`awake` keeps the machine awake while it works; None: it may sleep."""
         self._children = children
-        self._used = used_percent
+        self._processors = processors
+        self._gpu = gpu
+        self._awake = awake
+        self._held = False
         self._rules = WorkRules()
         self._steps = Steps()
+        self._gpu_steps = Steps()
         self._closed = ""
         self._still = False
         self._finish_ms: int | None = None
@@ -80,27 +117,45 @@ class Keeper:
             self._finish_ms = None
         self._rules = rules
         self._children.use_nice(rules.nice)
+        self._children.use_memory(rules.memory_mib)
         self._look()
         self._changed.set()
 
     async def run(self, worker: Draining) -> None:
         """Until cancelled."""
-        while True:
-            seen = self._changed.count
-            if self._rules.busy_percent:
-                used = await asyncio.to_thread(self._used)
-                self._steps.note(used, self._rules.busy_percent, clock.monotonic_ms())
-            else:
-                self._steps.note(None, 0, 0)
-            self._look()
-            if self._finish_ms is not None and clock.monotonic_ms() >= self._finish_ms:
-                self._finish_ms = None
-                await worker.give_back("the node drains, and its time is over")
-            await self._changed.wait(seen, LOOK_S)
+        try:
+            while True:
+                seen = self._changed.count
+                await _sample(self._processors, self._steps, self._rules.busy_percent)
+                await _sample(self._gpu, self._gpu_steps, self._rules.gpu_percent)
+                self._look()
+                await self._stay_awake(working=bool(worker.running) and not self._still)
+                if self._finish_ms is not None and clock.monotonic_ms() >= self._finish_ms:
+                    self._finish_ms = None
+                    await worker.give_back("the node drains, and its time is over")
+                await self._changed.wait(seen, LOOK_S)
+        finally:
+            if self._awake is not None and self._held:
+                await self._awake.let_go()
+
+    async def _stay_awake(self, *, working: bool) -> None:
+        """Holds sleep off while something runs; where that cannot be, it is said once and not tried again."""
+        if self._awake is None or working == self._held:
+            return
+        if not working:
+            self._held = False
+            await self._awake.let_go()
+            return
+        if why := await self._awake.hold():
+            self._awake = None
+            _log.warning("this machine may go to sleep while it works", reason=why, todo=AWAKE_TODO)
+            return
+        self._held = True
 
     def _look(self) -> None:
-        back = self._steps.back
-        closed = closed_because(self._rules, minute_of_week(clock.wall_ms()), stepped_back=back)
+        used = "machine" if self._steps.back else "graphics chip" if self._gpu_steps.back else ""
+        back = bool(used)
+        closed = closed_because(self._rules, minute_of_week(clock.wall_ms()), used=used)
         if closed != self._closed:
             _log.info("takes work again" if not closed else f"this node {closed}")
             self._closed = closed
@@ -108,6 +163,11 @@ class Keeper:
         if still != self._still:
             self._still = still
             self._children.suspend(still=still)
+
+
+async def _sample(used: Used, steps: Steps, limit: int) -> None:
+    percent = await asyncio.to_thread(used.percent) if limit else None
+    steps.note(percent, limit, clock.monotonic_ms())
 
 
 def minute_of_week(wall_ms: int) -> int:

@@ -27,7 +27,7 @@ from ledger.commands import (
 )
 from ledger.jobs import PLANNED_AT_ONCE, Attempt, AttemptState, Job, JobState
 from ledger.queries import Reader
-from ledger.scheduler import OLDEST_EVERY
+from ledger.scheduler import OLDEST_EVERY, PLANNED_AHEAD_MAX
 from mesh import clock
 from mesh.errors import (
     ConflictError,
@@ -53,8 +53,6 @@ PLANS_AT_ONCE: Final = 1
 TAKES_AT_ONCE: Final = 2
 TOLD_S: Final = 0.2
 """Planning that is over sooner nobody sees: it is not told."""
-PLANNED_AHEAD_MAX: Final = 16
-"""Planned jobs that wait for a worker: enough for every slot, without reading a library ahead."""
 RESTART_S: Final = 60.0
 """A job that needs a restart of its node is tried and told so again after a minute."""
 WORKER_GONE_MS: Final = 60_000
@@ -172,11 +170,9 @@ class Owner:
             (job, self._take if job.state == "verifying" else self._publish)
             for job in reader.jobs_of_owner(self._own, ("verifying", "publishing"))
         ]
-        room = PLANNED_AHEAD_MAX - reader.count_ready_tasks(self._own)
-        if room > 0:
-            turn = self._planned % OLDEST_EVERY == OLDEST_EVERY - 1
-            waiting = reader.jobs_to_plan(self._own, limit=room, oldest=turn)
-            steps.extend((job, self._plan) for job in waiting)
+        turn = self._planned % OLDEST_EVERY == OLDEST_EVERY - 1
+        waiting = reader.jobs_to_plan(self._own, PLANNED_AHEAD_MAX, oldest=turn)
+        steps.extend((job, self._plan) for job in waiting)
         chosen = [
             (job.id, job, step if is_plain_id(job.id) else self._reject) for job, step in steps
         ]

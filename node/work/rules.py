@@ -17,7 +17,8 @@ FREE_AFTER_MS: Final = 30_000
 class WorkRules:
     """`busy_percent`: of all processors, used by others, above which work steps back; 0: never.
 
-    `nice` is FFmpeg's priority (0 to 19), `threads` how many it uses (0: as it likes).
+    `gpu_percent` the same of the busiest graphics chip.  `nice` is FFmpeg's priority (0 to 19),
+    `threads` how many it uses (0: as it likes), `memory_mib` how much it may have (0: as its films need).
     """
 
     paused: bool = False
@@ -26,6 +27,8 @@ class WorkRules:
     busy_percent: int = 0
     nice: int = 10
     threads: int = 0
+    gpu_percent: int = 0
+    memory_mib: int = 0
 
 
 class Steps:
@@ -50,8 +53,11 @@ class Steps:
             self.back, self._since_ms = not self.back, None
 
 
-def closed_because(rules: WorkRules, minute: int, *, stepped_back: bool) -> str:
-    """Why the node takes no new work now, as a sentence about it; empty while it does."""
+def closed_because(rules: WorkRules, minute: int, *, used: str) -> str:
+    """Why the node takes no new work now, as a sentence about it; empty while it does.
+
+    `used` is what others use so much that work steps back; empty: nothing.
+    """
     if rules.paused:
         return "is paused by a person (`mesh-cli nodes resume NAME`)"
     if rules.draining:
@@ -59,7 +65,7 @@ def closed_because(rules: WorkRules, minute: int, *, stepped_back: bool) -> str:
     if not rules.hours.are_open(minute):
         left = rules.hours.opens_in(minute)
         return f"is outside its hours, which begin in {left // 60} h {left % 60} min"
-    return "steps back: its machine is used by others" if stepped_back else ""
+    return f"steps back: its {used} is used by others" if used else ""
 
 
 def is_suspended(rules: WorkRules, *, stepped_back: bool) -> bool:

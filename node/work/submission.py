@@ -2,10 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Final
 
-from ledger.commands import JOBS_PER_COMMAND_MAX, SINCE, JobSpec, SubmitFilms, SubmitJobs
+from ledger.commands import SINCE
+from ledger.submissions import (
+    JOBS_PER_COMMAND_MAX,
+    JobSpec,
+    SubmitFilms,
+    SubmitJobs,
+    SubmitPlacedFilms,
+)
+from mesh.errors import UsageError
 from node.gateway.models import PathFault
 
 PROPOSAL_BYTES_MAX: Final = 512 << 10
@@ -14,18 +23,31 @@ PROPOSAL_BYTES_MAX: Final = 512 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """Jobs in the order of the paths, and why other paths gave none."""
+    """Jobs in the order of the paths, and why other paths gave none.
+
+    `searched` are the ids of jobs whose films were not named but found in a folder.
+    """
 
     jobs: tuple[JobSpec, ...]
     faults: tuple[PathFault, ...]
+    searched: frozenset[str] = frozenset()
 
 
-def commands_of(jobs: Sequence[JobSpec], schema: int) -> Iterator[SubmitJobs | SubmitFilms]:
-    """The commands that submit these jobs in their order, in a ledger of this form."""
+def commands_of(
+    jobs: Sequence[JobSpec], schema: int, place: tuple[str, ...] = ()
+) -> Iterator[SubmitJobs | SubmitFilms]:
+    """The commands that submit these jobs in their order, in a ledger of this form.
+
+    Raises `UsageError` for a place (ledger.placing) that it cannot hold yet.
+    """
+    if place and schema < SINCE[SubmitPlacedFilms]:
+        raise UsageError(
+            "a member runs a version that knows no labels of nodes", "update it, or leave them out"
+        )
     in_columns = schema >= SINCE[SubmitFilms]
     for _, like in groupby(jobs, key=_in_common if in_columns else lambda _: None):
         for batch in _batches(like, in_columns=in_columns):
-            yield _films(batch) if in_columns else SubmitJobs(jobs=batch)
+            yield _films(batch, place) if in_columns else SubmitJobs(jobs=batch)
 
 
 def _batches(jobs: Iterable[JobSpec], *, in_columns: bool) -> Iterator[tuple[JobSpec, ...]]:
@@ -55,9 +77,10 @@ def _in_common(job: JobSpec) -> tuple[object, ...]:
     )
 
 
-def _films(jobs: tuple[JobSpec, ...]) -> SubmitFilms:
+def _films(jobs: tuple[JobSpec, ...], place: tuple[str, ...]) -> SubmitFilms:
     first = jobs[0]
-    return SubmitFilms(
+    made = partial(SubmitPlacedFilms, place=place) if place else SubmitFilms
+    return made(
         owner=first.owner,
         profile=first.profile,
         profile_json=first.profile_json,

@@ -6,7 +6,7 @@ Blocking (it searches folders and looks at files): call it in a thread.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ledger.commands import JobSpec
+from ledger.submissions import JobSpec
 from mesh.errors import DarkStreamError
 from mesh.transfer import kept_inode
 from node.gateway.models import PathFault, SubmitRequest
@@ -32,6 +32,7 @@ def prepare(
     found = scan(request.paths, allowed, profile_names)
     faults = [PathFault(path=f.path, code=f.code, what=f.what, todo=f.todo) for f in found.faults]
     jobs: list[JobSpec] = []
+    searched: set[str] = set()
     taken: set[Path] = set()
     for film in found.films:
         output = _output(film, request.output, profile)
@@ -54,9 +55,12 @@ def prepare(
             )
             continue
         taken.add(output)
+        job = new_id()
+        if film.folder is not None:
+            searched.add(job)
         jobs.append(
             JobSpec(
-                id=new_id(),
+                id=job,
                 owner=owner,
                 source=str(film.path),
                 source_bytes=facts.st_size,
@@ -71,7 +75,7 @@ def prepare(
                 split=request.split,
             )
         )
-    return Submission(jobs=tuple(jobs), faults=tuple(faults))
+    return Submission(jobs=tuple(jobs), faults=tuple(faults), searched=frozenset(searched))
 
 
 def _output(film: Film, folder: str | None, profile: Profile) -> Path:

@@ -1,4 +1,4 @@
-"""When and how a node works, set by its owner while it runs: pause, drain, hours, priority, threads.
+"""When and how a node works, set by its owner while it runs: pause, drain, hours, priority, threads, labels.
 
 Told to the node that it concerns, from there or through the mesh, which keeps it in its home; what
 a person never set comes from the configuration.
@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from ledger.placing import LABELS_MAX, is_label
 from mesh.codec import Vocabulary
 from mesh.errors import UsageError, WireError
 from mesh.ids import NodeId
@@ -26,6 +27,9 @@ FINISH_S_MAX: Final = 30 * 86_400
 CONFIGURED_HOURS: Final = ("default",)
 """Takes back the hours that a person set."""
 ALWAYS: Final = ("always",)
+CONFIGURED_LABELS: Final = ("default",)
+NO_LABELS: Final = ("none",)
+MEMORY_MIB_MAX: Final = 1 << 24
 
 WORKING: Final = Vocabulary("working")
 
@@ -44,6 +48,9 @@ class SetWork:
     busy_percent: int | None = None
     nice: int | None = None
     threads: int | None = None
+    gpu_percent: int | None = None
+    memory_mib: int | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @WORKING.kind("kept")
@@ -57,6 +64,9 @@ class KeptWork:
     busy_percent: int | None = None
     nice: int | None = None
     threads: int | None = None
+    gpu_percent: int | None = None
+    memory_mib: int | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @WORKING.kind("held")
@@ -72,6 +82,9 @@ class HeldWork:
     threads: int
     closed: str
     running: int
+    gpu_percent: int = 0
+    memory_mib: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +95,9 @@ class ConfiguredWork:
     busy_percent: int = 0
     nice: int = 10
     threads: int = 0
+    gpu_percent: int = 0
+    memory_mib: int = 0
+    labels: tuple[str, ...] = ()
 
 
 class WorkStore(Protocol):
@@ -102,6 +118,8 @@ def changed(kept: KeptWork, wanted: SetWork) -> KeptWork:
         ("nice", wanted.nice, NICE_MAX),
         ("threads", wanted.threads, THREADS_MAX),
         ("percent of use", wanted.busy_percent, 100),
+        ("percent of use of a graphics chip", wanted.gpu_percent, 100),
+        ("MiB of memory", wanted.memory_mib, MEMORY_MIB_MAX),
     )
     for name, number, most in bounds:
         if number is not None and not AS_CONFIGURED <= number <= most:
@@ -116,6 +134,9 @@ def changed(kept: KeptWork, wanted: SetWork) -> KeptWork:
         busy_percent=_merged(kept.busy_percent, wanted.busy_percent),
         nice=_merged(kept.nice, wanted.nice),
         threads=_merged(kept.threads, wanted.threads),
+        gpu_percent=_merged(kept.gpu_percent, wanted.gpu_percent),
+        memory_mib=_merged(kept.memory_mib, wanted.memory_mib),
+        labels=_labels(kept.labels, wanted.labels),
     )
 
 
@@ -130,6 +151,23 @@ def _hours(
         return ()
     _parsed(wanted)
     return wanted
+
+
+def _labels(
+    before: tuple[str, ...] | None, wanted: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    if wanted is None:
+        return before
+    if wanted == CONFIGURED_LABELS:
+        return None
+    if wanted == NO_LABELS:
+        return ()
+    if len(wanted) > LABELS_MAX or not all(map(is_label, wanted)):
+        raise UsageError(
+            f"{', '.join(wanted)[:200]} are no labels",
+            f"at most {LABELS_MAX}, of small letters, digits, dots, dashes and underscores",
+        )
+    return tuple(sorted(set(wanted)))
 
 
 def _parsed(texts: Sequence[str]) -> WorkRules:
@@ -202,7 +240,15 @@ class Working:
             threads=rules.threads,
             closed=self._keeper.closed,
             running=self._running(),
+            gpu_percent=rules.gpu_percent,
+            memory_mib=rules.memory_mib,
+            labels=self.labels,
         )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the owner says of this node, for jobs that ask for it."""
+        return self._configured.labels if self._kept.labels is None else self._kept.labels
 
     def _hours_now(self) -> tuple[str, ...]:
         return self._configured.hours if self._kept.hours is None else self._kept.hours
@@ -216,6 +262,8 @@ class Working:
             busy_percent=_or(kept.busy_percent, configured.busy_percent),
             nice=_or(kept.nice, configured.nice),
             threads=_or(kept.threads, configured.threads),
+            gpu_percent=_or(kept.gpu_percent, configured.gpu_percent),
+            memory_mib=_or(kept.memory_mib, configured.memory_mib),
         )
 
     async def _serve(self, caller: NodeId, body: bytes) -> bytes:

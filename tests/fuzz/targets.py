@@ -114,7 +114,9 @@ class _Film:
 
     manifest = Manifest(size=40 * CHUNK_BYTES - 5, digest="0" * 64)
 
-    def read(self, offset: int, length: int, *, check: bool = False) -> tuple[bytes, bytes]:
+    def read(
+        self, offset: int, length: int, *, check: bool = False, at_once: bool = False
+    ) -> tuple[bytes, bytes]:
         assert offset >= 0
         assert 0 < length <= CHUNK_BYTES
         assert offset + length <= self.manifest.size
@@ -123,6 +125,9 @@ class _Film:
     def digests(self, first: int, count: int) -> bytes:
         assert 0 <= first < self.manifest.chunks
         return bytes(DIGEST_BYTES)
+
+    def there(self) -> bytes:
+        return b"\1" * self.manifest.chunks
 
     def close(self) -> None:
         pass
@@ -222,7 +227,7 @@ def chunk_receiver(draw: random.Random) -> tuple[Mutator, Target]:
         while download.ask(0):
             pass
         try:
-            answer = lane._answer(line, [zmq.Frame(data), *payload])
+            answer = lane.answer(line, [zmq.Frame(data), *payload])
             if isinstance(answer, ManifestAnswer):
                 manifest = checked(answer.manifest)
                 with contextlib.suppress(UsageError):
@@ -328,11 +333,10 @@ def consensus(draw: random.Random) -> tuple[Mutator, Target]:
         cluster = state[0]
         try:
             message = WIRE.decode(data)
-            if isinstance(message, ConsensusMessage):
-                check_sound(message)
+            if not isinstance(message, ConsensusMessage) or message.to not in NODES:
+                return
+            check_sound(message, cluster.nodes[message.to].term)
         except WireError:
-            return
-        if not isinstance(message, ConsensusMessage) or message.to not in NODES:
             return
         if message.sender not in NODES:
             return  # each member speaks in its own name alone

@@ -14,6 +14,7 @@ from ledger import commands as c
 from ledger.invariants import violations
 from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
+from ledger.submissions import JobSpec
 from mesh.errors import WireError
 from mesh.log import Entry
 from tests.ledger_helper import dump, films_of, job_spec, node_report, plan_of, spec
@@ -40,7 +41,7 @@ NAMES: dict[str, list[str]] = {
     "mesh": ["m"],
 }
 IDS: dict[type, list[str]] = {
-    c.JobSpec: JOBS,
+    JobSpec: JOBS,
     c.TaskSpec: NAMES["task"],
     c.CreateInvitation: NAMES["invitation"],
 }
@@ -86,7 +87,7 @@ def built(cls: type) -> st.SearchStrategy[Any]:
 
 COMMANDS = st.one_of(
     *(built(cls) for cls in typing.get_args(c.Command)),
-    st.lists(built(c.JobSpec), min_size=1, max_size=3).map(films_of),
+    st.lists(built(JobSpec), min_size=1, max_size=3).map(films_of),
 )
 FORM = c.FormMesh(mesh="m", founder=spec("anna"), schema=SCHEMA_VERSION)
 

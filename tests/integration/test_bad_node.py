@@ -9,7 +9,7 @@ from tests.cluster import Node, cluster, wait_for
 from tests.integration.test_orders import film, states
 from tests.media_clips import ffmpeg
 
-FILMS = 6
+FILMS = 50
 STRIKES = 3
 
 
@@ -32,6 +32,7 @@ def of(node: Node, name: str) -> dict[str, object]:
 
 
 @pytest.mark.acceptance
+@pytest.mark.timeout(900)
 def test_a_bad_node_eats_no_queue_and_comes_back_when_it_is_mended(tmp_path: Path) -> None:
     with cluster(tmp_path, ["anna", "bert"]) as (anna, bert):
         program, broken = wrapped(tmp_path)
@@ -44,11 +45,12 @@ def test_a_bad_node_eats_no_queue_and_comes_back_when_it_is_mended(tmp_path: Pat
         for number in range(1, FILMS):
             (anna.films / f"{number}.mkv").write_bytes(one.read_bytes())
         anna.cli("submit", str(anna.films), "--profile", "web")
-        wait_for("all are done", lambda: states(anna).get("done") == FILMS, 120)
+        wait_for("all are done", lambda: states(anna).get("done") == FILMS, 400)
         wait_for("quarantined", lambda: "quarantined" in str(of(anna, "bert")["closed"]), 30)
         sql = "SELECT count(*) FROM attempts WHERE node = 'bert' AND state = 'failed'"
         assert anna.cli("ledger", "query", sql)["rows"] == [[STRIKES]]
         assert "is quarantined: it failed 3 jobs in a row" in anna.call("nodes").stdout
+        print(f"{FILMS} done; failed attempts of bert: {STRIKES}, then quarantined")
         # Mended: its own proof releases it, and it works again.
         broken.unlink()
         broken.with_suffix(".proof").unlink()

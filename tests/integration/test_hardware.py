@@ -6,13 +6,15 @@ the verdict is that of the pictures.
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from ledger.jobs import Attempt, Job, Task
+from node.media.child import AnyPath
 from node.media.command import Parts, command_line
 from node.media.convert import Media
 from node.media.ffmpeg_binary import FFmpegBinary, choose
@@ -144,10 +146,19 @@ def convert(media: Media, order: Order, source: Path, result: Path) -> Conversio
     async def the_media() -> Media:
         return media
 
-    async def no_parts(*_: object) -> Parts:
-        raise AssertionError("a whole film has no parts")
+    class Shelf:
+        @asynccontextmanager
+        async def opened(self, order: Order, source: Path) -> AsyncGenerator[AnyPath]:
+            yield source
 
-    converter = MediaConverter(the_media, no_parts)
+        @asynccontextmanager
+        async def film(self, order: Order, folder: Path) -> AsyncGenerator[AnyPath]:
+            yield source
+
+        async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:
+            raise AssertionError("a whole film has no parts")
+
+    converter = MediaConverter(the_media, Shelf())
     told = converter.convert(
         order, source, result, on_frames=lambda *_: None, on_verifying=lambda _: None
     )

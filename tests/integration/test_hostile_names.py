@@ -19,7 +19,7 @@ from mesh.destination_files import publish_new, safe_destination
 from mesh.errors import DarkStreamError, PathError, SourceChangedError
 from mesh.transfer import Manifest
 from mesh.transfer_files import FileSource, make_manifest
-from node.work.films import Allowed
+from node.work.allowed_files import Allowed
 from tests.opened import available, watched
 from tests.unit.test_names import HOSTILE
 

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 
 import pytest
+import zmq
 
+from mesh import callers_zmq
 from mesh.errors import InUseError, UnreachableError
 from mesh.join_zmq import ZmqJoinCall, ZmqJoinListener
 from mesh.transport import JOIN_FRAME_BYTES_MAX, JOIN_PENDING_MAX, JoinHandler
@@ -151,5 +153,23 @@ def test_a_port_that_is_taken() -> None:
             with pytest.raises(InUseError, match=str(port)):
                 await listener.start()
             await listener.stop()
+
+    run(scenario)
+
+
+def test_a_message_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq bounds the size of a part, not how many a message has, and holds them all until the last."""
+    monkeypatch.setattr(callers_zmq, "STRANGERS_BYTES_MAX", 1 << 20)
+    part = bytes(JOIN_FRAME_BYTES_MAX)
+
+    async def scenario() -> None:
+        async with listening() as listener:
+            with client(listener.port, key_pair(), JOIN_KEY.public) as greedy:
+                greedy.setsockopt(zmq.RECONNECT_IVL, -1)
+                greedy.send_multipart([part] * ((64 << 20) // len(part)))
+                await eventually(lambda: "busy" in listener.counters().refused)
+            assert "malformed" not in listener.counters().refused
+            call = ZmqJoinCall(key_pair(), JOIN_KEY.public)
+            assert await call(LOOPBACK, listener.port, b"hello", 10)
 
     run(scenario)

@@ -158,8 +158,15 @@ class Holes:
                 file.seek(index * CHUNK_BYTES)
                 file.write(data)
 
-    def finish(self) -> None:
+    def finish(self, *, name_later: bool = False) -> None:
         assert file_digest((bytes(self._table),)) == self._manifest.digest
+
+    @property
+    def place(self) -> Path:
+        return self._path.parent
+
+    def settle(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -41,6 +41,10 @@ def test_pause_drain_hours_and_priority_from_here_and_through_the_mesh(tmp_path:
         (other,) = anna.cli("submit", str(film(anna, "b.mkv")), "--profile", "web")["jobs"]
         wait_for("why it waits", lambda: "is paused by a person" in why(anna, other["id"]), 20)
         assert "has no slots" in why(anna, other["id"])
+        # Also by a node that does not coordinate and hears no worker's heartbeats.
+        wait_for(
+            "bert says so", lambda: "bert: is paused by a person" in why(bert, other["id"]), 20
+        )
         shown = anna.call("nodes").stdout
         assert "bert is paused by a person" in shown
         # From the node itself.

@@ -14,7 +14,7 @@ import pytest
 
 from mesh.clock import monotonic_ms
 from node.media import run_ffmpeg
-from node.media.child import Limits, OnProgress, RunResult
+from node.media.child import HELD, HeldFile, Limits, OnProgress, RunResult, held_in
 from node.media.progress import FFmpegProgress
 from node.media.run_ffmpeg import FFmpegRunner
 from tests.media_clips import ffmpeg
@@ -54,6 +54,26 @@ def test_what_a_child_says_and_how_it_ends() -> None:
     assert ended.stderr.errors == 1
     assert not ended.ok
     assert shell("exit 0").ok
+
+
+@pytest.mark.skipif(not Path(HELD).is_dir(), reason="files are held by number on Linux alone")
+def test_a_held_file_is_opened_whatever_its_name_leads_to_by_now(tmp_path: Path) -> None:
+    film, other = tmp_path / "film", tmp_path / "other"
+    film.write_bytes(b"the film ")
+    other.write_bytes(b"a secret")
+    with film.open("rb") as file, other.open("rb") as open_too:
+        film.rename(tmp_path / "elsewhere")
+        film.symlink_to(other)
+        held = HeldFile(file.fileno())
+        command = ["/bin/cat", held.__fspath__(), held.__fspath__()]
+        ended = run(command, Limits(time_ms=20_000))
+        assert ended.stdout == b"the film the film ", "each opening begins at the start"
+        # People read a name; what is no held file stays as it is.
+        assert ended.command == ("/bin/cat", *[str(tmp_path / "elsewhere")] * 2)
+        assert held_in(["-i", f"file:{HELD}7", f"{HELD}7", f"{HELD}x", "7"]) == (7,)
+        listed = run(["/bin/ls", HELD, held.__fspath__()], Limits(time_ms=20_000)).stdout.split()
+        assert str(file.fileno()).encode() in listed
+        assert str(open_too.fileno()).encode() not in listed, "it was not given to this child"
 
 
 def test_a_child_that_is_killed_by_others() -> None:
@@ -134,6 +154,28 @@ def test_a_child_cannot_write_or_take_more_than_its_limits(tmp_path: Path) -> No
         hungry = [sys.executable, "-c", "x = bytearray(900 << 20)"]
         ended = run(hungry, Limits(time_ms=20_000, memory_bytes=200 << 20))
         assert "MemoryError" in ended.stderr.tail
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing else limits memory from outside")
+def test_the_memory_that_a_person_allows_holds_for_encoders_that_begin_then() -> None:
+    runner = FFmpegRunner()
+
+    def said(on_progress: OnProgress | None) -> str:
+        hungry = [sys.executable, "-c", "x = bytearray(500 << 20)"]
+        limits = Limits(time_ms=20_000, memory_bytes=900 << 20)
+        return asyncio.run(runner.run(hungry, limits=limits, on_progress=on_progress)).stderr.tail
+
+    def encoder() -> str:
+        return said(lambda _: None)
+
+    assert not encoder()
+    runner.use_memory(200)
+    assert "MemoryError" in encoder()
+    assert not said(None), "probes are short, and others wait for them"
+    runner.use_memory(2_000)
+    assert not encoder()
+    runner.use_memory(0)
+    assert not encoder()
 
 
 def test_progress_without_end_is_ended() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import struct
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -308,6 +309,29 @@ def test_damaged_films_are_refused_before_anything_is_made(
     media: Media, clips: Clips, name: str
 ) -> None:
     assert refused(media, clips.get(name)) == "damaged_source"
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_damaged_table_of_times_is_no_sound_film(
+    media: Media, tmp_path: Path, codec: str
+) -> None:
+    """One frame is moved by four: span, number and every picture are right, and FFmpeg says nothing."""
+    source = make(
+        tmp_path / "film.mp4", "-f", "lavfi", "-i", "testsrc2=s=160x120:r=25:d=4", "-c:v", codec,
+        "-bf", "2", "-g", "25", "-pix_fmt", "yuv420p",
+    )  # fmt: skip
+    Outcome(media, source, tmp_path / "sound", quick("web"))
+    data = bytearray(source.read_bytes())
+    table = data.index(b"ctts") + 12
+    (count,) = struct.unpack_from(">I", data, table - 4)
+    entry = table + 8 * (count // 3)
+    runs, offset = struct.unpack_from(">II", data, entry)
+    struct.pack_into(">II", data, entry, runs, offset + 4 * 512)
+    source.write_bytes(data)
+    with pytest.raises(ConversionError) as refused:
+        Outcome(media, source, tmp_path / "out", quick("web"))
+    assert refused.value.error.code == "damaged_source"
+    assert "ms away from its time" in refused.value.error.what
 
 
 def test_what_is_no_film_is_refused_by_name(media: Media, clips: Clips, tmp_path: Path) -> None:

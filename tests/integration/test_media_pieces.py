@@ -7,18 +7,25 @@ chunks is marked `media` (`make test-media`), and runs on every FFmpeg named in 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
 
-from node.media.child import Limits, OnProgress, RunResult
+from ledger.jobs import Attempt, Job, Task
+from node.media.child import AnyPath, Limits, OnProgress, RunResult
+from node.media.command import Parts
 from node.media.convert import ConversionError, Media
 from node.media.errors import MediaError
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
+from node.work.attempts import AttemptError, Conversion
+from node.work.conversion import MediaConverter
+from node.work.order import Order
+from node.work.splitting import JobPlan
 from tests.film_apart import Apart, media_of, now, quick, whole
 from tests.fingerprint import farthest, frames_of, numbers_of
 from tests.media_clips import Clips, ffmpeg, packaged_clip
@@ -114,6 +121,29 @@ def test_a_worker_needs_only_the_packets_of_its_range(
             assert (chunk.start - chunk.base) * unit in times
 
 
+@pytest.mark.parametrize("name", ["split_2997.mp4", "split_2997.mkv", "split_2997.ts"])
+def test_of_closed_groups_nothing_travels_twice(
+    media: Media, clips: Clips, tmp_path: Path, name: str
+) -> None:
+    apart = Apart(media, clips.get(name), quick("web"), tmp_path, 2_000).encode_all()
+    chunks = apart.film.split.chunks
+    assert len(chunks) == 3
+    assert [chunk.stop - chunk.first for chunk in chunks] == [chunk.frames for chunk in chunks]
+    shows_each_frame_once(apart.assemble(), clips.get(name))
+
+
+def test_where_a_picture_becomes_whole_little_by_little_its_chunk_begins_earlier(
+    media: Media, clips: Clips, tmp_path: Path
+) -> None:
+    source = clips.get("split_refresh.mkv")
+    apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
+    chunks = apart.film.split.chunks
+    assert len(chunks) > 1
+    for chunk in chunks[1:]:
+        assert chunk.stop - chunk.first >= chunk.frames + 30
+    shows_each_frame_once(apart.assemble(), source)
+
+
 def test_a_film_that_changed_since_it_was_indexed_is_not_cut(
     media: Media, clips: Clips, tmp_path: Path
 ) -> None:
@@ -135,6 +165,92 @@ def test_a_chunk_that_lacks_a_frame_is_refused(media: Media, clips: Clips, tmp_p
     with pytest.raises(ConversionError) as caught:
         now(apart.encode(1))
     assert caught.value.error.code == "frame_count"
+
+
+class Shelf:
+    """The film for who asks, and whether somebody did."""
+
+    def __init__(self, film: Path) -> None:
+        self.lent = film
+        self.asked = 0
+
+    @asynccontextmanager
+    async def opened(self, order: Order, source: Path) -> AsyncGenerator[AnyPath]:
+        yield source
+
+    @asynccontextmanager
+    async def film(self, order: Order, folder: Path) -> AsyncGenerator[AnyPath]:
+        self.asked += 1
+        yield self.lent
+
+    async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:
+        raise AssertionError("nothing is assembled")
+
+
+def order_of(apart: Apart, number: int) -> Order:
+    """The lease of a chunk, as the ledger tells it."""
+    film = apart.film
+    plan = JobPlan(**dict(film.plan), split=film.split, ffmpeg=apart.media.ffmpeg.group)
+    job = Job(
+        id="j1", seq=1, state="running", planned=1, owner="anna", source="/film", source_bytes=1,
+        source_mtime_ns=1, source_inode=1, output="/out.mp4", overwrite=0, profile=film.profile.name,
+        profile_json=film.profile.to_json(), priority=0, tenant="", split=1,
+        probe_json=film.probe.to_json(), plan_json=plan.model_dump_json(), created_at_ms=1,
+        updated_at_ms=1,
+    )  # fmt: skip
+    task = Task(
+        id=f"j1-{number}", job="j1", seq=1, kind="chunk", state="leased", owner="anna", needs=(),
+        cost=1, priority=0,
+    )  # fmt: skip
+    attempt = Attempt(
+        id="a1", task=task.id, job="j1", node="anna", number=1, state="leased", token=1,
+        granted_at_ms=1,
+    )  # fmt: skip
+    return Order(job=job, task=task, attempt=attempt)
+
+
+def spoil(path: Path) -> None:
+    """Zeroes a part of its middle."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(3_000))
+
+
+@pytest.mark.parametrize("name", ["split_open.ts", "split_2997.mp4", "split_turned.mp4"])
+def test_a_chunk_whose_slice_does_not_do_is_made_of_the_film(
+    media: Media, clips: Clips, tmp_path: Path, name: str
+) -> None:
+    source = clips.get(name)
+    apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
+    shelf, number = Shelf(source), 1
+
+    async def converted(piece: Path) -> Conversion:
+        apart.chunks[number].unlink(missing_ok=True)
+        return await MediaConverter(the_media, shelf).convert(
+            order_of(apart, number), piece, apart.chunks[number],
+            on_frames=lambda *_: None, on_verifying=lambda _: None,
+        )  # fmt: skip
+
+    async def the_media() -> Media:
+        return media
+
+    assert "whole film" not in now(converted(now(apart.cut(number)))).stderr_tail
+    assert shelf.asked == 0, "a slice that does is enough"
+    piece = now(apart.cut(number))
+    spoil(piece)
+    told = now(converted(piece))
+    assert told.stderr_tail.startswith("made of the whole film, its slice did not do: ")
+    assert shelf.asked == 1
+    shows_each_frame_once(apart.assemble(), source)
+    # A film that is damaged itself: one class, and the attempt tells both.
+    shelf.lent = tmp_path / "damaged"
+    shelf.lent.write_bytes(source.read_bytes())
+    spoil(shelf.lent)
+    with pytest.raises(AttemptError) as caught:
+        now(converted(piece))
+    assert (caught.value.cause_code, caught.value.failure) == ("damaged_source", "input")
+    assert caught.value.conversion is not None
+    assert "made of the whole film" in caught.value.conversion.stderr_tail
 
 
 def test_chunks_that_do_not_belong_together_are_refused(
@@ -193,7 +309,7 @@ def test_what_may_not_be_split_says_why(
 
 SPLITTABLE = [
     "split_open.mkv", "split_open.mp4", "split_open.ts", "split_2997.mkv", "split_2997.mp4",
-    "split_vfr.mp4", "split_vfr.mkv", "split_hevc.mkv", "split_hevc.mp4", "split_vp9.webm",
+    "split_2997.ts", "split_refresh.mkv", "split_vfr.mp4", "split_vfr.mkv", "split_hevc.mkv", "split_hevc.mp4", "split_vp9.webm",
     "split_av1.mp4", "split_mpeg2.mkv", "split_ffv1.mkv",
 ]  # fmt: skip
 

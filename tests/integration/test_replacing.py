@@ -23,6 +23,32 @@ def converted(node: Node, *words: str) -> dict[str, Any]:
     return dict(job)
 
 
+def test_a_folder_submitted_again_gives_no_result_to_convert(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["one"]) as (one,):
+        form([one], "--slots", "2")
+        library = one.films / "library"
+        library.mkdir()
+        for number in range(3):
+            make(library / f"{number}.mkv", *CLIP[:6], "-t", "1", "-crf", str(1 + number))
+        again = ("submit", str(library), "--profile", "archive", "--replace")
+        assert len(one.cli(*again)["jobs"]) == 3
+        wait_for("all are done", lambda: one.status()["jobs"].get("done") == 3, 150)
+        results = sorted(library.glob("*.mkv"))
+        assert len(results) == 3
+        told = one.cli(*again)
+        assert (told["jobs"], told["faults"], told["results"]) == ([], [], 3)
+        # Nor by another profile in its place, nor under another name, nor when it is named itself.
+        assert one.cli(*again[:3], "small", "--replace")["results"] == 3
+        moved = results[0].rename(library / "moved.mkv")
+        assert one.cli(*again[:4])["results"] == 3
+        named = one.call("submit", str(moved), "--profile", "archive")
+        assert "a result of this mesh itself, made with archive" in named.stderr
+        # A copy with another profile is made of the film as it is now; a new film is converted.
+        make(library / "new.mkv", *CLIP[:6], "-t", "1", "-crf", "9")
+        assert len(one.cli(*again)["jobs"]) == 1
+        assert len(one.cli(*again[:3], "mobile", "--dry-run")["jobs"]) == 4
+
+
 def test_a_film_is_replaced_restored_and_a_job_waits_for_its_chip(tmp_path: Path) -> None:
     with cluster(tmp_path, ["one", "two"]) as nodes:
         form(nodes)

@@ -24,7 +24,7 @@ from mesh.protocol import Raft, Timing
 from node.consensus.compaction import PATIENCE
 from node.consensus.snapshot_duty import Snapshot
 from node.consensus.snapshots import INCOMING, SNAPSHOTS_MAX, SnapshotShelf, recover_installation
-from node.work.films import Contact
+from node.work.sharing import Contact
 from tests.cluster import Node, cluster, wait_for
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of

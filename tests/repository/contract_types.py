@@ -12,7 +12,7 @@ from importlinter import Contract, ContractCheck, fields, output
 OURS = ("mesh", "ledger", "node")
 ADAPTER_SUFFIXES = (
     *("_zmq", "_mdns", "_files", "_sqlite", "_ffmpeg", "_http"),
-    *("_av", "_posix", "_windows", "_vulkan"),
+    *("_av", "_posix", "_windows", "_vulkan", "_wakepy", "_nvml"),
 )
 
 LOOP = frozenset({"asyncio", "concurrent", "pathlib", "structlog", "logging", "secrets"})

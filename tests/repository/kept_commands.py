@@ -31,7 +31,7 @@ def _fields(cls: type[Any]) -> str:
 
 def _shown(hint: Any) -> str:
     text = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
-    return re.sub(r"\b(?:typing|ledger\.commands)\.", "", text)
+    return re.sub(r"\b(?:typing|ledger\.\w+)\.", "", text)
 
 
 def _inside(cls: type[Any]) -> Iterator[type[Any]]:

@@ -20,7 +20,6 @@ from ledger.commands import (
     FinishAttempt,
     FinishJob,
     FormMesh,
-    JobSpec,
     MemberSpec,
     PieceSpec,
     PlanJob,
@@ -30,7 +29,6 @@ from ledger.commands import (
     ReportNode,
     RevokeMember,
     StartPlanning,
-    SubmitJobs,
     TaskSpec,
     seal,
 )
@@ -38,6 +36,7 @@ from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
 from ledger.scheduler import plan
 from ledger.schema import SCHEMA_VERSION
+from ledger.submissions import JobSpec, SubmitJobs
 from mesh.ids import NodeId, RaftId, node_of
 from node.work.leases import Fence, LeaseClock, LeaseTiming, WorkerHeartbeat
 from tests.simulator.checks import Violation
@@ -132,7 +131,7 @@ class Actor:
     # --- the owner ----------------------------------------------------------------------------
 
     def _own(self, reader: Reader) -> None:
-        for job in reader.jobs_to_plan(self.node, 4):
+        for job in reader.jobs_to_plan(self.node, 16):
             if job.state == "queued":
                 self.ask(("start", job.id), StartPlanning(job=job.id))
             else:

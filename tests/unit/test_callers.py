@@ -80,3 +80,23 @@ def test_what_is_no_connection_of_the_port_is_no_caller(listener: socket.socket)
     callers.came(99_999, listener.getsockname()[1])
     assert len(callers) == 0
     assert callers.left(99_999) == ""
+
+
+def test_strangers_who_send_too_much_go_the_largest_first(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callers_zmq, "STRANGERS_BYTES_MAX", 50_000)
+    port = listener.getsockname()[1]
+    callers = Callers()
+    with contextlib.ExitStack() as stack:
+        accepted: list[int] = []
+        for size in (10_000, 45_000, 30_000):
+            near = stack.enter_context(socket.create_connection((LOOPBACK, port)))
+            far = stack.enter_context(listener.accept()[0])
+            near.sendall(bytes(size))
+            assert len(far.recv(size, socket.MSG_WAITALL)) == size
+            callers.came(far.fileno(), port)
+            accepted.append(far.fileno())
+        assert callers.greedy(port) == [(accepted[1], LOOPBACK)]
+        assert callers.greedy(port) == []
+        assert len(callers) == 2

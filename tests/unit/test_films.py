@@ -19,8 +19,12 @@ from mesh.ids import NodeId
 from mesh.transfer import ByteRange
 from mesh.transfer_files import FileSource, make_manifest
 from mesh.transport import CHUNK_BYTES, KeyPair
+from node.media.child import HELD
 from node.media.profiles import BUILT_IN
-from node.work.films import Allowed, Contact, Films
+from node.work.allowed_files import Allowed
+from node.work.films import Films
+from node.work.order import Order
+from node.work.sharing import Contact
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of
 from tests.work_bench import InlineReplica
@@ -42,6 +46,7 @@ class Stand:
         nobody: Any = None
         self.client = ZmqBulkClient(keys or key_pair())
         self.films: Any = Films(
+            labels_of=lambda _: (),
             own=NodeId("anna"),
             folder=self.home,
             trash=self.home / "trash",
@@ -103,6 +108,33 @@ def test_an_id_that_is_a_path_removes_and_reads_nothing(stand: Stand) -> None:
     with pytest.raises(PathError):
         stand.films._result_source(replace(attempt, id="../../films/film.part"))
     assert outside.read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(not Path(HELD).is_dir(), reason="files are held by number on Linux alone")
+@pytest.mark.parametrize("kind", ["whole", "audio", "assemble"])
+def test_children_open_the_film_that_was_checked(stand: Stand, kind: str) -> None:
+    film = stand.films_folder / "film.mkv"
+    film.write_bytes(b"the film")
+    outside = stand.home / "secret"
+    outside.write_bytes(b"a secret")
+    facts = film.stat()
+    job, attempt = stand.row(
+        source=str(film),
+        source_bytes=facts.st_size,
+        source_mtime_ns=facts.st_mtime_ns,
+        source_inode=facts.st_ino,
+    )
+    task: Any = SimpleNamespace(kind=kind)
+
+    async def swapped() -> bytes:
+        async with stand.films.opened(Order(job=job, task=task, attempt=attempt), film) as held:
+            film.unlink()
+            film.symlink_to(outside)
+            return await asyncio.to_thread(Path(held).read_bytes)
+
+    assert asyncio.run(swapped()) == b"the film"
+    with pytest.raises(PathError):
+        asyncio.run(swapped())
 
 
 def test_a_cache_that_somebody_removed_is_no_end(stand: Stand) -> None:

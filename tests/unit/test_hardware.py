@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from node.media.child import Limits, OnProgress, RunResult
+from node.media.devices import Devices
 from node.media.hardware import (
     CPU_ENCODERS,
     Around,
@@ -176,7 +177,24 @@ def test_proofs_are_remembered_by_ffmpeg_driver_and_device_and_failures_are_not(
     assert runner.tried.count("h264_nvenc") == 2
 
 
-def test_several_devices_are_each_proven_and_take_turns() -> None:
+def test_a_run_gets_the_device_with_the_least_to_do() -> None:
+    devices = Devices({"h264_nvenc": ("0", "1"), "hevc_nvenc": ("0", "1"), "h264_vaapi": ("/a",)})
+    with devices.lent("h264_nvenc") as long:
+        for _ in range(3):
+            # Encoders of one family share their chips; a long film holds one, short ones pass by.
+            with devices.lent("hevc_nvenc") as short:
+                assert {long, short} == {"0", "1"}
+        with devices.lent("h264_nvenc"), devices.lent("h264_nvenc") as third:
+            assert third in ("0", "1")
+        with devices.lent("h264_vaapi") as other, devices.lent("libx264") as none:
+            assert (other, none) == ("/a", "")
+    with pytest.raises(ZeroDivisionError), devices.lent("h264_nvenc"):
+        raise ZeroDivisionError
+    with devices.lent("h264_nvenc") as first, devices.lent("h264_nvenc") as second:
+        assert {first, second} == {"0", "1"}, "what failed gave its device back"
+
+
+def test_several_devices_are_each_proven() -> None:
     runner = ByEncoder(h264_nvenc=(run(), RIGHT))
     found = prove(runner, {"h264_nvenc": "V"}, GPU, LLVMPIPE, GPU)
     assert found["h264_nvenc"] == (True, "", ("0", "1"))

@@ -13,7 +13,7 @@ from ledger.backup import export_to, verify_replica
 from ledger.commands import FinishJob
 from ledger.export_sqlite import read_rows
 from ledger.jobs import ROW_CLASSES
-from ledger.orders import AddWatch, Chosen, ForgetJobs, PutProfile, StartSweep
+from ledger.orders import AddWatch, Chosen, ForgetJobs, PutProfile, PutTenant, StartSweep
 from ledger.rows import table_of
 from ledger.schema import SCHEMA_VERSION
 from ledger.snapshot_sqlite import verify_snapshot
@@ -36,6 +36,7 @@ def rich(path: Path) -> Ledger:
     ledger.leased("k", "b", "bert")
     ledger.must(ledger.fail("b"))
     ledger.must(PutProfile(name="tiny", definition="{}", by="me"))
+    ledger.must(PutTenant(name="guests", share=2, slots=3, by="me"))
     ledger.must(AddWatch(id="w", node="anna", folder="/in", profile="web", settings="{}"))
     order = StartSweep(id="o", action="retry", priority=0, chosen=Chosen(states=("failed",)), by="")
     ledger.must(order)

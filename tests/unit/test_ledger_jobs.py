@@ -16,6 +16,7 @@ from ledger.jobs import (
     Task,
 )
 from ledger.store_sqlite import SqliteRows
+from ledger.submissions import JOBS_PER_COMMAND_MAX
 from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of, spec, task_spec
 
 JOBS = """
@@ -247,7 +248,7 @@ def test_submission_is_all_or_none() -> None:
     assert ledger.refused(c.SubmitJobs(jobs=(job_spec("k"), job_spec("j")))) == "conflict"
     assert ledger.reader.job("k") is None
     assert ledger.refused(c.SubmitJobs(jobs=(job_spec("k", owner="nobody"),))) == "not_found"
-    many = tuple(job_spec(f"k{n}") for n in range(c.JOBS_PER_COMMAND_MAX + 1))
+    many = tuple(job_spec(f"k{n}") for n in range(JOBS_PER_COMMAND_MAX + 1))
     assert ledger.refused(c.SubmitJobs(jobs=many)) == "usage"
     ledger.must(c.SubmitJobs(jobs=many[:-1]))
 

@@ -1,5 +1,6 @@
 """What people order about many jobs, nodes that fail too often, watched folders, and what is forgotten."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ from ledger import commands as c
 from ledger import orders as o
 from ledger.invariants import violations
 from ledger.jobs import Converted, Job
+from ledger.placing import place_of
 from ledger.store_sqlite import SqliteRows
-from tests.ledger_helper import Ledger, job_spec, node_report
+from tests.ledger_helper import Ledger, films_of, job_spec, node_report, plan_of
 
 RAN = c.AttemptReport(
     command_line='["ffmpeg"]',
@@ -43,8 +45,6 @@ def at_work(state: str) -> Ledger:
     ledger.must(c.StartPlanning(job="j"))
     if state == "planning":
         return ledger
-    from tests.ledger_helper import plan_of  # noqa: PLC0415 - beside its use
-
     ledger.must(plan_of("j"))
     ledger.leased("j", "a", "bert")
     if state == "waiting":
@@ -122,6 +122,28 @@ def test_retry_forgets_tries_and_excluded_nodes() -> None:
     (task,) = ledger.reader.tasks("j")
     assert (task.state, task.tries, task.excluded, task.attempts) == ("ready", 0, (), 4)
     sound(ledger)
+
+
+@pytest.mark.parametrize("code", ["work_disk_full", "disk_full"])
+def test_a_full_disk_is_no_strike_and_shuts_nobody_out(code: str) -> None:
+    ledger = Ledger().formed("bert").planned("j", "k", "l")
+    for name in ("j", "k", "l"):
+        ledger.leased(name, f"a{name}", "bert")
+        ledger.must(ledger.fail(f"a{name}", node="bert", code=code, report=RAN))
+    bert = ledger.reader.node("bert")
+    assert bert is not None
+    assert (bert.strikes, bert.quarantine) == ((), "")
+    ledger.leased("j", "again", "anna")
+    ledger.must(ledger.fail("again", node="anna", report=RAN))
+    full = {t.job: (t.disk_full, t.excluded) for t in ledger.reader.schedulable().tasks}
+    assert full == {"j": (1, ()), "k": (1, ()), "l": (1, ())}
+    # Once a person says so, everything counts anew.
+    ledger.must(ledger.give_up("k"))
+    ledger.must(change("retry", "k"))
+    ledger.leased("k", "more", "bert")
+    ledger.must(ledger.fail("more", node="bert", report=RAN))
+    full = {t.job: (t.disk_full, t.excluded) for t in ledger.reader.schedulable().tasks}
+    assert full["k"] == (0, ())
 
 
 def test_two_live_jobs_never_write_one_file() -> None:
@@ -338,7 +360,13 @@ def test_what_is_forgotten_leaves_what_was_converted() -> None:
     assert not ledger.reader.is_result(77, "f" * 64)
     assert ledger.reader.converted(1_000, "d" * 64, '{"other": 1}') is None
     ledger.submitted("open")
+    assert ledger.reader.result_at("anna", "/films/j.mp4", 77) == "av1"
+    assert ledger.reader.result_at("anna", "/films/j.mp4", 78) is None
+    assert ledger.reader.result_at("bert", "/films/j.mp4", 77) is None
     ledger.must(o.ForgetJobs(jobs=("j", "open", "unknown")))
+    assert ledger.reader.result_profiles(77, "e" * 64) == ("av1",)
+    assert ledger.reader.result_profiles(77, "f" * 64) == ()
+    assert (ledger.reader.has_results_of(77), ledger.reader.has_results_of(7)) == (True, False)
     assert ledger.reader.job("j") is None
     assert ledger.job_state("open") == "queued"
     for table in ("task", "attempt"):
@@ -414,3 +442,76 @@ def test_profiles_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.must(o.PutProfile(name="b", definition="[]", by="me"))
     long = "x" * (apply_orders.DEFINITION_BYTES_MAX + 1)
     assert ledger.do(o.PutProfile(name="a", definition=long, by="me")).code == "usage"
+
+
+# --- places and tenants -----------------------------------------------------------------------------
+
+
+def placed(job: str, *place: str, **values: Any) -> c.SubmitPlacedFilms:
+    films = films_of([job_spec(job, **values)])
+    given = {field.name: getattr(films, field.name) for field in dataclasses.fields(films)}
+    return c.SubmitPlacedFilms(**given, place=place)
+
+
+def test_a_place_is_kept_with_its_job_and_with_its_task() -> None:
+    ledger = Ledger().formed("bert")
+    ledger.must(placed("j", *place_of(["attic"], ["bert"])))
+    ledger.must(c.StartPlanning(job="j"))
+    ledger.must(plan_of("j"))
+    assert job(ledger).place == ("attic", "@bert")
+    (seen,) = ledger.reader.schedulable().tasks
+    assert seen.place == ("attic", "@bert")
+    # Once the one node that was asked for cannot do it, nobody is left.
+    ledger.leased("j", "a", "bert")
+    ledger.must(ledger.fail("a", node="bert", failure="encoder"))
+    assert job(ledger).state == "failed"
+    assert ledger.refused(placed("k", *(f"l{n}" for n in range(18)))) == "usage"
+    sound(ledger)
+
+
+def test_a_label_may_come_so_its_job_waits() -> None:
+    ledger = Ledger().formed("bert")
+    ledger.must(placed("j", "attic"))
+    ledger.must(c.StartPlanning(job="j"))
+    ledger.must(plan_of("j"))
+    ledger.leased("j", "a", "bert")
+    ledger.must(ledger.fail("a", node="bert", failure="encoder"))
+    assert job(ledger).state == "queued"
+
+
+def test_tenants_have_shares_and_quotas_until_they_are_removed() -> None:
+    ledger = Ledger().formed()
+    ledger.must(o.PutTenant(name="a", share=3, slots=o.NO_LIMIT, by="me"))
+    ledger.must(o.PutTenant(name="b", share=1, slots=2, by="me"))
+    seen = ledger.reader.schedulable()
+    assert (seen.shares, seen.quotas) == ({"a": 3, "b": 1}, {"b": 2})
+    ledger.must(o.PutTenant(name="b", share=2, slots=0, by="me"))
+    ledger.must(o.RemoveTenant(name="a", by="me"))
+    seen = ledger.reader.schedulable()
+    assert (seen.shares, seen.quotas) == ({"b": 2}, {"b": 0})
+    assert ledger.refused(o.RemoveTenant(name="a", by="me")) == "not_found"
+    assert ledger.refused(o.PutTenant(name="a", share=0, slots=0, by="me")) == "usage"
+    assert ledger.refused(o.PutTenant(name="a", share=1, slots=-2, by="me")) == "usage"
+    assert ledger.refused(o.PutTenant(name="a" * 65, share=1, slots=0, by="me")) == "usage"
+    sound(ledger)
+
+
+def test_what_waits_for_a_place_or_a_quota_holds_up_no_planning() -> None:
+    ledger = Ledger().formed()
+    for n in range(6):
+        ledger.must(placed(f"p{n}", "attic", priority=9))
+    ledger.submitted("plain", "other", tenant="")
+    ledger.submitted("theirs", tenant="b")
+
+    def to_plan(*, oldest: bool = False) -> list[str]:
+        return [one.id for one in ledger.reader.jobs_to_plan("anna", 3, oldest=oldest)]
+
+    assert to_plan() == ["p0", "p1", "p2"]
+    for name in to_plan():
+        ledger.must(c.StartPlanning(job=name))
+        ledger.must(plan_of(name))
+    assert to_plan() == ["plain", "other", "theirs"]
+    assert to_plan(oldest=True) == ["plain", "other", "theirs"]
+    ledger.leased("p0", "a", "anna")
+    assert to_plan() == ["p3", "plain", "other"]
+    assert to_plan(oldest=True)[0] == "p3", "the oldest that may be planned"

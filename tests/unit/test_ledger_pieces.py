@@ -97,6 +97,21 @@ def test_only_the_owner_gets_the_sound_and_the_assembly() -> None:
     assert task_states(ledger)["j-e"] == "ready"
 
 
+def test_how_fast_a_node_is_tell_its_chunks_alone() -> None:
+    ledger = planned()
+    kept(ledger, "j-0", "a", "anna")
+    alone = ledger.reader.speeds()["anna"]
+    assert list(alone.values()) == [9_000 // encode_ms(ledger, "a")]
+    kept(ledger, "j-s", "s", "anna")
+    assert ledger.reader.speeds()["anna"] == alone
+
+
+def encode_ms(ledger: Ledger, attempt: str) -> int:
+    found = ledger.reader.attempt(attempt)
+    assert found is not None
+    return found.encode_ms
+
+
 def test_a_part_that_fails_is_tried_again_and_the_others_go_on() -> None:
     ledger = planned()
     ledger.must(grant(("j-0", "a", "bert"), ("j-1", "b", "carl")))

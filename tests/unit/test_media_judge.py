@@ -1,6 +1,7 @@
 """What is accepted, what is refused, and where a retry makes sense: a runner that replays what FFmpeg did."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -103,7 +104,7 @@ def test_a_run_that_did_what_was_planned() -> None:
         (run(code=None, signal=9, reason="stderr"), "output_limit", "transient"),
         (run(code=None, reason="start"), "encoder_unavailable", "encoder"),
         (run(code=8, stderr="[fatal] Unknown encoder 'libx264'"), "encoder_unavailable", "encoder"),
-        (run(code=228, stderr="[error] No space left on device"), "work_disk_full", "encoder"),
+        (run(code=228, stderr="[error] No space left on device"), "work_disk_full", "transient"),
         (run(code=244, stderr="[error] Cannot allocate memory"), "out_of_memory", "encoder"),
         (run(code=27, stderr="[error] File too large"), "output_limit", "transient"),
     ],
@@ -144,7 +145,7 @@ def test_every_error_about_what_is_read_counts(line: str, *, whole: bool, sliced
 
 def test_a_disk_that_fills_is_the_nodes_fault() -> None:
     verdict = judge_run(run(code=None, signal=9, reason="disk"), plan())
-    assert (verdict.code, verdict.failure) == ("work_disk_full", "encoder")
+    assert (verdict.code, verdict.failure) == ("work_disk_full", "transient")
 
 
 def test_decoding_the_result() -> None:
@@ -265,11 +266,20 @@ def convert(*results: RunResult) -> tuple[Replay, RunReport | str]:
     return replay, made.report
 
 
+ON_TIME = {"frames": 100, "wanted": 100, "off_us": 78.1, "at": 7, "tick_us": 78.125}
+
+
+def timed(**facts: object) -> RunResult:
+    """The child that compares the times of frames."""
+    return run(stdout=json.dumps({**ON_TIME, **facts}).encode())
+
+
 def test_a_conversion_encodes_decodes_and_probes() -> None:
-    replay, report = convert(run(stderr="said"), run(), described(result()))
+    replay, report = convert(run(stderr="said"), run(), described(result()), timed())
     assert isinstance(report, RunReport)
     assert (report.stderr_tail, report.encoder, report.ffmpeg) == ("said", "libx264", "9.0.2 abc")
-    assert [command[0] for command in replay.commands] == ["/usr/bin/ffmpeg"] * 2 + ["python"]
+    assert [command[0] for command in replay.commands] == ["/usr/bin/ffmpeg"] * 2 + ["python"] * 2
+    assert replay.commands[-1][-3:] == ("/a.mkv", "/b.mp4", "packets")
     assert replay.limits[0].stall_ms is not None
     assert replay.limits[1].output_bytes == 0
 
@@ -279,6 +289,29 @@ def test_a_conversion_stops_at_the_first_doubt() -> None:
     assert convert(run(), run(stderr="[error] bad"))[1] == "result_damaged"
     assert convert(run(), run(), described(result(frames=99)))[1] == "frame_count"
     assert convert(run(), run(), run(code=1))[1] == "result_damaged"
+
+
+@pytest.mark.parametrize(
+    ("compared", "code"),
+    [
+        (timed(off_us=78.3), "duration"),
+        (timed(off_us=160_000.0), "duration"),
+        (timed(off_us=160_000.0, contradictions=1), "damaged_source"),
+        (timed(off_us=78.1, contradictions=1), ""),
+        (timed(frames=99), "frame_count"),
+        (timed(wanted=101), "frame_count"),
+        (run(stdout=b'{"timeless": true}'), ""),
+        (run(stdout=b'{"fault": "it broke off", "code": "damaged_source"}'), "damaged_source"),
+        (run(stdout=b'{"fault": "?", "code": "unheard of"}'), "bad_result"),
+        (run(stdout=b""), "bad_result"),
+        (run(code=None, reason="time", stdout=b"{}"), "bad_result"),
+    ],
+)
+def test_each_frame_keeps_its_time_also_of_a_film_done_whole(
+    compared: RunResult, code: str
+) -> None:
+    found = convert(run(), run(), described(result()), compared)[1]
+    assert (found if isinstance(found, str) else "") == code
 
 
 def check(delivered: RunResult, encoder: str = "libx264") -> Verdict:

@@ -1,6 +1,8 @@
 """The pure half of splitting: index, cuts, chunks and the times of an assembled film."""
 
+import itertools
 from array import array
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -8,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.media.command import Parts, assembly_command, command_line, sound_command
+from node.media.h264 import is_idr
 from node.media.index import (
     CUTS_MAX,
+    FRESH,
+    KEY,
     CutTable,
     PacketIndex,
     contract_digest,
@@ -19,7 +24,14 @@ from node.media.index import (
 from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe, StreamInfo
 from node.media.profiles import BUILT_IN
-from node.media.retime import dts_of, ranks_of, reorder_depth
+from node.media.retime import (
+    REORDERED_MAX,
+    compare_times,
+    dts_of,
+    in_order,
+    ranks_of,
+    reorder_depth,
+)
 from node.media.split import (
     CHUNK_MS_MAX,
     CHUNK_MS_MIN,
@@ -93,6 +105,39 @@ def test_times_before_the_first_frame_repeat_the_first_distance() -> None:
 # --- index ------------------------------------------------------------------------------------------
 
 
+@given(st.permutations(range(40)), st.integers(1, 50))
+def test_times_come_in_order_as_far_as_the_window_reaches(order: list[int], window: int) -> None:
+    depth = reorder_depth(order)
+    assert sorted(in_order(order, window)) == list(range(40))
+    if window > depth:
+        assert list(in_order(order, window)) == list(range(40))
+
+
+def test_an_endless_film_is_put_in_order_as_it_comes() -> None:
+    pairs = (at for first in itertools.count(0, 2) for at in (first + 1, first))
+    assert list(itertools.islice(in_order(pairs), 1_000)) == list(range(1_000))
+
+
+def test_a_time_that_comes_too_late_is_not_put_where_it_belongs() -> None:
+    times = [*range(1, REORDERED_MAX + 2), 0]
+    assert next(iter(in_order(times))) == 1
+
+
+def test_times_of_other_clocks_are_compared_from_the_first_frame() -> None:
+    thirds = [at * 30_000 // 29.97 for at in range(1_000)]
+    source = [int(at) for at in thirds]
+    made = [round(at / 30) + 7 for at in source]
+    apart = compare_times(made, Fraction(1, 1_000), source, Fraction(1, 30_000))
+    assert (apart.frames, apart.wanted) == (1_000, 1_000)
+    assert 0 < apart.off <= Fraction(1, 1_000)
+    made[600] += 40
+    apart = compare_times(made, Fraction(1, 1_000), source, Fraction(1, 30_000))
+    assert apart.at == 600
+    assert abs(apart.off - Fraction(40, 1_000)) <= Fraction(1, 1_000)
+    apart = compare_times(made[:-1], Fraction(1, 1_000), source, Fraction(1, 30_000))
+    assert (apart.frames, apart.wanted) == (999, 1_000)
+
+
 def test_an_index_comes_back_from_its_file() -> None:
     index = open_groups(3)
     index.zero_us = -21_333
@@ -129,6 +174,61 @@ def test_cuts_of_open_groups() -> None:
     for cut in table.cuts:
         times = sorted(index.pts[cut.first :])
         assert dts_of(times, table.depth)[0] == cut.base
+
+
+def test_cuts_of_closed_groups_need_nothing_of_their_neighbours() -> None:
+    index = open_groups(4)
+    index.flags = bytearray(flags | FRESH * (flags & KEY) for flags in index.flags)
+    # Marked fresh, but pictures that are shown before the keyframe are stored behind it.
+    assert [(cut.first, cut.end) for cut in table_of(index).cuts[1:]] == [
+        (0, 98),
+        (48, 148),
+        (98, 200),
+    ]
+    order = [*range(100)]
+    index = index_of(order, {0, 25, 50, 75})
+    assert [(cut.first, cut.end) for cut in table_of(index).cuts[1:]] == [
+        (0, 50),
+        (25, 75),
+        (50, 100),
+    ]
+    for at in (25, 75):
+        index.flags[at] |= FRESH
+    assert [(cut.first, cut.end) for cut in table_of(index).cuts[1:]] == [
+        (25, 25),
+        (25, 75),
+        (75, 75),
+    ]
+
+
+AVCC = bytes.fromhex("0164001fffe1")
+
+
+@pytest.mark.parametrize(
+    ("packet", "headers", "wanted"),
+    [
+        (b"\0\0\0\x02\x09\xf0" + b"\0\0\0\x03\x65\x88\x84", AVCC, True),
+        (b"\0\0\0\x02\x09\xf0" + b"\0\0\0\x03\x61\x88\x84", AVCC, False),
+        (b"\0\x03\x06\x06\x01" + b"\0\x02\x25\x88", bytes.fromhex("0164001ffde1"), True),
+        (b"\0\0\0\x01\x09\xf0\0\0\x01\x67\x64\0\0\x01\x65\x88", b"\0\0\0\x01\x67", True),
+        (b"\0\0\0\x01\x09\xf0\0\0\x01\x06\x06\0\0\x01\x41\x9a", b"", False),
+        # A slice that is cut off, lengths that lie, nothing at all.
+        (b"\0\0\0\xff\x09", AVCC, False),
+        (b"\0\0\0\0\0\0\0\0", AVCC, False),
+        (b"\0\0\x01", b"", False),
+        (b"", AVCC, False),
+        (b"", b"", False),
+    ],
+)
+def test_an_idr_picture_is_told_by_its_first_slice(
+    packet: bytes, headers: bytes, wanted: bool
+) -> None:
+    assert is_idr(packet, headers) is wanted
+
+
+@given(st.binary(max_size=200), st.binary(max_size=8))
+def test_no_packet_makes_telling_fail(packet: bytes, headers: bytes) -> None:
+    assert is_idr(packet, headers) in (True, False)
 
 
 def fault(index: PacketIndex) -> str:
@@ -318,6 +418,21 @@ def test_a_chunk_is_the_picture_alone_trimmed_by_time() -> None:
     assert "-x264-params:0 fps=25/1:open-gop=0" in words
     last = chunk_plan(whole, split, split.chunks[-1], probe)
     assert "end_pts" not in " ".join(command_line(last, "ffmpeg", "slice", "chunk", exact=True))
+
+
+def test_a_chunk_of_the_film_itself_counts_by_the_films_clock() -> None:
+    probe = long_film()
+    whole, split = planned(probe)
+    chunk = split.chunks[1]
+    piece = chunk_plan(whole, split, chunk, probe)
+    plan = chunk_plan(whole, split, chunk, probe, from_film=True)
+    words = " ".join(command_line(plan, "ffmpeg", "film", "chunk", exact=True))
+    assert chunk.base != 0, "a slice has another clock"
+    assert f"trim=end_pts={chunk.end}:start_pts={chunk.start}" in words
+    assert plan.streams[0].source == probe.main
+    assert (plan.frames, plan.span_us, plan.container) == (50, 1_960_000, "matroska")
+    assert (plan.source_ms, plan.source_bytes) == (probe.duration_ms, probe.bytes)
+    assert plan.streams[0].options == piece.streams[0].options, "it must fit to the others"
 
 
 @pytest.mark.parametrize(

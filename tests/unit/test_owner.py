@@ -10,6 +10,7 @@ import pytest
 from ledger import commands as c
 from ledger.jobs import Job
 from ledger.orders import ChangeJobs
+from ledger.submissions import JobSpec
 from mesh.errors import (
     ConflictError,
     DiskFullError,
@@ -114,7 +115,7 @@ def test_a_job_goes_its_whole_way() -> None:
     assert stand.mesh.board.of("j1") == []
 
 
-def _spec(job: str = "j1", **values: Any) -> c.JobSpec:
+def _spec(job: str = "j1", **values: Any) -> JobSpec:
     return job_spec(job, **values)
 
 

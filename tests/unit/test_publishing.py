@@ -16,7 +16,7 @@ from mesh.errors import ConflictError, NotFoundError, SourceChangedError, Transf
 from mesh.transfer import Manifest, kept_inode
 from mesh.transfer_files import digest_file
 from node.media.profiles import BUILT_IN, Profile, PublishPolicy
-from node.work.films import Allowed
+from node.work.allowed_files import Allowed
 from node.work.publishing import DAY_MS, TRASH, Publishing
 
 ORIGINAL = b"the film as it was " * 1_000

@@ -7,7 +7,15 @@ from typing import Any
 from ledger.commands import GrantLeases
 from ledger.jobs import Job
 from ledger.lines import AHEAD_A_SLOT_MAX, AHEAD_MS, ends_of_waiting, lines_of
-from ledger.scheduler import OLDEST_EVERY, SPARE_BYTES, decide, explain, with_estimates
+from ledger.placing import place_of
+from ledger.scheduler import (
+    OLDEST_EVERY,
+    PLANNED_AHEAD_MAX,
+    SPARE_BYTES,
+    decide,
+    explain,
+    with_estimates,
+)
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
 from node.faces.waiting import Seen, reasons
 
@@ -86,6 +94,15 @@ def test_a_slow_node_does_not_begin_at_the_end_what_a_faster_one_ends_sooner() -
     assert leased(view([not_bert], [slow, busy], running=soon)) == {"t": "anna"}
 
 
+def test_what_one_node_alone_can_do_goes_first_and_short_tasks_last() -> None:
+    sound = task("sound", kind="audio", needs=(), cost=1, seq=9)
+    tasks = [task("short", cost=10), task("long", cost=1_000), sound]
+    assert leased(view(tasks, [node("anna")])) == {"sound": "anna"}
+    assert leased(view(tasks, [node("bert"), node("anna")])) == {"sound": "anna", "long": "bert"}
+    # With more to come, in their order.
+    assert leased(view(tasks, [node("anna")], later=10)) == {"short": "anna"}
+
+
 def test_when_a_slot_is_free_again_is_reckoned_from_what_runs() -> None:
     runs = (run("a", "n"), run("b", "n"), run("c", "n", waits=True))
     seen = view([], [node("n", 100, slots=2, busy=3)], running=runs)
@@ -162,6 +179,17 @@ def test_what_a_round_grants_counts_for_disks_at_once() -> None:
     assert len(leased(view(tasks, [node("anna", slots=9, free_bytes=room)]))) == 2
 
 
+def test_a_film_that_filled_a_disk_asks_for_more_and_comes_back_when_there_is_room() -> None:
+    film = task("t", source_bytes=100, disk_full=1)
+    tight = node("bert", free_bytes=SPARE_BYTES + 399)
+    assert leased(view([film], [tight])) == {}
+    said = explain(view([film], [tight]), film, 0)
+    assert said[0].startswith("bert: has too little disk")
+    roomy = replace(tight, free_bytes=SPARE_BYTES + 400)
+    assert leased(view([film], [tight, replace(roomy, node="cleo")])) == {"t": "cleo"}
+    assert leased(view([film], [roomy])) == {"t": "bert"}
+
+
 def test_tenants_take_turns_by_cost_and_share() -> None:
     tasks = [task(f"a{n}", tenant="a", seq=n) for n in range(9)]
     tasks += [task(f"b{n}", tenant="b", seq=100 + n, cost=500) for n in range(9)]
@@ -169,6 +197,40 @@ def test_tenants_take_turns_by_cost_and_share() -> None:
     assert sorted(found) == ["a0", "a1", "b0", "b1", "b2", "b3"]
     found = leased(view(tasks, [node("n", slots=5)], later=1, shares={"a": 2}))
     assert sorted(found) == ["a0", "a1", "a2", "b0", "b1"]
+
+
+def test_a_tenant_gets_no_more_than_its_quota_and_is_told_so() -> None:
+    tasks = [task(f"a{n}", tenant="a", seq=n, priority=9) for n in range(9)]
+    tasks += [task(f"b{n}", tenant="b", seq=100 + n) for n in range(9)]
+    running = (RunningView(attempt="x", node="n", cost=1, profile="web", tenant="a"),)
+    seen_now = view(tasks, [node("n", slots=6, busy=1)], quotas={"a": 3}, running=running)
+    assert sorted(leased(seen_now)) == ["a0", "a1", "b0", "b1", "b2"]
+    full = replace(seen_now, quotas={"a": 1})
+    assert sorted(leased(full)) == ["b0", "b1", "b2", "b3", "b4"]
+    said = explain(full, tasks[0], 0)
+    assert said[0].startswith("its tenant a has as many slots as its quota allows, 1")
+    assert "quota" not in " ".join(explain(full, tasks[-1], 0))
+
+
+def test_a_job_goes_only_where_it_may_and_says_what_a_node_lacks() -> None:
+    nodes = [
+        node("anna", labels=("attic",)),
+        node("bert", labels=("attic", "chip")),
+        node("cleo", labels=("chip",)),
+    ]
+    placed = task("t", place=place_of(["attic", "chip"], []))
+    assert leased(view([placed], nodes)) == {"t": "bert"}
+    asked = task("t", place=place_of(["chip"], ["cleo", "anna"]))
+    assert leased(view([asked], nodes)) == {"t": "cleo"}
+    nobody = task("t", place=place_of(["cellar"], ["bert"]))
+    assert leased(view([nobody], nodes)) == {}
+    assert explain(view([nobody], nodes), nobody, 0) == [
+        "anna, cleo: lacks the label cellar, is none of the nodes that were asked for (--on)",
+        "bert: lacks the label cellar",
+    ]
+    # Sound and assembly are done where the film is, whatever was asked for.
+    sound = replace(nobody, kind="audio", needs=())
+    assert leased(view([sound], nodes)) == {"t": "anna"}
 
 
 def test_turns_go_on_over_rounds_and_nobody_saves_up() -> None:
@@ -256,6 +318,13 @@ def test_a_job_tells_what_else_it_waits_for() -> None:
     assert reasons(found, seen(owner_heard=False))[:1] == silent
     new = replace(found, planned=0)
     assert reasons(new, seen(first=3)) == ["its owner Anna plans 3 other films first"]
+    # Behind enough of its own kind it waits for what those wait for.
+    like = task("o", owner=new.owner, tenant=new.tenant, profile=new.profile)
+    many = view([like] * PLANNED_AHEAD_MAX, [node("n", encoders=())])
+    (said,) = reasons(new, seen(view=many, first=3))
+    assert said.endswith("the first because: n: has none of the encoders x")
+    others = replace(many, tasks=(replace(like, tenant="other"),) * PLANNED_AHEAD_MAX)
+    assert "plans 3 other films" in reasons(new, seen(view=others, first=3))[0]
     assert reasons(replace(found, state="publishing"), seen()) == []
     assert reasons(replace(found, state="publishing"), seen(owner_heard=False)) == silent
     assert reasons(replace(found, state="failed"), seen(has_coordinator=False)) == []

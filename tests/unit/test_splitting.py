@@ -17,8 +17,9 @@ from mesh.transport import CHUNK_BYTES
 from node.media.pieces import Film
 from node.media.profiles import BUILT_IN
 from node.media.split import SplitPlan, chunk_ms
+from node.work.allowed_files import Allowed
 from node.work.film_pieces import SLICES, FilmPieces, SliceReady, SliceWanted
-from node.work.films import Allowed, Films
+from node.work.films import Films
 from node.work.splitting import (
     JobPlan,
     chips_of,
@@ -182,6 +183,7 @@ class Home:
         self.ledger.must(grant(("j1-1", "a1", "bert"), ("j1-0", "a0", "anna")))
         nobody: Any = None
         films: Any = Films(
+            labels_of=lambda _: (),
             own=NodeId("anna"),
             folder=folder,
             trash=folder / "trash",

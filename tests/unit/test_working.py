@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import UsageError
+from node.work.gpu_nvml import used_by_others
 from node.work.hours import DAY_MINUTES, parse_hours
 from node.work.keeper import Keeper
 from node.work.limits_files import KeptFile
@@ -66,13 +67,12 @@ def test_no_hours_are_always_and_several_add_up() -> None:
 
 def test_why_a_node_is_closed() -> None:
     hours = parse_hours(["mon 8:00-9:00"])
-    assert closed_because(WorkRules(), 0, stepped_back=False) == ""
-    assert "paused" in closed_because(WorkRules(paused=True), 0, stepped_back=False)
-    assert "drains" in closed_because(WorkRules(draining=True), 0, stepped_back=False)
-    assert "begin in 1 h 30 min" in closed_because(
-        WorkRules(hours=hours), at(0, "6:30"), stepped_back=False
-    )
-    assert "used by others" in closed_because(WorkRules(), 0, stepped_back=True)
+    assert closed_because(WorkRules(), 0, used="") == ""
+    assert "paused" in closed_because(WorkRules(paused=True), 0, used="")
+    assert "drains" in closed_because(WorkRules(draining=True), 0, used="")
+    assert "begin in 1 h 30 min" in closed_because(WorkRules(hours=hours), at(0, "6:30"), used="")
+    for used in ("machine", "graphics chip"):
+        assert f"its {used} is used by others" in closed_because(WorkRules(), 0, used=used)
 
 
 def test_work_steps_back_after_some_use_and_returns_after_some_rest() -> None:
@@ -108,10 +108,48 @@ def test_use_by_others_is_what_does_not_step_behind(tmp_path: Path) -> None:
     assert Usage(tmp_path / "none").percent() is None
 
 
+def test_use_of_chips_counts_the_engine_that_others_use_most() -> None:
+    ours = (7, 90, 100, 0)
+    assert used_by_others([], {7}) == used_by_others([ours], {7}) == 0.0
+    assert used_by_others([ours, (8, 20, 0, 5), (9, 30, 10, 5)], {7}) == 50.0
+    assert used_by_others([(8, 70, 0, 0), (9, 70, 0, 0)], ()) == 100.0
+
+
+class Use:
+    """How much others use, as the test says."""
+
+    def __init__(self, percent: float | None = None) -> None:
+        self.now = percent
+
+    def percent(self) -> float | None:
+        return self.now
+
+
+class Lock:
+    """Remembers whether sleep is held off."""
+
+    def __init__(self, why: str = "") -> None:
+        self.why = why
+        self.asked = 0
+        self.held = False
+
+    async def hold(self) -> str:
+        self.asked += 1
+        self.held = not self.why
+        return self.why
+
+    async def let_go(self) -> None:
+        self.held = False
+
+
 class Children:
     def __init__(self) -> None:
         self.still = False
         self.nice = 0
+        self.memory = 0
+
+    def use_memory(self, mebibytes: int) -> None:
+        self.memory = mebibytes
 
     def suspend(self, *, still: bool) -> None:
         self.still = still
@@ -122,22 +160,71 @@ class Children:
 
 class Busy:
     def __init__(self) -> None:
-        self.running = ("a",)
+        self.running: tuple[str, ...] = ("a",)
         self.told: list[str] = []
 
     async def give_back(self, what: str) -> None:
         self.told.append(what)
 
 
+def keeper_of(children: Children | None = None, lock: Lock | None = None) -> Keeper:
+    return Keeper(children=children or Children(), processors=Use(), gpu=Use(), awake=lock)
+
+
+def test_the_machine_stays_awake_while_something_runs_and_the_fault_is_told_once() -> None:
+    async def body() -> None:
+        busy, lock, refused = Busy(), Lock(), Lock("no bus of a session")
+        keeper, other = keeper_of(lock=lock), keeper_of(lock=refused)
+        tasks = [asyncio.ensure_future(one.run(busy)) for one in (keeper, other)]
+        await eventually(lambda: lock.held and refused.asked)
+        keeper.use(WorkRules(paused=True))
+        other.use(WorkRules(paused=True))
+        await eventually(lambda: not lock.held)
+        keeper.use(WorkRules())
+        other.use(WorkRules())
+        await eventually(lambda: lock.held)
+        busy.running = ()
+        keeper.use(WorkRules(nice=1))
+        await eventually(lambda: not lock.held)
+        busy.running = ("b",)
+        keeper.use(WorkRules(nice=2))
+        await eventually(lambda: lock.held)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert not lock.held, "who ends lets the machine sleep"
+        assert (lock.asked, refused.asked) == (3, 1)
+
+    asyncio.run(body())
+
+
+def test_work_steps_back_for_others_on_a_chip() -> None:
+    async def body() -> None:
+        children, use = Children(), Use(95)
+        keeper = Keeper(children=children, processors=Use(95), gpu=use)
+        keeper.use(WorkRules(gpu_percent=50))
+        # The samples' own clock is the keeper's: the rule itself is tested above.
+        keeper._gpu_steps.back = True
+        task = asyncio.ensure_future(keeper.run(Busy()))
+        await eventually(lambda: children.still)
+        assert keeper.closed == "steps back: its graphics chip is used by others"
+        use.now = None
+        keeper.use(WorkRules(gpu_percent=50))
+        await eventually(lambda: not children.still)
+        task.cancel()
+
+    asyncio.run(body())
+
+
 def test_the_keeper_pauses_and_ends_a_drain_in_time() -> None:
     async def body() -> None:
         children, busy, handed = Children(), Busy(), []
-        keeper = Keeper(children=children, used_percent=lambda: None)
+        keeper = keeper_of(children)
         keeper.hand_over = lambda: handed.append(1)
         task = asyncio.ensure_future(keeper.run(busy))
-        keeper.use(WorkRules(paused=True, nice=15))
+        keeper.use(WorkRules(paused=True, nice=15, memory_mib=700))
         assert children.still
-        assert children.nice == 15
+        assert (children.nice, children.memory) == (15, 700)
         assert "paused" in keeper.closed
         keeper.use(WorkRules())
         assert not children.still
@@ -155,23 +242,26 @@ def test_the_keeper_pauses_and_ends_a_drain_in_time() -> None:
 
 def working(folder: Path, keeper: Keeper) -> Working:
     store = KeptFile(folder / "work", WORKING, KeptWork)
-    configured = ConfiguredWork(hours=("8:00-9:00",), nice=5)
+    configured = ConfiguredWork(hours=("8:00-9:00",), nice=5, labels=("attic",))
     return Working(store=store, configured=configured, keeper=keeper, running=lambda: 3)
 
 
 def test_what_a_person_sets_holds_over_a_restart_until_it_is_taken_back(tmp_path: Path) -> None:
-    keeper = Keeper(children=Children(), used_percent=lambda: None)
+    keeper = keeper_of()
     held = working(tmp_path, keeper).held()
     assert (held.hours, held.nice, held.paused, held.running) == (("8:00-9:00",), 5, False, 3)
     held = working(tmp_path, keeper).change(
-        SetWork(paused=True, hours=("always",), nice=19, threads=2)
+        SetWork(paused=True, hours=("always",), nice=19, threads=2, labels=("b", "a"), memory_mib=9)
     )
     assert (held.hours, held.nice, held.threads) == ((), 19, 2)
+    assert (held.labels, held.memory_mib) == (("a", "b"), 9)
     assert "paused" in held.closed
     held = working(tmp_path, keeper).held()
     assert (held.paused, held.hours, held.nice, held.threads) == (True, (), 19, 2)
-    back = SetWork(paused=False, hours=("default",), nice=-1, threads=-1)
+    assert working(tmp_path, keeper).change(SetWork(labels=("none",))).labels == ()
+    back = SetWork(paused=False, hours=("default",), nice=-1, threads=-1, labels=("default",))
     held = working(tmp_path, keeper).change(back)
+    assert held.labels == ("attic",)
     assert (held.paused, held.hours, held.nice, held.threads) == (False, ("8:00-9:00",), 5, 0)
 
 
@@ -183,10 +273,15 @@ def test_what_a_person_sets_holds_over_a_restart_until_it_is_taken_back(tmp_path
         SetWork(busy_percent=101),
         SetWork(hours=("x",)),
         SetWork(finish_s=-1),
+        SetWork(gpu_percent=101),
+        SetWork(memory_mib=-2),
+        SetWork(labels=("Attic",)),
+        SetWork(labels=("a|b",)),
+        SetWork(labels=tuple(f"l{n}" for n in range(17))),
     ],
 )
 def test_what_makes_no_sense_changes_nothing(tmp_path: Path, wanted: SetWork) -> None:
-    stand = working(tmp_path, Keeper(children=Children(), used_percent=lambda: None))
+    stand = working(tmp_path, keeper_of())
     before = stand.held()
     with pytest.raises(UsageError):
         stand.change(wanted)

@@ -1,4 +1,5 @@
--- Migration 3: orders about many jobs, nodes that fail too often, watched folders, forgotten jobs.
+-- Migration 3: orders about many jobs, nodes that fail too often, watched folders, forgotten jobs,
+-- places of jobs, tenants.
 -- See ../schema.sql for the prose.
 DROP VIEW nodes;
 DROP VIEW watches;
@@ -55,6 +56,16 @@ CREATE TABLE converted (
     at_ms INTEGER NOT NULL
 ) STRICT;
 
+ALTER TABLE job ADD COLUMN place TEXT NOT NULL DEFAULT '[]';
+CREATE INDEX job_to_plan_by_kind ON job (owner, tenant, definition, place, priority DESC) WHERE state = 'queued' AND planned = 0;
+
+CREATE TABLE tenant (
+    name TEXT PRIMARY KEY,
+    share INTEGER NOT NULL,
+    slots INTEGER NOT NULL,
+    updated_at_ms INTEGER NOT NULL
+) STRICT;
+
 CREATE INDEX job_by_content ON job (source_bytes, source_digest) WHERE source_digest <> '';
 CREATE INDEX job_by_end ON job (finished_at_ms) WHERE finished_at_ms > 0;
 CREATE INDEX attempt_by_result ON attempt (result_bytes, result_digest) WHERE state = 'accepted';
@@ -68,3 +79,6 @@ SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = no
 FROM node;
 
 CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;
+
+CREATE VIEW tenants AS
+SELECT name, share, nullif(slots, -1) AS slots, updated_at_ms AS updated_ms FROM tenant;

@@ -1,0 +1,31 @@
+"""Which device an encoder takes when several can do it: the one with the least to do."""
+
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+from node.media.encoders import FORMS
+
+
+class Devices:
+    """The devices of a machine and what runs on each; encoders of one family share theirs."""
+
+    def __init__(self, places: Mapping[str, tuple[str, ...]]) -> None:
+        """`places` are the devices of each encoder that needs one named."""
+        self._places = dict(places)
+        self._running: Counter[tuple[str, str]] = Counter()
+
+    @contextmanager
+    def lent(self, encoder: str) -> Generator[str]:
+        """A device for one run; "" where the encoder has only one.
+
+        Turns would not do: a long film holds its device while short ones pass by on the others.
+        """
+        places = self._places.get(encoder, ("",))
+        family = FORMS[encoder].family if encoder in FORMS else encoder
+        chosen = min(places, key=lambda place: self._running[family, place])
+        self._running[family, chosen] += 1
+        try:
+            yield chosen
+        finally:
+            self._running[family, chosen] -= 1

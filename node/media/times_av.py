@@ -1,0 +1,125 @@
+"""Compares the time of each frame of a result with its source's: run as a child process around PyAV.
+
+`python -m node.media.times_av FILM RESULT HOW` reads both beside each other and holds some hundred
+times of each, however long they are.  HOW is `packets`, or `decoding` for films whose packets are not
+frames.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from node.media.join_av import moving
+from node.media.probe_av import answered, open_film, packets_of
+from node.media.retime import compare_times, in_order
+
+
+class TimelessError(Exception):
+    """A frame of the source tells no time, so there is nothing to compare."""
+
+
+@dataclass(slots=True)
+class Contradictions:
+    """What a sound film's times never say."""
+
+    count: int = 0
+    decoded: int | None = None
+    shown: int | None = None
+
+    def packet(self, packet: "Packet[Any]") -> None:
+        """Counts one that is decoded no later than the one before it, or later than it is shown."""
+        dts = packet.dts
+        if dts is not None:
+            late = packet.pts is not None and packet.pts < dts
+            self.count += late or (self.decoded is not None and dts <= self.decoded)
+            self.decoded = dts
+
+    def looked_at(self, times: Iterator[int]) -> Iterator[int]:
+        """The same times, in order of presentation; counts frames that are shown no later than another."""
+        for at in times:
+            self.count += self.shown is not None and at <= self.shown
+            self.shown = at
+            yield at
+
+
+def by_packets(film: InputContainer, found: Contradictions) -> Iterator[int]:
+    """Presentation times of the packets that are shown, in decode order."""
+    for packet in packets_of(film, moving(film)):
+        found.packet(packet)
+        if packet.is_discard:
+            continue
+        if packet.pts is None:
+            raise TimelessError
+        yield packet.pts
+
+
+def by_decoding(film: InputContainer, found: Contradictions) -> Iterator[int]:
+    """Presentation times of the pictures that a decoder shows, as it gives them."""
+    stream = moving(film)
+    stream.thread_type = "AUTO"
+    for packet in packets_of(film, stream):
+        found.packet(packet)
+        yield from times_of(decoded(stream, packet))
+    yield from times_of(decoded(stream, None))
+
+
+def decoded(stream: VideoStream, packet: "Packet[Any] | None") -> list[VideoFrame]:
+    """What a packet, or the end, gives; what cannot be decoded was judged by the probe."""
+    try:
+        return stream.codec_context.decode(packet)
+    except FFmpegError:
+        return []
+
+
+def times_of(frames: list[VideoFrame]) -> Iterator[int]:
+    """When they are shown."""
+    for frame in frames:
+        if frame.pts is None:
+            raise TimelessError
+        yield frame.pts
+
+
+def compared(source: str, result: str, how: str) -> dict[str, Any]:
+    """The facts of `node.media.judge.TimesFound`."""
+    found = Contradictions()
+    with open_film(source) as film, open_film(result) as made:
+        bases = Fraction(moving(made).time_base or 0), Fraction(moving(film).time_base or 0)
+        read = by_packets if how == "packets" else by_decoding
+        try:
+            apart = compare_times(
+                in_order(by_packets(made, Contradictions())),
+                bases[0],
+                found.looked_at(in_order(read(film, found))),
+                bases[1],
+            )
+        except TimelessError:
+            return {"timeless": True}
+    return {
+        "frames": apart.frames,
+        "wanted": apart.wanted,
+        "off_us": float(apart.off * 1_000_000),
+        "at": apart.at,
+        "tick_us": float(max(bases) * 1_000_000),
+        "contradictions": found.count,
+    }
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    """Does what the words say; what it prints."""
+    match words:
+        case [source, result, ("packets" | "decoding") as how]:
+            return compared(source, result, how)
+        case _:
+            raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(answered(run, sys.argv[1:], broken="reading it broke off", code="damaged_source"))
