@@ -202,7 +202,7 @@ def test_tenants_take_turns_by_cost_and_share() -> None:
 def test_a_tenant_gets_no_more_than_its_quota_and_is_told_so() -> None:
     tasks = [task(f"a{n}", tenant="a", seq=n, priority=9) for n in range(9)]
     tasks += [task(f"b{n}", tenant="b", seq=100 + n) for n in range(9)]
-    running = (RunningView(attempt="x", node="n", cost=1, profile="web", tenant="a"),)
+    running = (replace(run("x", "n"), task=task("of x", tenant="a")),)
     seen_now = view(tasks, [node("n", slots=6, busy=1)], quotas={"a": 3}, running=running)
     assert sorted(leased(seen_now)) == ["a0", "a1", "b0", "b1", "b2"]
     full = replace(seen_now, quotas={"a": 1})
