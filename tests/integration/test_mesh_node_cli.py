@@ -139,6 +139,8 @@ def test_ledger_query_reads_without_a_node_and_never_writes(
     assert Typed(capsys, "ledger", "query", query).out.split() == ["n", "letter", "0", "x"]
     answer = Typed(capsys, "ledger", "query", query, "--json")
     assert answer.json == {"columns": ["n", "letter"], "rows": [[0, "x"]]}
+    vast = Typed(capsys, "ledger", "query", "SELECT 1e999", "--json").out
+    assert "Infinity" not in vast  # JSON has no such number
     by_state = "SELECT state, count(*) FROM jobs GROUP BY state"
     assert Typed(capsys, "ledger", "query", by_state, "--json").json["rows"] == []
     refused = Typed(capsys, "ledger", "query", "DELETE FROM jobs")
