@@ -81,7 +81,7 @@ def test_a_stopped_ffmpeg_of_a_node_is_replaced_within_what_is_promised(tmp_path
         os.kill(first, signal.SIGSTOP)
         wait_for("it is gone", lambda: first not in encoders_of(anna), SILENT_MS / 1_000 + 30)
         gone_s = (monotonic_ms() - stopped_ms) / 1_000
-        wait_for("done all the same", lambda: state(anna, job["id"]) == "done", 240)
+        wait_for("done all the same", lambda: state(anna, job["id"]) == "done", 900)
         attempts = ask(anna, f"/jobs/{job['id']}")[1]["tasks"][0]["attempts"]
         assert [a["state"] for a in attempts] == ["failed", "accepted"]
         assert attempts[0]["fault"]["code"] == "stalled"
