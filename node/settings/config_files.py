@@ -120,21 +120,25 @@ def _bare(program: str) -> bool:
     return os.sep not in program and "/" not in program
 
 
-def token_of(config: Config) -> Token | None:
+def token_of(config: Config, returns_to: bytes | None = None) -> Token | None:
     """The invitation that a first start was given, itself or in a file.
+
+    None also for one of the mesh with the fingerprint `returns_to`: this node's key is a member's
+    there, and the token of its first start is used up by now.
 
     Raises `ConfigurationError` (the file cannot be read), `UsageError` (it is no token).
     """
-    if config.join_file is None:
-        return parse_token(config.join) if config.join is not None else None
+    text = config.join if config.join_file is None else _token_text(config.join_file)
+    token = None if text is None else parse_token(text)
+    return None if token is not None and token.fingerprint == returns_to else token
+
+
+def _token_text(path: str) -> str:
     try:
-        with Path(config.join_file).open("rb") as stream:
-            text = stream.read(TOKEN_FILE_BYTES_MAX).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = ""  # no token either
+        with Path(path).open("rb") as stream:
+            return stream.read(TOKEN_FILE_BYTES_MAX).decode("utf-8-sig", "replace")
     except OSError as error:
         raise ConfigurationError(
-            f"the token's file {config.join_file} cannot be read: {error.strerror}",
+            f"the token's file {path} cannot be read: {error.strerror}",
             "name the file that holds what `mesh-cli token create` printed",
         ) from None
-    return parse_token(text)

@@ -53,11 +53,21 @@ def prepare_home(home: str) -> Path:
     """
     path = Path(home)
     try:
+        home.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"the data directory {home!a} has a name that is no UTF-8", "choose another with --home"
+        ) from None
+    try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = path / f".write-{secrets.token_hex(4)}"
-        with probe.open("xb") as stream:
-            stream.write(b"1")
-        probe.unlink()
+        try:
+            with probe.open("xb") as stream:
+                stream.write(b"1")
+        finally:
+            probe.unlink(
+                missing_ok=True
+            )  # also where the disk is full: a service starts again and again
     except OSError as error:
         raise _home_error(path, error) from None
     return path
