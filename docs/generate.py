@@ -147,6 +147,7 @@ def errors_page() -> str:
                     ("5", "no coordinator (quorum lost)"),
                     ("6", "the port or the home is in use (`mesh-node`)"),
                     ("130", "interrupted"),
+                    ("141", "whoever read the output left (`mesh-cli jobs | head -1`)"),
                 ],
             ),
             "",

@@ -124,7 +124,7 @@ class Bundles:
             case BundleAnswer() as answer if answer.number in self._flying:
                 self._heard = True
                 self._alive()
-                return self._unpacked(self._flying.pop(answer.number), answer, frames[1:])
+                return self._unpacked(self._flying.pop(answer.number), answer, frames[1].buffer)
             case Waiting():
                 self._alive()
             case _:
@@ -148,26 +148,27 @@ class Bundles:
     def _alive(self) -> None:
         self._arrived_ms = self._progress_ms = clock.monotonic_ms()
 
-    def _unpacked(
-        self, files: list[Wanted], answer: BundleAnswer, frames: list[zmq.Frame]
-    ) -> Arrived:
+    def _unpacked(self, files: list[Wanted], answer: BundleAnswer, data: memoryview) -> Arrived:
         """Judges and writes what came; what is not there or not right is asked for alone."""
-        left_out = {*answer.left_out}
-        sent = [one for place, one in enumerate(files) if place not in left_out]
-        if len(sent) != len(frames):
+        lengths = answer.lengths
+        self._lane.received(len(data))
+        if len(lengths) != len(files) or sum(max(0, size) for size in lengths) != len(data):
             self._lane.refused("malformed")
             return Arrived(alone=tuple(files))
-        alone = [one for place, one in enumerate(files) if place in left_out]
+        alone: list[Wanted] = []
         brought: list[Brought] = []
-        for one, frame in zip(sent, frames, strict=True):
-            data = frame.buffer
-            self._lane.received(len(data))
-            digest = chunk_digest(data)
-            if len(data) != one.expected.size or file_digest((digest,)) != one.expected.digest:
+        start = 0
+        for one, length in zip(files, lengths, strict=True):
+            if length < 0:
+                alone.append(one)
+                continue
+            piece, start = data[start : start + length], start + length
+            digest = chunk_digest(piece)
+            if length != one.expected.size or file_digest((digest,)) != one.expected.digest:
                 self._lane.refused("bad_digest")
                 alone.append(one)
             elif one.claim():
-                brought.append(Brought(one, _written(one, data, digest)))
+                brought.append(Brought(one, _written(one, piece, digest)))
         return Arrived(tuple(_settled(brought)), tuple(alone))
 
 

@@ -452,9 +452,9 @@ class Lane:
         match answer, payload:
             case Refusal(), []:
                 raise error_of(answer)
-            case ((ChunkAnswer() | DigestsAnswer() | HaveAnswer()), [_]):
+            case ((ChunkAnswer() | DigestsAnswer() | HaveAnswer() | BundleAnswer()), [_]):
                 return answer
-            case ((ManifestAnswer() | Waiting()), []) | (BundleAnswer(), _):
+            case ((ManifestAnswer() | Waiting()), []):
                 return answer
             case _:
                 self._lines.tally.refused("malformed", self.peer)

@@ -130,7 +130,7 @@ class Download:
         """
         window = self.window_bytes // self.manifest.chunk_bytes
         flying = len(self._in_flight)
-        room = window if self._fills else window - window // 4 + 1
+        room = window if self._fills else window - max(1, window // 4) + 1
         self._fills = flying < room
         return self._fills and self._share.left > flying
 

@@ -252,9 +252,8 @@ class _Bound:
 
     def _look_at_what_they_send(self) -> None:
         """Hangs up on strangers who send more than all of them may; looks now and then."""
-        now_ms = clock.monotonic_ms()
-        if self._callers and now_ms - self._looked_ms >= STRANGERS_LOOK_MS:
-            self._looked_ms = now_ms
+        if self._callers and clock.monotonic_ms() - self._looked_ms >= STRANGERS_LOOK_MS:
+            self._looked_ms = clock.monotonic_ms()
             for descriptor, host in self._callers.greedy(self.port):
                 self._hang_up(descriptor, host)
 

@@ -22,8 +22,15 @@ NUMBER_MAX: Final = 1 << 62
 """Of terms and indexes: what the log's storage can hold with room to count on."""
 
 
-def check_sound(message: ConsensusMessage) -> None:
-    """Raises `WireError` for a message that no honest node sends."""
+TERMS_AHEAD_MAX: Final = 1 << 28
+"""How far another's term may be ahead: an election each second for eight years.  One message could
+else bring the mesh to its last term, after which nobody is ever elected."""
+
+
+def check_sound(message: ConsensusMessage, term: int) -> None:
+    """Raises `WireError` for a message that no honest node sends to one that is in `term`."""
+    if message.term > term + TERMS_AHEAD_MAX:
+        raise WireError("a term that no election has come to")
     if not all(0 <= number < NUMBER_MAX for number in (message.term, *_numbers(message))):
         raise WireError("a term or index that cannot be")
     if isinstance(message, Append):

@@ -209,14 +209,14 @@ class BundleRequest:
 @BULK.kind("bundle")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleAnswer:
-    """Head of a bundle; the bytes of each file follow as a raw frame, in the order of the request.
+    """Head of a bundle; the bytes of its files follow as one raw frame, in the order of the request.
 
-    `left_out`: places in the request of those that are refused or too large.  Whoever asks for one
-    alone is told why.
+    `lengths`: of each file that was asked for; -1 for one that is refused or too large.  Whoever asks
+    for that one alone is told why.
     """
 
     number: int
-    left_out: tuple[int, ...] = ()
+    lengths: tuple[int, ...]
 
 
 @BULK.kind("waiting")

@@ -279,7 +279,7 @@ class MemberNode:
             case _:
                 if node_of(message.sender) != sender:
                     raise WireError(f"node {sender} spoke in the name of {message.sender}")
-                check_sound(message)
+                check_sound(message, self.driver.raft.term)
                 self.driver.receive(message)
 
     # --- who belongs ------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from mesh.errors import DarkStreamError, UnreachableError, UsageError
 from node.cli.faults import Json, error_from
 from node.cli.options import Common
 from node.settings.addresses import API_DEFAULT, API_PORT_DEFAULT, LOOPBACK_HOSTS, split_endpoint
-from node.settings.home_files import default_home
+from node.settings.home_files import default_home, expanded
 from node.settings.home_paths import (
     API_ADDRESS_FILE,
     API_KEY_VARIABLE,
@@ -43,7 +44,7 @@ class ServerEvent:
 def home_of(common: Common) -> Path:
     """The data directory that the command is about."""
     if common.home:
-        return Path(common.home).expanduser().absolute()
+        return expanded(common.home)
     return default_home(os.environ)
 
 
@@ -62,7 +63,7 @@ def connect(common: Common) -> "Api":
             f"{host} is not this machine: the API is served on loopback only",
             f"run the command there, or forward the port: ssh -L {port}:127.0.0.1:{port} {host}",
         )
-    token = os.environ.get(API_KEY_VARIABLE, "") or _read(home / API_TOKEN_FILE)
+    token = os.environ.get(API_KEY_VARIABLE, "").strip() or _read(home / API_TOKEN_FILE)
     return Api(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", token)
 
 
@@ -73,11 +74,24 @@ def api_of(ctx: "click.Context") -> "Api":
     return api
 
 
+def segment(text: str) -> str:
+    """A name or id as one part of a path of the API.  Raises `UsageError` for an empty one."""
+    if not text:
+        raise UsageError("the name or id is empty", "give one")
+    quoted = quote(text, safe="", errors="surrogateescape")
+    # `.` and `..` would be resolved on the way, and another question asked.
+    return quoted if text.strip(".") else quoted.replace(".", "%2E")
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""  # no node has run here, or it is another user's: the answer will say which
+
+
+def _sayable(token: str) -> bool:
+    return bool(token) and token.isascii() and token.isprintable()
 
 
 class Api:
@@ -88,9 +102,10 @@ class Api:
 
         self.address = address
         self._errors = httpx.TransportError
+        self._unsaid = (UnicodeEncodeError, httpx.InvalidURL)
         self._client = httpx.Client(
             base_url=f"http://{address}",
-            headers={"authorization": f"Bearer {token}"} if token.isascii() and token else {},
+            headers={"authorization": f"Bearer {token}"} if _sayable(token) else {},
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,  # a proxy must not see loopback
         )
@@ -122,6 +137,10 @@ class Api:
     ) -> Json:
         try:
             answer = self._client.request(method, f"/api/v1{path}", params=parameters, json=body)
+        except self._unsaid as error:
+            bytes_ = isinstance(error, UnicodeEncodeError)
+            what = "a value is no UTF-8 text" if bytes_ else "a value is too long for a request"
+            raise UsageError(what, "correct it") from None
         except self._errors as error:
             raise self._unreachable(error) from None
         if answer.is_success:

@@ -4,12 +4,14 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from mesh import errors
 from mesh.errors import DarkStreamError, UsageError
+from node.cli import streams
 from node.settings.config_text import ConfigFaultsError, nearest
 
 Json = dict[str, Any]
@@ -79,7 +81,9 @@ def error_json(error: DarkStreamError) -> Json:
 
 def print_json(document: object) -> None:
     """The one JSON document of a command."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    is_utf8 = (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    text = json.dumps(document, indent=2, ensure_ascii=not is_utf8, allow_nan=False)
+    print(text, flush=True)  # a reader of `--follow` waits for it
 
 
 class Commands(click.Group):
@@ -108,17 +112,28 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         failure = StoppedWatchingError("interrupted", "what was submitted goes on")
     except DarkStreamError as error:
         failure = error
+    except SystemExit:
+        return streams.EXIT_READER_LEFT  # click's own answer to it
+    except OSError as error:
+        failure = streams.full(error) or _defect(error)
     except Exception as error:  # noqa: BLE001 - a person gets a line, also for our own mistakes
-        traceback.print_exc()
-        failure = DarkStreamError(
-            f"{type(error).__name__}: {error}", "this is a defect of DarkStream; please report it"
-        )
+        failure = _defect(error)
     else:
         return result if isinstance(result, int) else 0
-    if "--json" in arguments:
-        print_json(error_json(failure))
-    print_error(failure)
+    with suppress(OSError):  # nobody reads it; the exit code says it all the same
+        if "--json" in arguments:
+            print_json(error_json(failure))
+    with suppress(OSError):
+        print_error(failure)
     return failure.exit_code
+
+
+def _defect(error: Exception) -> DarkStreamError:
+    with suppress(OSError):
+        traceback.print_exc()
+    return DarkStreamError(
+        f"{type(error).__name__}: {error}", "this is a defect of DarkStream; please report it"
+    )
 
 
 def _usage(error: click.ClickException) -> UsageError:
@@ -132,6 +147,7 @@ def main_of(command: click.Command) -> Callable[[], None]:
     """The entry point of a console script."""
 
     def main() -> None:
-        sys.exit(run(command, sys.argv[1:]))
+        streams.ready()
+        sys.exit(streams.ended(run(command, sys.argv[1:])))
 
     return main

@@ -9,8 +9,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from mesh.errors import UsageError
+from mesh.errors import PathError, UsageError
 from node.cli.faults import Json
+from node.cli.options import given
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NEW_OR_SOURCE: Final = click.Choice(["new", "source"])
@@ -30,7 +31,11 @@ _OPTIONS: Final = (
         " Without cpu a job waits for such a device.",
     ),
     click.option(
-        "--output", "-o", metavar="DIR", help="Folder for the results; else beside the films."
+        "--output",
+        "-o",
+        metavar="DIR",
+        callback=given,
+        help="Folder for the results; else beside the films.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace results that exist."),
     click.option(
@@ -92,6 +97,9 @@ def submission(
 ) -> Json:
     """The request; options that were not given are left to the profile."""
     name, definition = _profile(profile)
+    for path in paths:
+        if not _is_text(path):
+            raise PathError(f"the name {path!a} is no UTF-8", "rename the file")
     return {
         "paths": [os.path.abspath(path) for path in paths],  # noqa: PTH100 - keeps a link's own name
         "profile": name,
@@ -103,6 +111,15 @@ def submission(
         "on": list(on),
         **more,
     }
+
+
+def _is_text(path: str) -> bool:
+    """Whether a request can carry it; the system gives other bytes as surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _profile(text: str) -> tuple[str, str]:
@@ -117,11 +134,15 @@ def read_profile(text: str) -> tuple[str, str]:
     path = Path(text)
     try:
         with path.open("rb") as file:
-            raw = file.read(DEFINITION_CHARS_MAX)
-        found = tomllib.loads(raw.decode("utf-8"))
+            raw = file.read(DEFINITION_CHARS_MAX + 1)
+        if len(raw) > DEFINITION_CHARS_MAX:
+            raise UsageError(
+                f"{text} is larger than {DEFINITION_CHARS_MAX >> 10} KiB", "shorten it"
+            )
+        found = tomllib.loads(raw.decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{text} cannot be read: {error.strerror}", "check the path") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{text} is no TOML: {error}", "see docs/profiles.md") from None
     name = str(found.setdefault("name", path.stem))
     try:

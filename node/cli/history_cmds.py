@@ -3,11 +3,10 @@
 import shlex
 from threading import Event as Pause
 from typing import Final
-from urllib.parse import quote
 
 import click
 
-from node.cli.client import Api, api_of
+from node.cli.client import Api, api_of, segment
 from node.cli.faults import Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.options import Since, common_options
@@ -24,7 +23,7 @@ _FINAL: Final = ("done", "failed", "cancelled")
 @click.pass_context
 def job_history(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
     """Everything that happened to a job, line by line, and how each attempt ended."""
-    answer = api_of(ctx).get(f"/jobs/{quote(job_id, safe='')}/history")
+    answer = api_of(ctx).get(f"/jobs/{segment(job_id)}/history")
     if as_json:
         print_json(answer)
         return 0
@@ -43,7 +42,7 @@ def job_history(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
 @click.pass_context
 def job_logs(ctx: click.Context, *, job_id: str, follow: bool, as_json: bool) -> int:
     """Command lines of a job's attempts and the ends of what FFmpeg said; --follow tells progress too."""
-    api, path = api_of(ctx), f"/jobs/{quote(job_id, safe='')}"
+    api, path = api_of(ctx), f"/jobs/{segment(job_id)}"
     if as_json and not follow:
         print_json({"attempts": api.get(f"{path}/history")["attempts"]})
         return 0

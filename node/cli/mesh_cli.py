@@ -2,14 +2,13 @@
 
 import sys
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from mesh.errors import EXIT_JOB_FAILED, EXIT_USAGE, ConflictError, NotFoundError, UsageError
 from mesh.limits import rate_text
 from node.cli import views
-from node.cli.client import Api, api_of, home_of
+from node.cli.client import Api, api_of, home_of, segment
 from node.cli.faults import (
     Commands,
     Json,
@@ -22,7 +21,7 @@ from node.cli.faults import (
 from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
-from node.cli.options import STATES, Common, Duration, Rate, Since, common_options
+from node.cli.options import STATES, Common, Duration, Rate, Since, common_options, given
 from node.cli.profile_cmds import profiles
 from node.cli.work_cmds import add_work_commands
 from node.settings.config_text import ConfigFault, ConfigFaultsError
@@ -196,7 +195,7 @@ def job() -> None:
 @click.pass_context
 def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool) -> int:
     """A job's state, tasks and attempts, and why it waits."""
-    path = f"/jobs/{quote(job_id, safe='')}"
+    path = f"/jobs/{segment(job_id)}"
     answer = api_of(ctx).get(path, consistent=_asked(consistent=consistent))
     print_json(answer) if as_json else views.print_job(answer)
     return 0
@@ -208,7 +207,7 @@ def job_show(ctx: click.Context, *, job_id: str, consistent: bool, as_json: bool
 @click.pass_context
 def job_restore(ctx: click.Context, *, job_id: str, as_json: bool) -> int:
     """Bring the original back that the result of a job with --replace took the place of."""
-    answer = api_of(ctx).post(f"/jobs/{quote(job_id, safe='')}/restore", {})
+    answer = api_of(ctx).post(f"/jobs/{segment(job_id)}/restore", {})
     if as_json:
         print_json(answer)
     else:
@@ -242,7 +241,10 @@ def _all_nodes(api: Api) -> Json:
 @click.argument("name")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask whether the codes are the same.")
 @click.option(
-    "--code", metavar="DIGITS", help="The code that the new node shows; else you compare."
+    "--code",
+    metavar="DIGITS",
+    callback=given,
+    help="The code that the new node shows; else you compare.",
 )
 @common_options
 @click.pass_context
@@ -264,9 +266,7 @@ def approve(ctx: click.Context, *, name: str, yes: bool, code: str | None, as_js
         )
     if sys.stdin.isatty() and not (yes or code or as_json):
         click.confirm("Does the new node show the same code?", abort=True, err=True)
-    answer = api.post(
-        f"/nodes/{quote(pending['id'], safe='')}/approve", {"code": code or pending["code"]}
-    )
+    answer = api.post(f"/nodes/{segment(pending['id'])}/approve", {"code": code or pending["code"]})
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is admitted"))
     return 0
 
@@ -277,7 +277,7 @@ def approve(ctx: click.Context, *, name: str, yes: bool, code: str | None, as_js
 @click.pass_context
 def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Distrust a node for good: its key is refused from now on."""
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/revoke")
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/revoke")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is revoked"))
     return 0
 
@@ -288,7 +288,7 @@ def revoke(ctx: click.Context, *, name: str, as_json: bool) -> int:
 @click.pass_context
 def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Let a node go for good: it hands over its vote and its work, and stops; it may join anew."""
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/remove")
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/remove")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is removed"))
     return 0
 
@@ -315,7 +315,7 @@ def limit(
     body = {"slots": slots, "up": up, "down": down, "link": link}
     if slots is None and up is None and down is None:
         raise UsageError("nothing to change", "give --slots, --up or --down")
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/limit", body)
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/limit", body)
     if as_json:
         print_json(answer)
         return 0

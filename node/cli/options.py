@@ -11,6 +11,7 @@ from mesh import clock
 from mesh.limits import parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 STATES = [
     "queued",
     "planning",
@@ -33,12 +34,26 @@ class Common:
 
     home: str | None = None
     api: str | None = None
+    as_json: bool = False
+
+
+def given(_: click.Context, param: click.Parameter, value: T) -> T:
+    """Refuses an empty text, mostly a script's variable that holds nothing: `--folder "$DIR"` is not every folder."""
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("it is empty; give it a value, or leave it out", param=param)
+    return value
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     common = ctx.ensure_object(Common)
-    if value is not None and param.name in ("home", "api"):
+    if given(ctx, param, value) is not None and param.name in ("home", "api"):
         setattr(common, param.name, value)
+
+
+def _as_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    common = ctx.ensure_object(Common)
+    common.as_json = common.as_json or value
+    return common.as_json
 
 
 def home_option(command: F) -> F:
@@ -61,9 +76,9 @@ def common_options(command: F) -> F:
         expose_value=False,
         help="Where the node's API listens (also DARKSTREAM_API).",
     )(command)
-    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
-        command
-    )
+    command = click.option(
+        "--json", "as_json", is_flag=True, callback=_as_json, help="Print one JSON document."
+    )(command)
     return home_option(command)
 
 

@@ -2,11 +2,10 @@
 
 import json
 from typing import Any
-from urllib.parse import quote
 
 import click
 
-from node.cli.client import api_of
+from node.cli.client import api_of, segment
 from node.cli.faults import Commands, Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.film_options import read_profile
@@ -52,7 +51,7 @@ def _codec(definition: Json) -> str:
 @click.pass_context
 def show(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """One profile with every field, as the TOML that `profiles add` takes."""
-    answer = api_of(ctx).get(f"/profiles/{quote(name, safe='')}")
+    answer = api_of(ctx).get(f"/profiles/{segment(name)}")
     print_json(answer) if as_json else print(_toml(answer["definition"]), end="")
     return 0
 
@@ -75,7 +74,7 @@ def add(ctx: click.Context, *, file: str, as_json: bool) -> int:
 @click.pass_context
 def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Remove a profile; jobs that were made with it go on."""
-    answer = api_of(ctx).post(f"/profiles/{quote(name, safe='')}/remove")
+    answer = api_of(ctx).post(f"/profiles/{segment(name)}/remove")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} is removed"))
     return 0
 

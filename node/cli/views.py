@@ -1,5 +1,6 @@
 """What people see of the API's documents."""
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -257,9 +258,15 @@ def print_detection(found: Json) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], *, as_json: bool) -> None:
-    """The answer of a query; bytes are shown in hexadecimal."""
-    plain = [[cell.hex() if isinstance(cell, bytes) else cell for cell in row] for row in rows]
+    """The answer of a query; bytes are shown in hexadecimal, what JSON has no number for as a text."""
+    plain = [[_plain(cell) for cell in row] for row in rows]
     if as_json:
         print_json({"columns": list(columns), "rows": plain})
     else:
         print_table(columns, plain)
+
+
+def _plain(cell: object) -> object:
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return str(cell)
+    return cell.hex() if isinstance(cell, bytes) else cell

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from node.cli.client import api_of
+from node.cli.client import api_of, segment
 from node.cli.faults import Commands, Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
@@ -93,8 +93,6 @@ def list_(ctx: click.Context, *, as_json: bool) -> int:
 @click.pass_context
 def remove(ctx: click.Context, *, watch_id: str, as_json: bool) -> int:
     """Watch a folder no more; the jobs that it made go on."""
-    from urllib.parse import quote  # noqa: PLC0415 - start-up time
-
-    answer = api_of(ctx).delete(f"/watches/{quote(watch_id, safe='')}")
+    answer = api_of(ctx).delete(f"/watches/{segment(watch_id)}")
     print_json(answer) if as_json else print(safe_text(f"{answer['folder']} is watched no more"))
     return 0

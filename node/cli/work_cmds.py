@@ -7,11 +7,11 @@ from typing import Any, Final, TypeVar
 import click
 
 from mesh.errors import UsageError
-from node.cli.client import Api, api_of
+from node.cli.client import Api, api_of, segment
 from node.cli.faults import Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.history_cmds import job_history, job_logs, stats
-from node.cli.options import STATES, Duration, Since, common_options
+from node.cli.options import STATES, Duration, Since, common_options, given
 from node.cli.show import counted
 from node.cli.tenant_cmds import tenants
 from node.cli.watch_cmds import watch
@@ -36,11 +36,14 @@ def choosing(command: F) -> F:
             click.option(
                 "--folder",
                 metavar="DIR",
+                callback=given,
                 help="Whose films lie in this folder or below, on their owner's machine.",
             ),
-            click.option("--node", help="Of this node (name or id), as owner or worker."),
-            click.option("--profile", "-p", help="With this profile."),
-            click.option("--tenant", help="Of this tenant."),
+            click.option(
+                "--node", callback=given, help="Of this node (name or id), as owner or worker."
+            ),
+            click.option("--profile", "-p", callback=given, help="With this profile."),
+            click.option("--tenant", callback=given, help="Of this tenant."),
             click.option(
                 "--since", type=Since(), metavar="T", help="Submitted since: 2h, 1d or 2026-11-24."
             ),
@@ -161,10 +164,8 @@ def _print(answer: Json, action: str) -> None:
 
 def _work(ctx: click.Context, name: str, *, as_json: bool, **wanted: object) -> Json:
     """Tells a node how to work, prints what holds now."""
-    from urllib.parse import quote  # noqa: PLC0415 - start-up time
-
     body = {key: value for key, value in wanted.items() if value is not None}
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/work", body)
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/work", body)
     if as_json:
         print_json(answer)
         return answer
@@ -304,9 +305,7 @@ def _kept(answer: Json) -> str:
 @click.pass_context
 def release(ctx: click.Context, *, name: str, as_json: bool) -> int:
     """Give a node work again that was quarantined for its failures."""
-    from urllib.parse import quote  # noqa: PLC0415 - start-up time
-
-    answer = api_of(ctx).post(f"/nodes/{quote(name, safe='')}/release")
+    answer = api_of(ctx).post(f"/nodes/{segment(name)}/release")
     print_json(answer) if as_json else print(safe_text(f"{answer['name']} gets work again"))
     return 0
 

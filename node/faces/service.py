@@ -59,7 +59,6 @@ from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation
 from node.work.limiting import LIMITS, SetLimits
 from node.work.limiting import METHOD as LIMIT
-from node.work.standing import standing_as
 
 APPROVE: Final = "join.approve"
 LIMIT_S: Final = 10.0
@@ -221,7 +220,7 @@ class Service:
         # Only the coordinator hears the heartbeats of workers; hellos say the same to all.
         own = NodeId(node.node)
         alive = parts.neighbours.peers.is_alive(own, now_ms)
-        return replace(standing_as(node, parts.standing_of(own)), alive=alive)
+        return replace(node, alive=alive)
 
     async def validate(self, request: ValidateRequest) -> Validated:
         """Every fault of a configuration."""

@@ -204,6 +204,8 @@ class Coordinator:
     def _seen(self, node: NodeView, now_ms: int) -> NodeView:
         own = NodeId(node.node)
         told = standing_as(node, self._standing(own))
+        if not self._driver.is_leader:
+            return told  # it hears no heartbeats, and must not call the others silent
         closed = told.closed
         if not closed and not self._clock.takes_work(own, now_ms):
             closed = "takes no new work now"

@@ -77,7 +77,7 @@ class _Search:
         self._entries = 0
 
     def fault(self, path: str, code: str, what: str, todo: str) -> None:
-        self.faults.append(ScanFault(path=path, code=code, what=what, todo=todo))
+        self.faults.append(ScanFault(path=_shown(path), code=code, what=_shown(what), todo=todo))
 
     def add(self, text: str) -> None:
         """One path of the submission."""
@@ -178,6 +178,11 @@ class _Search:
         if len(self.films) >= FILES_MAX and path not in self.films:
             raise _Full
         self.films.setdefault(path, Film(path=path, folder=folder))
+
+
+def _shown(text: str) -> str:
+    """The same for a message, which carries UTF-8 alone: other bytes of a file's name as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_text(path: Path) -> bool:

@@ -18,8 +18,14 @@ CHANGES_MAX: Final = 1_000
 """Changed files that are looked at one by one; after more the whole folder is."""
 GATHER_MS: Final = 500
 """Changes within so short a time are told at once: a copy makes hundreds."""
+_UNREADABLE: Final = "Unable to decode path"
+"""What watchfiles says of a name that is no UTF-8; another sentence ends the listening, not the node."""
 
 _log = structlog.get_logger("owner")
+
+
+class _UnreadableNameError(Exception):
+    pass
 
 
 class WatchedFolder:
@@ -67,14 +73,31 @@ class WatchedFolder:
 
     async def changes(self, stop: asyncio.Event) -> AsyncIterator[set[str] | None]:
         """Names that changed, as the system tells; None: too many.  Ends where it tells nothing (network shares)."""
+        while not stop.is_set():
+            try:
+                async for batch in self._batches(stop):
+                    names = {Path(path).relative_to(self._folder).as_posix() for _, path in batch}
+                    yield names if len(names) <= CHANGES_MAX else None
+            except _UnreadableNameError:
+                yield None  # the look through the folder tells which file it is
+            except (OSError, RuntimeError) as error:
+                _log.info("changes are not told, the folder is looked through", reason=str(error))
+                return
+
+    async def _batches(
+        self, stop: asyncio.Event
+    ) -> AsyncIterator[set[tuple[watchfiles.Change, str]]]:
         try:
             async for batch in watchfiles.awatch(
                 self._folder, stop_event=stop, watch_filter=None, debounce=GATHER_MS, step=50
             ):
-                names = {Path(path).relative_to(self._folder).as_posix() for _, path in batch}
-                yield names if len(names) <= CHANGES_MAX else None
-        except (OSError, RuntimeError) as error:
-            _log.info("changes are not told, the folder is looked through", reason=str(error))
+                yield batch
+        except ExceptionGroup as group:  # of its own task group
+            why = str(group.exceptions[0])
+            # It ends at the first name that is no UTF-8, whatever else it had to tell.
+            if _UNREADABLE in why:
+                raise _UnreadableNameError from group
+            raise OSError(why) from group
 
 
 def _facts(found: os.stat_result, min_bytes: int) -> Facts | None:

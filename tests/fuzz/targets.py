@@ -333,11 +333,10 @@ def consensus(draw: random.Random) -> tuple[Mutator, Target]:
         cluster = state[0]
         try:
             message = WIRE.decode(data)
-            if isinstance(message, ConsensusMessage):
-                check_sound(message)
+            if not isinstance(message, ConsensusMessage) or message.to not in NODES:
+                return
+            check_sound(message, cluster.nodes[message.to].term)
         except WireError:
-            return
-        if not isinstance(message, ConsensusMessage) or message.to not in NODES:
             return
         if message.sender not in NODES:
             return  # each member speaks in its own name alone

@@ -27,17 +27,20 @@ class Told:
 
     def wait(self, what: str, job: str, *parts: str) -> None:
         """All nodes say all of this."""
+        said = ""
         for node in self.nodes:
-            said = wait_for(
-                f"{node.name} says {parts}",
-                lambda node=node: self._said(node, job, parts),  # type: ignore[misc]  # mypy infers no lambda with a default
-                30,
-            )
-        self.table.append((what, said))
 
-    def _said(self, node: Node, job: str, parts: Sequence[str]) -> str:
-        said = str(node.cli("job", "show", job)["why_waiting"])
-        return said if all(part in said for part in parts) else ""
+            def all_said(node: Node = node) -> bool:
+                nonlocal said
+                said = str(node.cli("job", "show", job)["why_waiting"])
+                return all(part in said for part in parts)
+
+            try:
+                wait_for(f"{node.name} says {parts}", all_said, 30)
+            except AssertionError:
+                print(f"{node.name} said: {said}")
+                raise
+        self.table.append((what, said))
 
 
 def submitted(node: Node, source: Path, *words: str) -> str:
@@ -82,7 +85,7 @@ def test_each_wait_names_its_true_reason(tmp_path: Path) -> None:
         told.wait("disk", job, "bert: has too little disk", "MiB needed")
 
         anna.cli("tenants", "set", "guests", "--slots", "0")
-        job = submitted(anna, short, "--profile", "web", "--tenant", "guests")
+        job = submitted(anna, film(anna, "guest.mkv"), "--profile", "web", "--tenant", "guests")
         told.wait("quota", job, "its tenant guests has as many slots as its quota allows, 0")
 
         anna.cli("nodes", "pause", "bert")

@@ -91,7 +91,9 @@ def test_names_that_are_no_text_are_faults(films: Path) -> None:
     result = scan([str(films)], [films])
     assert [fault.code for fault in result.faults] == ["path"]
     assert len(result.films) == 4
-    str(result.faults[0]).encode()
+    odd_folder = Path(os.fsdecode(os.fsencode(films) + b"/\xfe"))
+    for fault in (*result.faults, *scan([str(odd_folder)], [films]).faults):
+        (fault.path + fault.what).encode()
 
 
 @pytest.mark.parametrize("limit", ["FILES_MAX", "ENTRIES_MAX"])

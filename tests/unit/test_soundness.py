@@ -19,9 +19,10 @@ from mesh.messages import (
     Vote,
     VoteRequest,
 )
-from mesh.soundness import NUMBER_MAX, check_sound
+from mesh.soundness import NUMBER_MAX, TERMS_AHEAD_MAX, check_sound
 
 A, B = RaftId("anna"), RaftId("bert")
+OWN_TERM = 2
 CONFIGURATION = Configuration.of([A, B]).encode()
 APPEND = Append(
     sender=A,
@@ -62,10 +63,11 @@ SOUND: list[ConsensusMessage] = [
 
 @pytest.mark.parametrize("message", SOUND, ids=lambda message: type(message).__name__)
 def test_what_honest_nodes_say_is_sound(message: ConsensusMessage) -> None:
-    check_sound(message)
-    for term in (-1, NUMBER_MAX):
+    check_sound(message, OWN_TERM)
+    check_sound(replace(message, term=OWN_TERM + TERMS_AHEAD_MAX), OWN_TERM)
+    for term in (-1, NUMBER_MAX, OWN_TERM + TERMS_AHEAD_MAX + 1):
         with pytest.raises(WireError):
-            check_sound(replace(message, term=term))
+            check_sound(replace(message, term=term), OWN_TERM)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_what_honest_nodes_say_is_sound(message: ConsensusMessage) -> None:
 )
 def test_entries_that_no_leader_sends(entries: tuple[Entry, ...]) -> None:
     with pytest.raises(WireError):
-        check_sound(replace(APPEND, entries=entries))
+        check_sound(replace(APPEND, entries=entries), OWN_TERM)
 
 
 @pytest.mark.parametrize(
@@ -107,4 +109,4 @@ def test_entries_that_no_leader_sends(entries: tuple[Entry, ...]) -> None:
 )
 def test_numbers_that_cannot_be(message: ConsensusMessage) -> None:
     with pytest.raises(WireError):
-        check_sound(message)
+        check_sound(message, OWN_TERM)

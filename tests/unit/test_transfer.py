@@ -226,3 +226,31 @@ def test_refusals_come_back_by_class() -> None:
     other = error_of(Refusal(code="storage", what="x" * 9_999))
     assert type(other) is TransferError
     assert len(other.what) == 1_024
+
+
+def asked_at_once(d: Download, now_ms: int) -> list[int]:
+    found: list[int] = []
+    while (ask := d.ask(now_ms)) is not None:
+        found.append(ask.index)
+    return found
+
+
+def test_a_full_window_is_filled_again_when_a_quarter_of_it_came() -> None:
+    d = download(200)
+    d.window_bytes = 8 * CHUNK_BYTES
+    assert asked_at_once(d, 0) == list(range(8))
+    came = [d.receive(index * CHUNK_BYTES, CHUNK_BYTES, True, 1) for index in (0,)]
+    assert came == ["write"]
+    assert asked_at_once(d, 1) == []
+    d.receive(CHUNK_BYTES, CHUNK_BYTES, True, 1)
+    assert asked_at_once(d, 1) == [8, 9]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_a_small_window_is_filled_with_each_that_came_and_never_more(window: int) -> None:
+    d = download(200)
+    d.window_bytes = window * CHUNK_BYTES
+    assert len(asked_at_once(d, 0)) == window
+    for _ in range(3):
+        assert asked_at_once(d, 0) == []
+        assert d.in_flight == window
