@@ -270,12 +270,6 @@ class Reader(WorkReader, OrderReader, HistoryReader):
         )
         return (int(done), total) if isinstance(total, int) else None
 
-    def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
-        """The leases that are out now."""
-        if node is None:
-            return self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
-        return self._rows(Attempt, "WHERE state = 'leased' AND node = ? ORDER BY id", (node,))
-
     def events(self, job: str, limit: int = 1_000) -> tuple[Event, ...]:
         """The history of a job."""
         found = self._rows(Event, "WHERE job = ? ORDER BY id LIMIT ?", (job, limit))
