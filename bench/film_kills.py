@@ -35,7 +35,7 @@ from tests.mesh_clients import Api, NoAnswerError, RefusedError
 
 NAMES: Final = ("anna", "bert", "carl")
 FILM_S: Final = 60
-SIZE: Final = "640x360"
+SIZE: Final = "320x180"
 SLOTS: Final = 1
 BACK_S_MAX: Final = 3.0
 DONE_S: Final = 240.0
@@ -148,6 +148,12 @@ def strike(
     return ran, kept(before)
 
 
+def behind(job: dict[str, Any], parts: int) -> bool:
+    """Whether so many parts of it are made: by the film's own progress, whatever else the machine does."""
+    made = sum(task["state"] in ENDED for task in job["tasks"])
+    return made >= parts or job["state"] in ("done", "failed")
+
+
 def kept(job: dict[str, Any]) -> set[str]:
     """Parts that the owner holds."""
     return {a["id"] for t in job["tasks"] for a in t["attempts"] if a["state"] == "kept"}
@@ -161,8 +167,11 @@ def one(number: int, mesh: Mesh, origin: Seen, usual_s: float, draw: random.Rand
     begun_ms = monotonic_ms()
     job = submitted(owner, source, number)
     wait_for("it runs", lambda: mesh.job(job)["state"] in ("running", "done"), 60)
-    after_s = draw.uniform(0, usual_s)
-    _PAUSE.wait(after_s)
+    parts = wait_for("its parts", lambda: len(mesh.job(job)["tasks"]), 60)
+    done = draw.randrange(parts)
+    wait_for("the moment", lambda: behind(mesh.job(job), done), DONE_S)
+    _PAUSE.wait(draw.uniform(0, usual_s / parts))
+    after_s = (monotonic_ms() - begun_ms) / 1000
     killed, before = strike(kind, mesh, owner, job, draw)
     told = ended(mesh, job)
     took_s = (monotonic_ms() - begun_ms) / 1000

@@ -272,6 +272,22 @@ def choose_interfaces(
     return tuple(_with(i, _worth_telling(i)) for i in chosen)
 
 
+def why_unheard(
+    present: Sequence[Interface], named: Sequence[str] = (), listen_host: str = ""
+) -> str:
+    """Why `choose_interfaces` finds none that others are behind, for a person; empty when it does."""
+    chosen = choose_interfaces(present, named, listen_host)
+    others = [i for i in present if i.addresses and not i.is_loopback and not _is_virtual(i)]
+    if named and not chosen:
+        there = ", ".join(i.name for i in present if _listened(i, listen_host).addresses)
+        return f"no interface is {' or '.join(named)} and has an address that --listen covers; there are {there}"
+    if not chosen:
+        return "no interface has an address"
+    if others and not named and listen_host == "0.0.0.0" and all(i.is_loopback for i in chosen):  # noqa: S104 - compared, not bound
+        return "this machine has IPv6 alone, and nobody listens on it; start it with --listen [::]:7440"
+    return ""
+
+
 def _listened(interface: Interface, listen_host: str) -> Interface:
     if listen_host != "0.0.0.0":  # noqa: S104 - compared, not bound
         return interface

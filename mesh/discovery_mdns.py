@@ -23,6 +23,7 @@ from mesh.discovery import (
     Interface,
     advert_from_txt,
     choose_interfaces,
+    why_unheard,
 )
 from mesh.errors import WireError
 from mesh.ids import NODE_ID_CHARS, NodeId, is_node_id
@@ -134,7 +135,7 @@ class MdnsDiscovery:
         """Returns when zeroconf has to be made anew: a link went away and came back."""
         chosen = self.interfaces()
         while not chosen:
-            self._tell("mDNS waits: no interface has an address")
+            self._tell(f"mDNS waits: {self._why_unheard()}")
             await asyncio.sleep(LOOK_S)
             chosen = self.interfaces()
         links = _links(chosen)
@@ -243,7 +244,12 @@ class MdnsDiscovery:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _told_well(self, chosen: tuple[Interface, ...]) -> None:
-        self._tell(f"mDNS on {', '.join(interface.name for interface in chosen)}")
+        why = self._why_unheard()
+        names = ", ".join(interface.name for interface in chosen)
+        self._tell(f"mDNS on {names}" + (f" alone: {why}" if why else ""))
+
+    def _why_unheard(self) -> str:
+        return why_unheard(self._present(), self._named, self._listen_host)
 
     def _tell(self, line: str) -> None:
         if line != self._reported:

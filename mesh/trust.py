@@ -221,7 +221,7 @@ def new_token(mesh: MeshId, founder_key: bytes, entropy: bytes) -> Token:
 
 def parse_token(text: str) -> Token:
     """The token in this text.  Raises `UsageError` that says what is wrong; never repeats the text."""
-    bare = text.strip().lower()
+    bare = "".join(text.split()).lower()  # terminals and mails break long words
     again = "copy the whole line that `mesh-cli token create` printed"
     if not bare.startswith("ds") or "-" not in bare:
         raise UsageError("this is no token: a token begins with ds1-", again)

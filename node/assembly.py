@@ -173,17 +173,16 @@ class Assembly:
         return limiting, traffic
 
     def _admission_settings(self) -> AdmissionSettings:
-        config = self._config
-        token, returns_to = token_of(config), _fingerprint(self._log.get_value("return_to"))
-        if token is not None and token.fingerprint == returns_to:
-            # Its key is a member's there; the token of its first start is used up by now.
-            token = None
+        config, mesh = self._config, self._log.get_value("mesh")
+        returns_to = _fingerprint(self._log.get_value("return_to"))
+        # Who belongs needs no invitation, and its file may be gone by now.
+        token = token_of(config, returns_to) if mesh is None else None
         return AdmissionSettings(
             token=token,
             mesh=returns_to,
             seeds=config.seeds,
             new_mesh=config.new_mesh and returns_to is None,
-            belonged=self._log.get_value("mesh") is not None or has_former(self._home),
+            belonged=mesh is not None or has_former(self._home),
             admission="open" if config.open else config.admission,
             times=FormingTimes(look_ms=config.timings.look_ms),
         )

@@ -12,7 +12,7 @@ from mesh.errors import DarkStreamError, UnreachableError, UsageError
 from node.cli.faults import Json, error_from
 from node.cli.options import Common
 from node.settings.addresses import API_DEFAULT, API_PORT_DEFAULT, LOOPBACK_HOSTS, split_endpoint
-from node.settings.home_files import default_home
+from node.settings.home_files import default_home, expanded
 from node.settings.home_paths import (
     API_ADDRESS_FILE,
     API_KEY_VARIABLE,
@@ -44,7 +44,7 @@ class ServerEvent:
 def home_of(common: Common) -> Path:
     """The data directory that the command is about."""
     if common.home:
-        return Path(common.home).expanduser().absolute()
+        return expanded(common.home)
     return default_home(os.environ)
 
 

@@ -22,7 +22,7 @@ from node.detection import detect_here
 from node.settings.config import BackupConfig, Config
 from node.settings.config_files import load_config
 from node.settings.config_text import ConfigFaultsError
-from node.settings.home_files import default_home, prepare_home
+from node.settings.home_files import prepare_home
 from node.settings.home_paths import API_ADDRESS_FILE, CACHE_FOLDER
 
 DISK_BYTES_MIN = 5 << 30
@@ -38,7 +38,7 @@ YEARS = (2025, 2100)
 def examine(flags: Mapping[str, Any], environment: Mapping[str, str], home: Path) -> list[Json]:
     """Every finding, good and bad: name, ok, what, todo."""
     try:
-        config = load_config(flags, environment, default_home=default_home(environment))
+        config = load_config(flags, environment, default_home=home)
     except ConfigFaultsError as error:
         return [
             _finding("configuration", False, fault.text(), fault.todo) for fault in error.faults

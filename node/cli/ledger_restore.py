@@ -21,7 +21,7 @@ from node.backup.litestream import SftpKeys
 from node.consensus.recovery import EPOCH_STEP_MAX
 from node.settings.config import Config
 from node.settings.config_files import load_config
-from node.settings.home_files import default_home, prepare_home
+from node.settings.home_files import prepare_home
 from node.settings.home_paths import CONFIG_FILE, LEDGER_FILE, RAFT_FILE
 
 
@@ -119,7 +119,7 @@ def _into(home: Path, file: Path, name: str | None, way: _Way) -> Restored:
 
 def _settings(home: Path, name: str | None) -> Config:
     flags = {"home": str(home), **({"name": name} if name else {})}
-    return load_config(flags, os.environ, default_home=default_home(os.environ))
+    return load_config(flags, os.environ, default_home=home)
 
 
 def place_of(home: Path) -> Place:

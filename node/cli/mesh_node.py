@@ -68,11 +68,9 @@ def start(ctx: click.Context, /, *, config: str | None, **given: Any) -> int:  #
     """Start a node in the foreground: it finds a mesh or forms one, and logs to stderr."""
     from node import logging_setup  # noqa: PLC0415 - start-up time of the other commands
     from node.settings.config_files import load_config  # noqa: PLC0415 - see above
-    from node.settings.home_files import default_home, prepare_home  # noqa: PLC0415 - see above
+    from node.settings.home_files import prepare_home  # noqa: PLC0415 - see above
 
-    settings = load_config(
-        _flags(ctx, given), os.environ, config, default_home=default_home(os.environ)
-    )
+    settings = load_config(_flags(ctx, given), os.environ, config, default_home=_home(ctx))
     prepare_home(settings.home)
     logging_setup.configure(settings.log)
 
@@ -89,9 +87,8 @@ def start(ctx: click.Context, /, *, config: str | None, **given: Any) -> int:  #
 def check_config(ctx: click.Context, *, file: str | None, as_json: bool) -> int:
     """Check the configuration: every fault at once, with its line; nothing is started."""
     from node.settings.config_files import load_config, read_config_file  # noqa: PLC0415 - start-up time
-    from node.settings.home_files import default_home  # noqa: PLC0415 - see above
 
-    home, flags = default_home(os.environ), _flags(ctx, {})
+    home, flags = _home(ctx), _flags(ctx, {})
     path, text = read_config_file(flags, os.environ, file, default_home=home)
     answer: Json = {"file": str(path), "exists": bool(text) or path.exists(), "ok": True}
     try:
@@ -139,10 +136,13 @@ def detect(ctx: click.Context, *, ffmpeg: str | None, software_vulkan: bool, as_
 def _settings(ctx: click.Context, flags: dict[str, Any]) -> "Config":
     """What a node would be told here."""
     from node.settings.config_files import load_config  # noqa: PLC0415 - start-up time
-    from node.settings.home_files import default_home  # noqa: PLC0415 - see above
 
-    home = default_home(os.environ)
-    return load_config(_flags(ctx, flags), os.environ, default_home=home)
+    return load_config(_flags(ctx, flags), os.environ, default_home=_home(ctx))
+
+
+def _home(ctx: click.Context) -> Path:
+    """Where `--home` is given nobody needs to have a home directory."""
+    return home_of(ctx.ensure_object(Common))
 
 
 @cli.command()
@@ -153,7 +153,7 @@ def doctor(ctx: click.Context, *, as_json: bool) -> int:
     """What works on this machine, what does not, and what to do."""
     from node.cli.doctor import examine  # noqa: PLC0415 - start-up time
 
-    findings = examine(_flags(ctx, {}), os.environ, home_of(ctx.ensure_object(Common)))
+    findings = examine(_flags(ctx, {}), os.environ, _home(ctx))
     if as_json:
         print_json({"ok": all(one["ok"] for one in findings), "findings": findings})
     else:

@@ -10,6 +10,8 @@ from typing import Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from node.gateway.problems import plain_problem
+
 IDLE_MAX: Final = 128
 """Connections without a request at a time; when there are more the oldest is closed."""
 HEAD_S: Final = 10.0
@@ -48,6 +50,18 @@ class Connection(H11Protocol):
         elif not was_idle or self._head.cancelled():
             self._head.cancel()
             self._head = self.loop.call_later(HEAD_S, self._head_is_late)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, or has a head of more than 64 KiB: a problem document as everywhere."""
+        body = plain_problem(400, f"the request cannot be read: {msg.rstrip('.')}")
+        text = body.model_dump_json().encode()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(text)}\r\nconnection: close\r\n\r\n"
+        )
+        if self.is_idle or not self.cycle.response_started:
+            self.transport.write(head.encode("ascii") + text)
+        self.transport.close()
 
     @property
     def is_idle(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mesh.errors import NotAllowedError, StoppedError
+from mesh.errors import BusyError, NotAllowedError, StoppedError
 from node.gateway.models import Problem
 from node.gateway.problems import plain_problem, problem_of, problem_response
 from node.settings.addresses import LOOPBACK_HOSTS, split_endpoint
@@ -18,6 +18,8 @@ from node.settings.addresses import LOOPBACK_HOSTS, split_endpoint
 BODY_BYTES_MAX = 5 << 20
 """A thousand paths of 4,096 characters, and their quotes."""
 BODY_TIMEOUT_S = 30.0
+REQUESTS_MAX = 256
+"""Open requests at a time, event streams among them; more are `busy`."""
 OPEN_PATHS = ("/api/v1/openapi.json",)
 """Says how to ask, and nothing about the mesh."""
 _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
@@ -36,8 +38,9 @@ class Guard:
     ) -> None:
         self._app = app
         self._stopping = stopping
-        self._expected = f"Bearer {token}".encode("ascii")
+        self._expected = token.encode("ascii")
         self._hosts = frozenset(hosts)
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers refusals itself, passes the rest on."""
@@ -47,9 +50,20 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        self._open += 1
+        try:
+            await self._admit(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         refusal = self._refusal(scope["path"], headers)
-        if refusal is None and scope["method"] in _WITH_BODY:
+        is_api = scope["path"].startswith("/api/")
+        if scope["method"] == "HEAD" and not is_api:
+            scope = {**scope, "method": "GET"}  # the server leaves the body out; monitors ask so
+        # What needs no token takes no body either: it would be kept for strangers.
+        if refusal is None and is_api and scope["method"] in _WITH_BODY:
             body = await _read_body(headers, receive)
             if isinstance(body, Problem):
                 refusal = body
@@ -82,23 +96,29 @@ class Guard:
             await problem_response(problem_of(error))(scope, receive, send)
 
     def _refusal(self, path: str, headers: list[tuple[bytes, bytes]]) -> Problem | None:
+        if self._open > REQUESTS_MAX:
+            error = BusyError(
+                f"{REQUESTS_MAX} requests are open at this node", "try again in a moment"
+            )
+            return problem_of(error)
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self._known(hosts[0]):
-            error = NotAllowedError(
+            refused = NotAllowedError(
                 "the request names a host that is not this machine",
                 "use 127.0.0.1 or localhost as host",
             )
-            return problem_of(error).model_copy(update={"status": 421})
+            return problem_of(refused).model_copy(update={"status": 421})
         if not path.startswith("/api/") or path in OPEN_PATHS:
             return None
         tokens = [value for name, value in headers if name == b"authorization"]
-        if len(tokens) == 1 and hmac.compare_digest(tokens[0], self._expected):
+        scheme, _, told = tokens[0].partition(b" ") if len(tokens) == 1 else (b"", b"", b"")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(told, self._expected):
             return None
-        error = NotAllowedError(
+        unknown = NotAllowedError(
             "the API token is missing or wrong",
             "send the content of api.token in the node's data directory as a bearer token",
         )
-        return problem_of(error).model_copy(update={"status": 401})
+        return problem_of(unknown).model_copy(update={"status": 401})
 
     def _known(self, host: bytes) -> bool:
         try:

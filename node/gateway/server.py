@@ -12,10 +12,11 @@ import uvicorn
 from mesh.errors import ConfigurationError, InUseError, NotAllowedError
 from node.gateway.app import Faces
 from node.gateway.connection import Connection
+from node.gateway.guard import REQUESTS_MAX
 from node.gateway.service import NodeService
 
-CONNECTIONS_MAX = 256
-"""Open requests at a time; more get 503."""
+CONNECTIONS_MAX = 2 * REQUESTS_MAX
+"""The last line: idle ones are hung up on, and requests beyond `REQUESTS_MAX` refused, long before."""
 _STOP_S = 3
 _PATIENCE_S = 2.5
 """After so long who still waits is told that the node stops: before uvicorn tears the connection."""

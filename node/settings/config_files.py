@@ -10,10 +10,13 @@ from typing import Any
 from mesh.errors import ConfigurationError
 from mesh.trust import Token, parse_token
 from node.settings.config import CONFIG_VARIABLE, Config, Given, read_config
+from node.settings.home_files import expanded
 from node.settings.home_paths import CONFIG_FILE, FFMPEG_VARIABLE, HOME_VARIABLE
 
 CONFIG_BYTES_MAX = 1 << 20
 """A configuration written by a person is a few KiB; more is a wrong file."""
+TOKEN_FILE_BYTES_MAX = 4_096
+"""A token has a hundred characters."""
 _PATHS = ("home", "join_file", "ffmpeg")
 
 
@@ -51,9 +54,7 @@ def read_config_file(
     if file == "":
         raise ConfigurationError("--config names no file", "name one, or leave the flag out")
     asked = file or environment.get(CONFIG_VARIABLE, "")
-    path = (
-        Path(asked or Path(flags.get("home") or default_home) / CONFIG_FILE).expanduser().absolute()
-    )
+    path = expanded(asked or str(Path(flags.get("home") or default_home) / CONFIG_FILE))
     try:
         with path.open("rb") as stream:
             raw = stream.read(CONFIG_BYTES_MAX + 1)
@@ -61,7 +62,7 @@ def read_config_file(
             raise ConfigurationError(
                 f"{path} is larger than {CONFIG_BYTES_MAX >> 20} MiB", "name a configuration file"
             )
-        return path, raw.decode("utf-8")
+        return path, raw.decode("utf-8-sig")  # editors of Windows begin a file with a mark
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not UTF-8 text", "write it as UTF-8") from None
     except OSError as error:
@@ -84,33 +85,34 @@ def _here(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     for name, key in names.items():
         value = changed.get(name)
         if isinstance(value, str) and value and not (key == "ffmpeg" and _bare(value)):
-            changed[name] = str(_resolved(value))
+            changed[name] = str(expanded(value))
         elif key == "allow" and value:
             # Nothing typed is no folder, least of all the working one.
-            changed[name] = [str(_resolved(item)) if item else item for item in value]
+            changed[name] = [str(expanded(item)) if item else item for item in value]
     return changed
 
 
 def _expanded(config: Config) -> Config:
     """`~` of the file becomes the user's home directory."""
     changed: dict[str, Any] = {
-        name: str(Path(value).expanduser())
+        name: _expanded_text(value)
         for name in _PATHS
         if (value := getattr(config, name)) is not None
     }
-    changed["allow"] = tuple(str(Path(item).expanduser()) for item in config.allow)
+    changed["allow"] = tuple(map(_expanded_text, config.allow))
     changed["backup"] = config.backup.model_copy(
         update={
-            name: str(Path(value).expanduser())
+            name: _expanded_text(value)
             for name in ("archive", "litestream", "litestream_program", "sftp_key")
-            if (value := getattr(config.backup, name)) is not None and value.startswith("~")
+            if (value := getattr(config.backup, name)) is not None
         }
     )
     return config.model_copy(update=changed)
 
 
-def _resolved(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+def _expanded_text(text: str) -> str:
+    """The same for what may be a program's bare name, or another system's path."""
+    return str(expanded(text)) if text.startswith("~") else text
 
 
 def _bare(program: str) -> bool:
@@ -118,8 +120,25 @@ def _bare(program: str) -> bool:
     return os.sep not in program and "/" not in program
 
 
-def token_of(config: Config) -> Token | None:
-    """The invitation that a first start was given, itself or in a file."""
-    if config.join_file is not None:
-        return parse_token(Path(config.join_file).read_text("ascii").strip())
-    return parse_token(config.join) if config.join is not None else None
+def token_of(config: Config, returns_to: bytes | None = None) -> Token | None:
+    """The invitation that a first start was given, itself or in a file.
+
+    None also for one of the mesh with the fingerprint `returns_to`: this node's key is a member's
+    there, and the token of its first start is used up by now.
+
+    Raises `ConfigurationError` (the file cannot be read), `UsageError` (it is no token).
+    """
+    text = config.join if config.join_file is None else _token_text(config.join_file)
+    token = None if text is None else parse_token(text)
+    return None if token is not None and token.fingerprint == returns_to else token
+
+
+def _token_text(path: str) -> str:
+    try:
+        with Path(path).open("rb") as stream:
+            return stream.read(TOKEN_FILE_BYTES_MAX).decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise ConfigurationError(
+            f"the token's file {path} cannot be read: {error.strerror}",
+            "name the file that holds what `mesh-cli token create` printed",
+        ) from None

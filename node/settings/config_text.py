@@ -19,6 +19,8 @@ _TABLE = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 _KEY = re.compile(
     r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
 )
+_LINE_END = re.compile(r"\r\n|\n|\r")
+"""Only these end a line of TOML; a text may hold what Unicode counts as such."""
 _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
 
 
@@ -72,7 +74,9 @@ Places = dict[tuple[str, ...], Place]
 
 def parse_toml(text: str) -> tuple[dict[str, Any], Places, list[SyntaxFault]]:
     """Values, the place of every key by its path (`-` read as `_`), and the lines that are no TOML."""
-    lines = text.splitlines()
+    lines = _LINE_END.split(text.removeprefix("\ufeff"))
+    if not lines[-1]:
+        lines.pop()
     faults: list[SyntaxFault] = []
     while len(faults) < SYNTAX_FAULTS_MAX:
         try:
@@ -87,6 +91,14 @@ def parse_toml(text: str) -> tuple[dict[str, Any], Places, list[SyntaxFault]]:
             if not 0 < line <= len(lines) or not lines[line - 1].strip():
                 break
             lines[line - 1] = ""
+        except (ValueError, RecursionError):
+            # A number of thousands of digits, brackets within a thousand brackets: it says no line.
+            what = "a number is too long, or tables and lists are nested too deep"
+            return (
+                {},
+                {},
+                [SyntaxFault(0, "", what, "write a configuration by docs/configuration.md")],
+            )
     # Setting lines aside did not help: what stands open began earlier, so only the first is certain.
     return {}, {}, faults[:1]
 

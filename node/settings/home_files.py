@@ -18,13 +18,31 @@ from node.settings.home_paths import API_ADDRESS_FILE, API_TOKEN_FILE, APPLICATI
 _TOKEN_BYTES = 32
 
 
+def expanded(text: str) -> Path:
+    """A path as a person writes it, from the root on.  Raises `ConfigurationError` for a `~` of nobody."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{text}: no home directory of that user is known here", "write it from the root on"
+        ) from None
+
+
 def default_home(environment: Mapping[str, str]) -> Path:
-    """`DARKSTREAM_HOME`, else the user's data folder of this system."""
+    """`DARKSTREAM_HOME`, else the user's data folder of this system.
+
+    Raises `ConfigurationError` where neither is known: in a container of a user that is only a number.
+    """
     if given := environment.get(HOME_VARIABLE, ""):
-        return Path(given).expanduser().absolute()
+        return expanded(given)
     import platformdirs  # noqa: PLC0415 - start-up time
 
-    return Path(platformdirs.user_data_dir(APPLICATION, appauthor=False))
+    try:
+        return Path(platformdirs.user_data_dir(APPLICATION, appauthor=False))
+    except RuntimeError:
+        raise ConfigurationError(
+            "this user has no home directory", f"name one with --home or {HOME_VARIABLE}"
+        ) from None
 
 
 def prepare_home(home: str) -> Path:
@@ -35,11 +53,21 @@ def prepare_home(home: str) -> Path:
     """
     path = Path(home)
     try:
+        home.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"the data directory {home!a} has a name that is no UTF-8", "choose another with --home"
+        ) from None
+    try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = path / f".write-{secrets.token_hex(4)}"
-        with probe.open("xb") as stream:
-            stream.write(b"1")
-        probe.unlink()
+        try:
+            with probe.open("xb") as stream:
+                stream.write(b"1")
+        finally:
+            probe.unlink(
+                missing_ok=True
+            )  # also where the disk is full: a service starts again and again
     except OSError as error:
         raise _home_error(path, error) from None
     return path

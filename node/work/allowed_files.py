@@ -64,8 +64,16 @@ class Allowed:
 
 
 def default_folders(allow: Sequence[str]) -> tuple[Path, ...]:
-    """The home directory of the user, and every `--allow` folder."""
-    return (Path.home(), *map(Path, allow))
+    """The home directory of the user, if there is one, and every `--allow` folder.
+
+    Users that are only a number (containers, services) have none, or the root of everything.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return tuple(map(Path, allow))
+    own = () if home == Path(home.anchor) else (home,)
+    return (*own, *map(Path, allow))
 
 
 def _shown(text: str) -> str:

@@ -1,11 +1,16 @@
 """Keeps this machine awake, by the means of its system: wakepy (Linux desktops, macOS, Windows)."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from wakepy import Mode
+
+REASON_CHARS_MAX: Final = 120
+"""Of one means: a system's own words can be long."""
+_NO_BUS: Final = "DBUS_SESSION_BUS_ADDRESS"
 
 
 class SystemWakeLock:
@@ -32,11 +37,20 @@ class SystemWakeLock:
         if mode.active:
             self._mode = mode
             return ""
-        why = mode.result.get_failure_text(style="inline")
+        # Systems that this one is not are left out; what is left says the same of each of its means.
+        tried = [(one.method_name, one.failure_reason) for one in mode.result.list_methods()]
         mode.__exit__(None, None, None)
-        return " ".join(why.split()) or "no means of this system is known"
+        return _said(tried)
 
     def _leave(self) -> None:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.__exit__(None, None, None)
+
+
+def _said(tried: Sequence[tuple[str, str]]) -> str:
+    """Why nothing that was tried holds sleep off, in a line for a person."""
+    if any(_NO_BUS in why for _, why in tried):
+        return f"it runs outside a desktop's session ({_NO_BUS} is not set), as services and containers do"
+    told = "; ".join(f"{name}: {' '.join(why.split())[:REASON_CHARS_MAX]}" for name, why in tried)
+    return told or "no means of this system is known"

@@ -115,7 +115,7 @@ def test_full_at_the_rename(pair: tuple[Node, Node, Path], tmp_path: Path) -> No
 def test_the_disk_of_everything_full(tmp_path: Path) -> None:
     """The ledger and the log of the worker lie there as well: it stops and says so, and comes back."""
     with (
-        mounted(tmp_path / "bert", 300 << 10) as disk,
+        mounted(tmp_path / "bert", 600 << 10) as disk,
         cluster(tmp_path, ["anna", "bert"]) as nodes,
     ):
         anna, bert = nodes

@@ -18,7 +18,7 @@ from mesh.errors import DarkStreamError, InUseError
 from node.gateway import connection
 from node.gateway.app import API, LISTENERS_MAX
 from node.gateway.connection import IDLE_MAX
-from node.gateway.guard import BODY_BYTES_MAX
+from node.gateway.guard import BODY_BYTES_MAX, REQUESTS_MAX
 from node.gateway.server import bind_api
 from tests.cluster import wait_for
 from tests.fake_node import Served, served
@@ -77,6 +77,9 @@ def test_health_and_metrics_need_no_token(one: Served) -> None:
     base = f"http://{one.address}"
     assert httpx.get(f"{base}/livez", trust_env=False).status_code == 200
     assert httpx.get(f"{base}/readyz", trust_env=False).json()["ready"] is True
+    for path in ("/livez", "/readyz", "/metrics"):
+        head = httpx.head(f"{base}{path}", trust_env=False)  # as monitors ask
+        assert (head.status_code, head.content) == (200, b"")
     one.node.ready = False
     answer = httpx.get(f"{base}/readyz", trust_env=False)
     assert answer.status_code == 503
@@ -146,7 +149,15 @@ def test_a_defect_answers_without_its_inside(one: Served, http: httpx.Client) ->
     assert "secret" not in json.dumps(told)
 
 
-@pytest.mark.parametrize("head", [{}, {"authorization": "Bearer x"}, {"authorization": ""}])
+def test_the_scheme_may_be_written_in_any_case(one: Served) -> None:
+    head = {"authorization": f"bearer {one.token}"}  # RFC 9110, 11.1
+    answer = httpx.get(f"http://{one.address}{API}/status", headers=head, trust_env=False)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head", [{}, {"authorization": "Bearer x"}, {"authorization": ""}, {"authorization": "Bearer"}]
+)
 @pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/events", "/api/nothing", "/api/"])
 def test_without_the_token_nothing_is_told(one: Served, path: str, head: dict[str, str]) -> None:
     answer = httpx.get(f"http://{one.address}{path}", headers=head, trust_env=False)
@@ -228,6 +239,9 @@ def test_oversized_bodies_are_refused_declared_or_not(one: Served, http: httpx.C
         ("GET", "/api/v1/jobs?limit=0", 400),
         ("GET", "/api/v1/jobs?status=bogus", 400),
         ("GET", "/api/v1/jobs?cursor=none", 400),
+        ("GET", "/api/v1/jobs?folder=%00", 400),
+        ("GET", f"/api/v1/jobs?node={'n' * 65_000}", 400),
+        ("HEAD", "/api/v1/status", 405),
         ("POST", "/api/v1/nodes/nobody/approve", 404),
         ("POST", f"/api/v1/nodes/{'n' * 65}/revoke", 400),
     ],
@@ -235,7 +249,8 @@ def test_oversized_bodies_are_refused_declared_or_not(one: Served, http: httpx.C
 def test_wrong_requests(http: httpx.Client, method: str, path: str, status: int) -> None:
     answer = http.request(method, path)
     assert answer.status_code == status
-    assert problem(answer)["code"] in ("usage", "not_found")
+    if method != "HEAD":
+        assert problem(answer)["code"] in ("usage", "not_found")
 
 
 def test_a_wrong_code_admits_nobody(one: Served, http: httpx.Client) -> None:
@@ -395,3 +410,29 @@ def test_a_head_that_does_not_end_ends_the_connection(
         with contextlib.suppress(ConnectionResetError):
             while raw.recv(4_096):
                 pass
+
+
+def _asked(one: Served, stack: contextlib.ExitStack, head: str) -> socket.socket:
+    host, port = one.address.rsplit(":", 1)
+    raw = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+    raw.sendall(f"{head}\r\nHost: localhost\r\n\r\nonly the beginning".encode())
+    return raw
+
+
+def test_too_many_open_requests_are_told_so(one: Served, http: httpx.Client) -> None:
+    with contextlib.ExitStack() as stack:
+        waiting = f"POST {API}/tokens HTTP/1.1\r\nAuthorization: Bearer {one.token}"
+        for number in range(REQUESTS_MAX):
+            if number % (IDLE_MAX // 2) == 0:  # those that came too fast would be hung up on
+                assert http.get(f"{API}/status").status_code == 200
+            _asked(one, stack, f"{waiting}\r\nContent-Length: 99")
+        wait_for("all are open", lambda: http.get(f"{API}/status").status_code == 503, 10)
+        answer = http.get(f"{API}/status")
+        assert (problem(answer)["code"], answer.status_code) == ("busy", 503)
+    wait_for("they are gone", lambda: http.get(f"{API}/status").status_code == 200, 10)
+
+
+def test_what_needs_no_token_takes_no_body(one: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        raw = _asked(one, stack, "POST /livez HTTP/1.1\r\nContent-Length: 5000000")
+        assert raw.recv(4_096).startswith(b"HTTP/1.1 405")

@@ -72,16 +72,16 @@ def words_of(process: psutil.Process) -> str:
 def test_a_stopped_ffmpeg_of_a_node_is_replaced_within_what_is_promised(tmp_path: Path) -> None:
     with cluster(tmp_path, ["anna"]) as (anna,):
         form([anna], "--slots", "1")
-        (job,) = anna.cli(
-            "submit", str(film(anna, "a.mkv", 20, "640x360")), "--profile", "archive"
-        )["jobs"]
+        (job,) = anna.cli("submit", str(film(anna, "a.mkv", 60, "640x360")), "--profile", "web")[
+            "jobs"
+        ]
         (first,) = wait_for("FFmpeg runs", lambda: encoders_of(anna), 60)
         moved(anna, job["id"])
         stopped_ms = monotonic_ms()
         os.kill(first, signal.SIGSTOP)
         wait_for("it is gone", lambda: first not in encoders_of(anna), SILENT_MS / 1_000 + 30)
         gone_s = (monotonic_ms() - stopped_ms) / 1_000
-        wait_for("done all the same", lambda: state(anna, job["id"]) == "done", 120)
+        wait_for("done all the same", lambda: state(anna, job["id"]) == "done", 900)
         attempts = ask(anna, f"/jobs/{job['id']}")[1]["tasks"][0]["attempts"]
         assert [a["state"] for a in attempts] == ["failed", "accepted"]
         assert attempts[0]["fault"]["code"] == "stalled"

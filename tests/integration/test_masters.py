@@ -77,3 +77,31 @@ def test_pause_drain_hours_and_priority_from_here_and_through_the_mesh(tmp_path:
         bert.cli("nodes", "work", "bert", "--hours", "always")
         wait_for("b is done", lambda: anna.cli("job", "show", other["id"])["state"] == "done", 90)
         assert anna.call("nodes", "work", "bert", "--hours", "sometimes").returncode == 2
+        labels_and_tenants(anna, bert)
+
+
+def labels_and_tenants(anna: Node, bert: Node) -> None:
+    """A job goes where its person wants it, and who may have how much is said, shown and taken back."""
+    asked = ("--profile", "web", "--needs", "attic", "--on", "bert")
+    (job,) = anna.cli("submit", str(film(anna, "c.mkv")), *asked)["jobs"]
+    wait_for("why it waits", lambda: "bert: lacks the label attic" in why(bert, job["id"]), 20)
+    assert bert.cli("nodes", "work", "bert", "--label", "attic")["labels"] == ["attic"]
+    shown = wait_for(
+        "it is done",
+        lambda: (j := anna.cli("job", "show", job["id"]))["state"] == "done" and j,
+        60,
+    )
+    assert (shown["needs"], shown["on"]) == (["attic"], ["bert"])
+    assert "bert has the labels attic" in anna.call("nodes").stdout
+    unknown = anna.call("submit", str(anna.films / "c.mkv"), *asked[:-1], "nobody")
+    assert "error[not_found]: no node nobody" in unknown.stderr
+    said = {"name": "guests", "share": 3, "slots": 0}
+    assert anna.cli("tenants", "set", "guests", "--slots", "0", "--share", "3") == said
+    assert bert.cli("tenants", "list")["tenants"] == [said]
+    (theirs,) = anna.cli(
+        *("submit", str(film(anna, "d.mkv")), "--profile", "web", "--tenant", "guests")
+    )["jobs"]
+    wait_for("why it waits", lambda: "quota allows, 0" in why(anna, theirs["id"]), 20)
+    anna.cli("tenants", "remove", "guests")
+    assert "error[not_found]" in anna.call("tenants", "remove", "guests").stderr
+    wait_for("it is done", lambda: anna.cli("job", "show", theirs["id"])["state"] == "done", 60)

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from ledger.store_sqlite import LedgerStore
+from mesh.errors import DiskFullError
 from node.cli.faults import run
 from node.cli.mesh_cli import cli as mesh_cli
 from node.cli.mesh_node import cli
+from node.settings.home_files import prepare_home
+from tests.small_disk import fill, mounted
 
 
 class Typed:
@@ -75,6 +78,12 @@ def test_check_config(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[
         ),
         (["--join", ""], 2, "error[config]: --join: it is empty; give it a value"),
         (["--allow", ""], 2, "error[config]: --allow: '' is not absolute"),
+        (
+            ["--home", "{file}" + os.fsdecode(b"\xff")],
+            2,
+            "error[config]: the data directory '{file}\\udcff' has a name that is no UTF-8",
+        ),
+        (["--home", ""], 2, "error[usage]: Invalid value for '--home': it is empty"),
         (["--config", ""], 2, "error[config]: --config names no file"),
         (["--config", "{file}/x"], 2, "error[config]: {file}/x cannot be read"),
     ],
@@ -87,6 +96,15 @@ def test_a_node_that_cannot_start_says_why_in_one_line(
     done = Typed(capsys, "start", *(word.format(file=file) for word in words))
     assert done.err.startswith(what.format(file=file)), done.err
     assert (done.code, len(done.err.splitlines())) == (code, 1)
+
+
+def test_a_home_on_a_full_disk_is_left_as_it_was(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", 64) as disk:
+        fill(disk)
+        before = sorted(disk.iterdir())
+        with pytest.raises(DiskFullError):
+            prepare_home(str(disk))
+        assert sorted(disk.iterdir()) == before, "a service starts again and again"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,17 +1,25 @@
 """The configuration: precedence, every fault at once with its line, and what a fault says."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mesh.errors import ConfigurationError
+from mesh.errors import ConfigurationError, UsageError
+from mesh.ids import MeshId
+from mesh.trust import INVITATION_ENTROPY_BYTES, new_token
 from node.settings.addresses import split_endpoint
 from node.settings.config import Config, Given, read_config
-from node.settings.config_files import load_config
+from node.settings.config_files import load_config, token_of
 from node.settings.config_text import ConfigFault, ConfigFaultsError, nearest, parse_toml
+from node.settings.home_files import default_home
+from node.work.allowed_files import default_folders
 
+TOKEN = new_token(MeshId("5" * 32), bytes(32), bytes(INVITATION_ENTROPY_BYTES)).text()
 DEFAULTS = {"home": "/home", "name": "host"}
 
 
@@ -137,6 +145,8 @@ def test_a_flag_hides_a_fault_of_the_same_key_in_the_file() -> None:
         ('name = "a"\nname = "b"', 2, "Cannot overwrite"),
         ('name = "a', 1, "Illegal character"),
         ("seed = [\n'a',\n", 2, "Invalid value at the end"),
+        ("slots = " + "9" * 5_000, 0, "a number is too long"),
+        ("allow = " + "[" * 5_000, 0, "a number is too long"),
     ],
 )
 def test_lines_that_are_no_toml(text: str, line: int, what: str) -> None:
@@ -246,3 +256,71 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for file in (binary, huge, tmp_path / "absent.toml", tmp_path):
         with pytest.raises(ConfigurationError, match=str(file)):
             load_config({}, {}, str(file), default_home=tmp_path)
+
+
+def test_editors_of_other_systems_write_configurations_too(tmp_path: Path) -> None:
+    marked = tmp_path / "marked.toml"
+    marked.write_bytes(b'\xef\xbb\xbfname = "den"\r\n[log]\r\nlevel = "debug"\r\n')
+    config = load_config({}, {}, str(marked), default_home=tmp_path)
+    assert (config.name, config.log.level) == ("den", "debug")
+    assert read('\ufeffname = "den"').name == "den"
+    assert read('allow = ["/a\u2028b\u0085c"]').allow == ("/a\u2028b\u0085c",)
+
+
+@pytest.mark.parametrize("key", ["home", "allow", "backup", "join-file"])
+def test_the_home_of_nobody_is_a_fault(tmp_path: Path, key: str) -> None:
+    values = {"allow": "['~nobody-here/x']", "backup": "{archive = '~nobody-here/x'}"}
+    file = tmp_path / "node.toml"
+    file.write_text(f"{key} = {values.get(key, repr('~nobody-here/x'))}")
+    with pytest.raises(ConfigurationError, match="no home directory"):
+        load_config({}, {}, default_home=tmp_path)
+    with pytest.raises(ConfigurationError, match="no home directory"):
+        default_home({"DARKSTREAM_HOME": "~nobody-here/x"})
+
+
+def test_the_root_of_everything_is_no_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/")  # what containers and services give to a user that is a number
+    assert default_folders(["/films"]) == (Path("/films"),)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_folders(["/films"]) == (Path("/home/me"), Path("/films"))
+
+
+NOBODY = 1_234_567
+ASKS = """
+import os
+import platformdirs.unix
+from mesh.errors import ConfigurationError
+from node.settings.home_files import default_home
+from node.work.allowed_files import default_folders
+os.setuid({uid})  # all is imported: who is nobody may not read it
+assert default_folders(()) == ()
+try:
+    default_home({{}})
+except ConfigurationError as error:
+    print(error.line())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="root alone becomes nobody")
+def test_a_user_without_a_home_has_to_name_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS.format(uid=NOBODY)],
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("error[config]: this user has no home directory; name one"), done
+
+
+def test_the_file_of_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    config = load_config({"join_file": str(file)}, {}, default_home=tmp_path)
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+        token_of(config)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="no token"):
+        token_of(config)
+    file.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\n")
+    assert token_of(config) is not None

@@ -415,9 +415,11 @@ def test_a_chunk_is_the_picture_alone_trimmed_by_time() -> None:
     assert "setsar=16/15" in words
     assert "-copyts" in words
     assert "-noautorotate" in words
-    assert "-x264-params:0 fps=25/1:open-gop=0" in words
+    assert "-x264-params:0 fps=25/1:open-gop=0:zones=45,49,b=1.3 " in words, "its end is a seam"
     last = chunk_plan(whole, split, split.chunks[-1], probe)
-    assert "end_pts" not in " ".join(command_line(last, "ffmpeg", "slice", "chunk", exact=True))
+    words = " ".join(command_line(last, "ffmpeg", "slice", "chunk", exact=True))
+    assert "end_pts" not in words
+    assert "-x264-params:0 fps=25/1:open-gop=0 " in words, "the film's end is none"
 
 
 def test_a_chunk_of_the_film_itself_counts_by_the_films_clock() -> None:

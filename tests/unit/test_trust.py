@@ -92,6 +92,9 @@ def test_a_token_is_one_word_and_comes_back() -> None:
     assert text == text.lower()
     assert text.replace("-", "").isalnum()
     assert parse_token(f"  {text.upper()}\n") == TOKEN
+    assert (
+        parse_token(f"{text[:40]}\r\n  {text[40:80]}\u00a0\n{text[80:]}") == TOKEN
+    )  # as mails break it
     assert TOKEN.secret.hex() not in repr(TOKEN)
     assert TOKEN.tag == mesh_tag(mesh_fingerprint(MESH, ONE.public_key))
 
