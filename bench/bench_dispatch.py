@@ -35,6 +35,8 @@ from tests.mesh_clients import Api
 SLOTS = (3, 3, 2)
 IDLE_S = 0.5
 """Between two jobs that are alone: the mesh has come to rest."""
+ON_ITS_WAY_S = 0.1
+"""After each of these nobody asks how it stands: the rivals' clients wait for their results as well."""
 HERE = Path(__file__).parent
 
 
@@ -97,6 +99,7 @@ def _measured(root: Path, node: Node, tasks: int, alone: int) -> Figures:
             threading.Event().wait(IDLE_S)
             sent[str(film)] = time.time_ns()
             _submit(api, film)
+            threading.Event().wait(ON_ITS_WAY_S)
             wait_for("it is done", lambda n=number: done(api) == n + 2, 30)
         begun = starts(root)
         waits = [(begun[film] - at) / 1e6 for film, at in sent.items()]

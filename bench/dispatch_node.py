@@ -13,9 +13,10 @@ from ledger.jobs import Attempt, Job
 from node import assembly
 from node.cli.mesh_node import main
 from node.consensus.replica import Replica
+from node.work.attempts import Conversion, ReportBytes
 from node.work.films import Films
+from node.work.order import Order
 from node.work.owner import Plan
-from node.work.worker import Conversion, Order, ReportBytes
 
 STARTS = os.environ["DISPATCH_STARTS"]
 DIGEST = "0" * 64

@@ -26,13 +26,12 @@ from ledger.commands import (
     RefuseResult,
     ReleaseLeases,
     StartPlanning,
-    TaskSpec,
 )
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
     PARTS,
-    SEQ_BITS,
+    PLANNED_AT_ONCE,
     Attempt,
     AttemptEvent,
     Job,
@@ -45,6 +44,7 @@ from ledger.jobs import (
 )
 from ledger.moves import end_tasks, move_attempt, move_job, move_task
 from ledger.placing import may_be
+from ledger.planned import planned_tasks
 from ledger.strikes import note_failure, note_success
 
 # --- planning --------------------------------------------------------------------------------------
@@ -76,8 +76,10 @@ def plan_pieces(change: Change, command: PlanPieces) -> None:
 
 def _plan(change: Change, command: PlanJob | PlanPieces) -> None:
     job = _job(change, command.job)
-    if any(change.rows.get(Task, spec.id) is not None for spec in command.tasks):
+    if job.planned or any(change.rows.get(Task, spec.id) is not None for spec in command.tasks):
         raise RefusedError("conflict", f"job {job.id} is planned already")
+    if change.rows.schema < PLANNED_AT_ONCE and job.state == "queued":
+        raise RefusedError("conflict", f"job {job.id} is {job.state}: no plan from there")
     move_job(
         change,
         job,
@@ -89,21 +91,8 @@ def _plan(change: Change, command: PlanJob | PlanPieces) -> None:
         probe_json=command.probe_json,
         plan_json=command.plan_json,
     )
-    tasks: Sequence[TaskSpec | PieceSpec] = command.tasks
-    for position, spec in enumerate(tasks):
-        change.rows.put(
-            Task(
-                id=spec.id,
-                job=job.id,
-                seq=(job.seq << SEQ_BITS) | position,
-                kind=spec.kind,
-                state="blocked" if spec.kind == "assemble" else "ready",
-                owner=job.owner,
-                needs=spec.needs,
-                cost=spec.cost,
-                priority=job.priority,
-            )
-        )
+    for task in planned_tasks(job, command):
+        change.rows.put(task)
 
 
 def _check_pieces(tasks: Sequence[PieceSpec]) -> None:

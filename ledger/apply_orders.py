@@ -1,5 +1,6 @@
 """Applies what people order: many jobs at once, nodes that get work again, watched folders."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, assert_never
 
@@ -39,6 +40,7 @@ from ledger.orders import (
     StartSweep,
     StepSweep,
 )
+from ledger.rows import Alteration
 
 SWEEPS_MAX: Final = 100
 """Orders that are kept: people look at the last ones; more that are open at once are refused."""
@@ -104,8 +106,10 @@ def step_sweep(change: Change, command: StepSweep) -> None:
         raise RefusedError("conflict", "the order does not stand there any more")
     if not command.last and not 0 < command.down_to < command.cursor:
         raise RefusedError("usage", "a step goes down")
-    changed = 0
-    for job in change.rows.where_any(Job, "id", command.jobs):
+    # What waits to be planned is most of a library, and has nothing but its own row.
+    at_once = _cancel_unplanned(change, command.jobs, sweep.by) if sweep.action == "cancel" else ()
+    changed = len(at_once)
+    for job in change.rows.where_any(Job, "id", sorted(set(command.jobs).difference(at_once))):
         changed += _do(change, job, sweep.action, sweep.value, sweep.by)
     change.rows.put(
         replace(
@@ -148,6 +152,38 @@ def _cancel(change: Change, job: Job, by: str) -> bool:
     )
     end_tasks(change, job, "cancel")
     return True
+
+
+_CANCELLED: Final = (
+    "state",
+    "updated_at_ms",
+    "finished_at_ms",
+    "error_code",
+    "error",
+    "todo",
+    "error_node",
+)
+
+
+def _cancel_unplanned(change: Change, jobs: Sequence[str], by: str) -> Sequence[str]:
+    """Cancels those of these jobs that nobody has begun, all at once; as `_cancel` leaves them."""
+    now, what = change.at_ms, f"cancelled by {by}"
+    alteration = Alteration(
+        only={"state": ("queued",), "planned": (0,)},
+        names=_CANCELLED,
+        values_of=lambda job: (
+            JOB_TRANSITIONS["queued", "cancel"],
+            now,
+            now,
+            "cancelled",
+            what,
+            f"mesh-cli retry {job}",
+            "",
+        ),
+    )
+    done = change.rows.alter(Job, jobs, alteration)
+    change.tell_each("job.cancelled", jobs=done, what=f"by {by}")
+    return done
 
 
 def _retry(change: Change, job: Job, by: str) -> bool:

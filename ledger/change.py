@@ -1,5 +1,6 @@
 """One command being applied: its rows, its place in the log, and the history it writes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ledger.commands import Outcome, fencing_token
@@ -70,6 +71,24 @@ class Change:
             )
         )
         self.events += 1
+
+    def tell_each(self, kind: str, *, jobs: Sequence[str], what: str = "") -> None:
+        """Adds the same line to the history of each job."""
+        if not jobs:
+            return
+        first = (self.index << EVENTS_PER_COMMAND_BITS) | self.events
+        self.events += len(jobs)
+        assert self.events <= 1 << EVENTS_PER_COMMAND_BITS
+        line = Event(
+            id=first,
+            log_index=self.index,
+            at_ms=self.at_ms,
+            kind=kind,
+            job="",
+            node="",
+            what=what,
+        )
+        self.rows.put_like(line, ("id", "job"), enumerate(jobs, first))
 
     def first_seq(self) -> int:
         """The seq of the first job that this command could make: those below it are older."""

@@ -66,6 +66,7 @@ AttemptEvent = Literal["finish", "keep", "accept", "fail", "expire", "release", 
 
 JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
     ("queued", "start_planning"): "planning",
+    ("queued", "plan"): "queued",  # planned before anybody had to be told that it is
     ("queued", "lease"): "running",
     ("queued", "fail"): "failed",
     ("planning", "start_planning"): "planning",  # the owner started anew
@@ -147,6 +148,9 @@ COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "
 """Ends of attempts that count towards ATTEMPTS_MAX; a release by shutdown is nobody's failure."""
 DISK_FULL: Final = frozenset({"disk_full", "work_disk_full"})
 """Codes of failures for want of disk: nobody's encoder is to blame, and there may be room again."""
+
+PLANNED_AT_ONCE: Final = 3
+"""The form of the ledger from which on a plan needs no `job.start_planning` before it."""
 
 RESULT_OF: Final = "@"
 """Marks what is remembered of a forgotten job's result: no definition's number begins so."""

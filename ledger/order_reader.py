@@ -44,15 +44,18 @@ class OrderReader(RowReader):
             return ()
         return self._rows(Sweep, "WHERE cursor > 0 ORDER BY created_at_ms, id")
 
-    def sweep_page(self, sweep: Sweep, limit: int) -> tuple[Job, ...]:
-        """The newest chosen jobs that the order has not come to; fewer than `limit`: these are the last."""
+    def sweep_page(self, sweep: Sweep, limit: int) -> tuple[tuple[int, str], ...]:
+        """Seq and id of the newest chosen jobs that the order has not come to.
+
+        Fewer than `limit`: these are the last.
+        """
         conditions, values = _conditions(sweep)
         states = sweep.states or STATES_OF[sweep.action]
-        found: list[Job] = []
+        found: list[tuple[int, str]] = []
         for state in states:  # each by its index; together they would be sorted whole
             rest = f"WHERE state = ? AND {' AND '.join(conditions)} ORDER BY seq DESC LIMIT ?"
-            found += self._rows(Job, rest, (state, *values, limit))
-        return tuple(sorted(found, key=lambda job: -job.seq)[:limit])
+            found += self._fetch(f"SELECT seq, id FROM job {rest}", (state, *values, limit))  # noqa: S608 - conditions of our own
+        return tuple((int(seq), str(job)) for seq, job in sorted(found, reverse=True)[:limit])
 
     def watches(self, node: str | None = None) -> tuple[Watch, ...]:
         """The watched folders of a node, or of all."""

@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol, TypeVar
 from ledger.change import RefusedError
 from ledger.jobs import Row
 from ledger.rows import (
+    Alteration,
+    Alterer,
     SqlValue,
     columns_of,
     decoded,
@@ -28,6 +30,12 @@ Key = str | int
 RowChange = tuple[str, Values]
 """A table and the values put into it; the key alone: its row is removed."""
 _BEYOND_INT64: Final = 1 << 63
+
+
+class Altered(tuple[SqlValue, ...]):  # noqa: SLOT001 - a tuple has no slots for more
+    """A stored row of which only the columns `names` differ from what is stored."""
+
+    names: tuple[str, ...]
 
 
 class _Unwritten:
@@ -55,6 +63,10 @@ class Stored(Protocol):
 
     def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
         """All rows with one of these values in this column, by key."""
+        ...
+
+    def values_of(self, cls: type[Row], keys: Sequence[str]) -> Sequence[Values]:
+        """The rows of these keys as SQL holds them, those that are there."""
         ...
 
 
@@ -147,6 +159,32 @@ class PendingRows:
                 index.put(key, all_values)
             written[key] = all_values
             self._changes.append((table, all_values))
+
+    def alter(self, cls: type[Row], keys: Iterable[str], change: Alteration) -> Sequence[str]:
+        """Changes some columns of those of these rows that the change is for; their keys."""
+        known, written, table = self._known[cls], self._written[cls], table_of(cls)
+        indices = tuple(self._indices[cls].values())
+        alterer = Alterer(cls, change, self.schema)
+        wanted = sorted(set(keys))
+        stored = self._stored.values_of(cls, [key for key in wanted if key not in written])
+        present: dict[Key, Values | None] = {str(values[0]): values for values in stored}
+        done: list[str] = []
+        for key in wanted:
+            before = written.get(key, _UNWRITTEN)
+            values = present.get(key) if isinstance(before, _Unwritten) else before
+            new = None if values is None else alterer.altered(values)
+            if new is None:
+                continue
+            self._before.append((cls, key, known.pop(key, None), before))
+            for index in indices:
+                index.put(key, new)
+            written[key] = new
+            if isinstance(before, _Unwritten):
+                written[key] = part = Altered(new)
+                part.names = change.names
+            self._changes.append((table, new))
+            done.append(key)
+        return done
 
     def delete(self, cls: type[Row], key: Key) -> None:
         """Removes a row."""

@@ -4,8 +4,8 @@
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
@@ -51,9 +51,46 @@ class Rows(Protocol):
         """
         ...
 
+    def alter(self, cls: type[Row], keys: Iterable[str], change: "Alteration") -> Sequence[str]:
+        """Changes some columns of those of these rows that the change is for; their keys.
+
+        For hundreds of rows at once: none becomes an object, and only what changes is written.
+        """
+        ...
+
     def delete(self, cls: type[Row], key: str | int) -> None:
         """Removes the row of this key, if there is one."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alteration:
+    """New values in the columns `names` of rows which have one of the values of `only` in each of its columns."""
+
+    only: Mapping[str, Collection[SqlValue]]
+    names: tuple[str, ...]
+    values_of: Callable[[str], tuple[SqlValue, ...]]
+    """For the row of this key, in the order of `names`."""
+
+
+class Alterer:
+    """An alteration of rows of one class and form, as SQL holds them."""
+
+    def __init__(self, cls: type[Row], change: Alteration, schema: int) -> None:
+        columns = columns_of(cls, schema)
+        self._only = [(columns.index(name), allowed) for name, allowed in change.only.items()]
+        self._places = [columns.index(name) for name in change.names]
+        self._values_of = change.values_of
+
+    def altered(self, values: tuple[SqlValue, ...]) -> tuple[SqlValue, ...] | None:
+        """The whole row afterwards; None: the change is not for this one."""
+        for place, allowed in self._only:
+            if values[place] not in allowed:
+                return None
+        found = list(values)
+        for place, value in zip(self._places, self._values_of(str(values[0])), strict=True):
+            found[place] = value
+        return tuple(found)
 
 
 _FORMS: Final = range(FIRST_SCHEMA, SCHEMA_VERSION + 1)

@@ -6,16 +6,22 @@ that can, where it is likely to be done first, by the measured speeds of nodes a
 nothing was measured yet: the least share of slots taken, then the owner, which fetches nothing, then
 more processors; load comes before locality, so that the films of one owner are spread.  Near the end
 a slow node does not begin what a faster one, though still busy, would have done sooner.
+
+A lease is granted ahead of a slot that is about to be free (`lines`), so that a node fetches while it
+encodes and never idles between two tasks; what waits so long elsewhere that an idle node would have
+done it sooner is asked back.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease, MemberRole
+from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
 from ledger.jobs import AT_OWNER, can_do
+from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
 from ledger.placing import lacks
+from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
@@ -25,127 +31,26 @@ SPARE_BYTES: Final = 256 << 20
 """Disk that work leaves free: logs, the ledger and the machine's owner need some."""
 LINK_BYTES_S: Final = 50_000_000
 """Of a link that was not measured yet: half a gigabit, between Wi-Fi and a wired home."""
+AHEAD_LOOKED_AT_MAX: Final = 64
+"""Tasks that one round tries in vain to lease ahead once all slots are taken: each costs a look at every node."""
+BACK_MS: Final = 2_000
+"""What a lease that is asked back must win by at least: asking and granting anew take a heartbeat."""
+LATE_TIMES: Final = 2
+"""Times the time that a lease may be granted ahead: one that likely waits longer, because others take longer than was reckoned or more urgent ones came, is asked back."""
+OVERRUN: Final = 0.1
+"""Of the time that it ran, where that is more than was reckoned for all of it."""
+PRIORITY_MAX: Final = 1 << 31
 NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskView:
-    """A task that is ready; `eligible_at_ms` is on the coordinator's monotonic clock.
-
-    `source_bytes` is what a node other than the owner has to fetch for it; `disk_full` says how often
-    a disk was too small for it, `place` where it may be done (ledger.placing).
-    """
-
-    task: str
-    job: str
-    kind: str = "whole"
-    owner: str
-    needs: tuple[str, ...]
-    cost: int
-    priority: int
-    seq: int
-    attempts: int
-    excluded: tuple[str, ...]
-    backoff_ms: int
-    eligible_at_ms: int = 0
-    tenant: str = ""
-    profile: str = ""
-    source_bytes: int = 0
-    disk_full: int = 0
-    place: tuple[str, ...] = ()
-
-    def bytes_at(self, node: str) -> int:
-        """Disk that a node needs for it: the result, and the source where it is not at home.
-
-        As much again for each disk that filled: then its result is larger than was thought.
-        """
-        needed = self.source_bytes if node == self.owner else 2 * self.source_bytes
-        return (1 + self.disk_full) * needed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeView:
-    """A member that may work; `busy` counts its leases, `alive` says that it was heard lately.
-
-    `closed` is why it takes no work now, in its own words; `free_bytes` its free disk as far as it
-    is known.  `speeds` are cost units a second by profile, `links` bytes a second by sender, both
-    as measured; `free_in_ms` is when a slot is likely to be free, where all are taken.  `labels` are
-    what its owner says of it.
-    """
-
-    node: str
-    name: str
-    role: MemberRole
-    encoders: tuple[str, ...]
-    ffmpeg: str = ""
-    slots: int
-    busy: int
-    cpus: int
-    alive: bool = False
-    closed: str = ""
-    free_bytes: int | None = None
-    speeds: Mapping[str, int] = field(default_factory=dict[str, int])
-    links: Mapping[str, int] = field(default_factory=dict[str, int])
-    free_in_ms: int = 0
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningView:
-    """A lease that is out."""
-
-    attempt: str
-    node: str
-    cost: int
-    profile: str
-    tenant: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turns:
-    """Whose turn it is: start-time fair queueing over tenants, and leases since the oldest had one.
-
-    `served` is each tenant's virtual time (cost by its share), `now` that of the latest lease.  A
-    tenant that comes back begins at `now`: what it did not use is not saved up.
-    """
-
-    served: Mapping[str, float] = field(default_factory=dict[str, float])
-    now: float = 0.0
-    since_oldest: int = 0
-
-
-def _no_ids() -> str:
-    raise AssertionError("the coordinator gives attempts their ids")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerView:
-    """Ready tasks (bounded), nodes, and a source of attempt ids.
-
-    `shares` weigh tenants (1 where nothing is said), `quotas` are leases that a tenant has at most at
-    once, `later` are jobs that wait to be planned, `running_cost` is what is leased and likely not
-    done yet.
-    """
-
-    tasks: tuple[TaskView, ...]
-    nodes: tuple[NodeView, ...]
-    running: tuple["RunningView", ...] = ()
-    new_attempt_id: Callable[[], str] = field(default=_no_ids)
-    granted_at_ms: int = 0
-    turns: Turns = field(default_factory=Turns)
-    shares: Mapping[str, int] = field(default_factory=dict[str, int])
-    quotas: Mapping[str, int] = field(default_factory=dict[str, int])
-    later: int = 0
-    running_cost: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to grant now, and whose turn it is afterwards."""
+    """What to grant now, whose turn it is afterwards, and which waiting leases to ask back (node, attempt)."""
 
     commands: tuple[Command, ...]
     turns: Turns
+    back: tuple[tuple[str, str], ...] = ()
 
 
 def plan(view: SchedulerView, now_ms: int) -> list[Command]:
@@ -154,7 +59,7 @@ def plan(view: SchedulerView, now_ms: int) -> list[Command]:
 
 
 def decide(view: SchedulerView, now_ms: int) -> Decision:
-    """The leases to grant now, in batches, and the turns that follow from them."""
+    """The leases to grant now, in batches, the turns that follow from them, and what to ask back."""
     round_ = _Round(view, now_ms)
     leases = [
         Lease(task=task.task, attempt=view.new_attempt_id(), node=node.node)
@@ -167,7 +72,7 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
         )
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
     )
-    return Decision(commands=commands, turns=round_.turns())
+    return Decision(commands=commands, turns=round_.turns(), back=tuple(round_.back()))
 
 
 _Kind = tuple[tuple[str, ...], tuple[str, ...], str]
@@ -184,12 +89,10 @@ class _Round:
     def __init__(self, view: SchedulerView, now_ms: int) -> None:
         self._view = view
         self._tasks = [task for task in view.tasks if task.eligible_at_ms <= now_ms]
-        self._busy = {node.node: node.busy for node in view.nodes}
-        self._free = {node.node: node.free_bytes for node in view.nodes}
+        self._places = _Places(view)
         self._able: dict[_Kind, list[NodeView]] = {}
         self._open: dict[_Kind, list[NodeView]] = {}
-        self._speeds = _Speeds(view)
-        self._slots = sum(max(0, n.slots - n.busy) for n in view.nodes if _takes_work(n))
+        self._left_ahead = AHEAD_LOOKED_AT_MAX if view.ahead else 0
         self._served = dict(view.turns.served)
         self._now = view.turns.now
         self._since_oldest = view.turns.since_oldest
@@ -215,8 +118,30 @@ class _Round:
             if (node := self._lease(task)) is not None:
                 self._since_oldest += 1
                 yield task, node
-            if self._slots <= 0:
+            elif self._places.free <= 0:
+                self._left_ahead -= 1
+            if self._places.free <= 0 and self._left_ahead <= 0:
                 return
+
+    def back(self) -> Iterator[tuple[str, str]]:
+        """Leases that wait too long where they are, or longer than a slot that is left would take to do them."""
+        if not self._view.ahead:
+            return
+        nodes = {node.node: node for node in self._view.nodes}
+        ends_ms = ends_of_waiting(self._view)
+        for run in reversed([run for run in self._view.running if run.attempt in ends_ms]):
+            lead = lead_ms(_fetch_ms(run.task, nodes[run.node]))
+            if ends_ms[run.attempt] - run.rest_ms > LATE_TIMES * lead:
+                yield run.node, run.attempt
+                continue
+            able = [node for node in self._open_for(run.task) if self._places.is_free(node)]
+            able = [node for node in able if self._places.can(run.task, node)]
+            if not able or not self._places.speeds.known(run.task.profile):
+                continue
+            best = min(able, key=lambda node: self._places.takes_ms(run.task, node))
+            if self._places.takes_ms(run.task, best) + BACK_MS < ends_ms[run.attempt]:
+                self._take(run.task, best)
+                yield run.node, run.attempt
 
     def _in_turn(self) -> Iterator[TaskView]:
         """Tasks in their order; whose turn is next depends on what was leased so far."""
@@ -244,35 +169,31 @@ class _Round:
     def _lease(self, task: TaskView) -> NodeView | None:
         if task.task in self._leased or self._quota_left.get(task.tenant, 1) <= 0:
             return None
-        able = [node for node in self._open_for(task) if self._can(task, node)]
+        able = [node for node in self._open_for(task) if self._places.can(task, node)]
         node = self._chosen(task, able) if able else None
         if node is None:
             return None
         self._leased.add(task.task)
         if task.tenant in self._quota_left:
             self._quota_left[task.tenant] -= 1
-        self._take_slot(node)
-        if (free := self._free[node.node]) is not None:
-            self._free[node.node] = free - task.bytes_at(node.node)
+        self._take(task, node)
         self._now = self._start(task.tenant)
         share = max(1, self._view.shares.get(task.tenant, 1))
         self._served[task.tenant] = self._now + max(1, task.cost) / share
         return node
 
-    def _take_slot(self, node: NodeView) -> None:
-        self._busy[node.node] += 1
-        self._slots -= 1
-        if self._busy[node.node] >= node.slots:
+    def _take(self, task: TaskView, node: NodeView) -> None:
+        self._places.take(task, node)
+        if not self._places.is_open(node):
             for nodes in self._open.values():
                 if node in nodes:
                     nodes.remove(node)
 
     def _open_for(self, task: TaskView) -> list[NodeView]:
-        """The nodes that can do such tasks and have a slot left."""
+        """The nodes that can do such tasks and have a slot left, now or soon."""
         kind = _kind(task)
         if kind not in self._open:
-            able = self._able_for(task)
-            self._open[kind] = [node for node in able if self._busy[node.node] < node.slots]
+            self._open[kind] = [n for n in self._able_for(task) if self._places.is_open(n)]
         return self._open[kind]
 
     def _able_for(self, task: TaskView) -> list[NodeView]:
@@ -283,42 +204,105 @@ class _Round:
             ]
         return self._able[kind]
 
-    def _can(self, task: TaskView, node: NodeView) -> bool:
-        busy, free = self._busy[node.node], self._free[node.node]
-        return not any(_obstacles(task, node, busy=busy, free=free))
-
     def _chosen(self, task: TaskView, able: Sequence[NodeView]) -> NodeView | None:
-        if not self._speeds.known(task.profile):
-            return min(able, key=lambda node: _rank(task, node, self._busy[node.node]))
-        took = {node.node: self._takes_ms(task, node) for node in able}
+        places = self._places
+        if not places.speeds.known(task.profile):
+            return min(able, key=lambda node: _rank(task, node, places.line(node.node).held))
+        took = {node.node: places.ends_ms(task, node) for node in able}
         best = min(able, key=lambda node: (took[node.node], *_rank(task, node, 0)))
-        takes_ms = took[best.node]
-        if takes_ms <= self._speeds.all_done_ms(task.profile):
+        ends_ms = took[best.node]
+        if ends_ms <= places.speeds.all_done_ms(task.profile):
             return best
         # What would end after everything else: a faster node may be worth the wait.
         others = (node for node in self._able_for(task) if node.node not in task.excluded)
         sooner = any(
-            node.free_in_ms + self._takes_ms(task, node) < takes_ms
+            places.ends_ms(task, node) < ends_ms
             for node in others
-            if self._busy[node.node] >= node.slots > 0
+            if not places.is_free(node) and node.slots > 0
         )
         return None if sooner else best
 
-    def _takes_ms(self, task: TaskView, node: NodeView) -> float:
-        at_home = node.node == task.owner
-        fetch_ms = 0.0 if at_home else _fetch_ms(task, node)
+
+class _Places:
+    """Slots, the lines at them and disks, as they are left while leases are chosen."""
+
+    def __init__(self, view: SchedulerView) -> None:
+        self.speeds = _Speeds(view)
+        self._ahead = view.ahead
+        self._lines = lines_of(view)
+        self._disks = {node.node: node.free_bytes for node in view.nodes}
+        working = [node.node for node in view.nodes if _takes_work(node)]
+        self.free = sum(max(0, self._lines[name].free) for name in working)
+        """Slots that are left."""
+
+    def line(self, node: str) -> Line:
+        return self._lines[node]
+
+    def is_free(self, node: NodeView) -> bool:
+        """Whether a lease would begin at once."""
+        return self._lines[node.node].free > 0
+
+    def is_open(self, node: NodeView) -> bool:
+        """Whether a lease may be granted at all, whatever it is for."""
+        line = self._lines[node.node]
+        return line.free > 0 or (self._ahead and line.starts_ms(PRIORITY_MAX) <= AHEAD_MS_MAX)
+
+    def can(self, task: TaskView, node: NodeView) -> bool:
+        return not any(self.obstacles(task, node))
+
+    def obstacles(self, task: TaskView, node: NodeView) -> Iterator[str]:
+        """Every reason why the node cannot have the task now."""
+        free = self._disks[node.node]
+        yield from _obstacles(task, node, slot=self._no_slot(task, node), free=free)
+
+    def _no_slot(self, task: TaskView, node: NodeView) -> str:
+        line = self._lines[node.node]
+        if line.free > 0:
+            return ""
+        taken = f"has no free slot ({min(line.held, node.slots)} of {node.slots} taken"
+        if not self._ahead or not node.speeds.get(task.profile):
+            return (
+                f"{taken})"  # of what was never measured here nobody knows how long it would wait
+            )
+        if line.starts_ms(task.priority) > lead_ms(_fetch_ms(task, node)):
+            return f"{taken})"
+        if not line.has_room(task.priority):
+            return f"{taken}, {line.held - node.slots} wait for one)"
+        return ""
+
+    def take(self, task: TaskView, node: NodeView) -> None:
+        line = self._lines[node.node]
+        if line.free > 0:
+            self.free -= 1
+        line.add(task.priority, self.takes_ms(task, node))
+        if (free := self._disks[node.node]) is not None:
+            self._disks[node.node] = free - task.bytes_at(node.node)
+
+    def takes_ms(self, task: TaskView, node: NodeView) -> float:
+        """From the moment that it has a slot and nothing was fetched before."""
+        return _fetch_ms(task, node) + self._encode_ms(task, node)
+
+    def ends_ms(self, task: TaskView, node: NodeView) -> float:
+        """From now; what waits is fetched meanwhile."""
+        starts_ms = self._lines[node.node].starts_ms(task.priority)
+        return max(starts_ms, _fetch_ms(task, node)) + self._encode_ms(task, node)
+
+    def _encode_ms(self, task: TaskView, node: NodeView) -> float:
         # Slots share the machine: a node that has nothing else to do is the faster one.
-        load = 1 + min(self._busy[node.node], node.slots - 1) / max(1, node.slots)
-        return fetch_ms + 1_000 * task.cost / self._speeds.of(node, task.profile) * load
+        held = self._lines[node.node].held
+        load = 1 + max(0, min(held, node.slots - 1)) / max(1, node.slots)
+        return 1_000 * task.cost / self.speeds.of(node, task.profile) * load
 
 
 def _quota_left(view: SchedulerView) -> dict[str, int]:
     """Leases that tenants may still get, where somebody said how many they may have."""
-    running = Counter(run.tenant for run in view.running)
+    running = Counter(run.task.tenant for run in view.running)
     return {tenant: slots - running[tenant] for tenant, slots in view.quotas.items()}
 
 
 def _fetch_ms(task: TaskView, node: NodeView) -> float:
+    if node.node == task.owner:
+        return 0.0
     return 1_000 * task.source_bytes / max(1, node.links.get(task.owner, LINK_BYTES_S))
 
 
@@ -354,27 +338,21 @@ class _Speeds:
 
 
 def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int) -> SchedulerView:
-    """The view with when slots are likely to be free; `since_ms` says since when each attempt runs."""
-    left_ms: dict[str, list[float]] = {}
-    cost_left = 0.0
+    """The view with how long each lease still takes; `since_ms` says since when each attempt runs."""
     speeds = _Speeds(view)
     nodes = {node.node: node for node in view.nodes}
+    running: list[RunningView] = []
+    cost_left = 0.0
     for run in view.running:
         if (node := nodes.get(run.node)) is None:
             continue
-        speed = speeds.of(node, run.profile)
-        takes_ms = 1_000 * run.cost / speed
-        rest_ms = max(0.0, takes_ms - (now_ms - since_ms.get(run.attempt, now_ms)))
-        left_ms.setdefault(run.node, []).append(rest_ms)
+        speed = speeds.of(node, run.task.profile)
+        ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
+        # What ran longer than was reckoned is likely to do so for some time more.
+        rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
+        running.append(replace(run, rest_ms=rest_ms))
         cost_left += rest_ms * speed / 1_000
-    return replace(
-        view,
-        running_cost=int(cost_left),
-        nodes=tuple(
-            replace(node, free_in_ms=int(min(left_ms.get(node.node, (0.0,)))))
-            for node in view.nodes
-        ),
-    )
+    return replace(view, running_cost=int(cost_left), running=tuple(running))
 
 
 # --- why a task waits -------------------------------------------------------------------------------
@@ -395,14 +373,25 @@ def explain(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
     if not view.nodes:
         return [*found, "no node works in this mesh"]
     nodes_of: dict[str, list[str]] = {}
+    places = _Places(view)
     for node in view.nodes:
-        obstacles = _obstacles(task, node, busy=node.busy, free=node.free_bytes)
+        obstacles = places.obstacles(task, node)
         nodes_of.setdefault(", ".join(obstacles), []).append(node.name)
     could = nodes_of.pop("", [])
     found += [f"{_named(names)}: {obstacle}" for obstacle, names in nodes_of.items()]
     if could:
         found.append(f"{_named(could)}: could take it")
     return found + _before(view, task, now_ms)
+
+
+def explain_lease(view: SchedulerView, job: str) -> list[str]:
+    """Where leases of a job wait for a slot, which they were granted ahead of."""
+    names = {node.node: node.name for node in view.nodes}
+    return [
+        f"{names.get(run.node, run.node)} has it next: it begins there when a slot is free"
+        for run in view.running
+        if run.waits and run.task.job == job
+    ]
 
 
 def _before(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
@@ -432,8 +421,8 @@ def _takes_work(node: NodeView) -> bool:
     return node.role != "witness" and node.alive and not node.closed
 
 
-def _obstacles(task: TaskView, node: NodeView, *, busy: int, free: int | None) -> Iterator[str]:
-    """Every reason why the node cannot take the task."""
+def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -> Iterator[str]:
+    """Every reason why the node cannot take the task; `slot` is why it has no place for it."""
     if node.role == "witness":
         yield "is a witness and does no work"
         return
@@ -448,8 +437,8 @@ def _obstacles(task: TaskView, node: NodeView, *, busy: int, free: int | None) -
         yield "failed this task before"
     if node.slots <= 0:
         yield "has no slots (`mesh-cli nodes limit NAME --slots N`)"
-    elif busy >= node.slots:
-        yield f"has no free slot ({busy} of {node.slots} taken)"
+    elif slot:
+        yield slot
     needed = task.bytes_at(node.node) + SPARE_BYTES
     if free is not None and free < needed:
         yield f"has too little disk ({free >> 20} MiB free, {needed >> 20} MiB needed)"

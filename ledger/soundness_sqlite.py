@@ -14,7 +14,7 @@ from ledger.change import EVENTS_PER_COMMAND_BITS
 from ledger.commands import fencing_token
 from ledger.invariants import violations
 from ledger.jobs import JOB_STATES, Row, row_classes
-from ledger.rows import SqlValue, columns_of, decoded, table_of
+from ledger.rows import Alteration, SqlValue, columns_of, decoded, table_of
 from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import CHECKSUM_BYTES, migrations
 from mesh.codec import pack
@@ -158,6 +158,9 @@ class _Part:
     def put_like(
         self, row: Row, names: Sequence[str], values: Iterable[tuple[SqlValue, ...]]
     ) -> None:
+        raise NotImplementedError
+
+    def alter(self, cls: type[Row], keys: Iterable[str], change: Alteration) -> Sequence[str]:
         raise NotImplementedError
 
     def delete(self, cls: type[Row], key: str | int) -> None:

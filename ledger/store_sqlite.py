@@ -17,10 +17,20 @@ import apsw
 from ledger.change import RefusedError
 from ledger.commands import ENVELOPES, Command, Envelope, FormMesh, MigrateLedger, Outcome, unseal
 from ledger.jobs import Row
-from ledger.pending import PendingRows, RowChange, Values
-from ledger.rows import SqlValue, columns_of, decoded, encoded, likened, table_of
+from ledger.pending import Altered, PendingRows, RowChange, Values
+from ledger.rows import (
+    Alteration,
+    Alterer,
+    SqlValue,
+    columns_of,
+    decoded,
+    encoded,
+    likened,
+    table_of,
+)
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
+from ledger.touched import Touched, touched
 from mesh.codec import pack
 from mesh.errors import DiskFullError, OutdatedError, StorageError, UnknownKindError
 from mesh.log import Entry
@@ -62,6 +72,8 @@ class LedgerStore:
         except StorageError:
             self.connection.close()
             raise
+        self.touched: frozenset[Touched] = frozenset()
+        """Whose rows the last batch changed."""
         self._stand(*state)
 
     def _stand(self, index: int, term: int, checksum: bytes, schema: int) -> None:
@@ -86,6 +98,7 @@ class LedgerStore:
         `StorageError`: then nothing of the batch is applied, and the node must stop.
         """
         fresh = [entry for entry in entries if entry.index > self.applied_index]
+        self.touched = frozenset()
         if not fresh:
             return []
         for index, entry in enumerate(fresh, self.applied_index + 1):
@@ -119,6 +132,7 @@ class LedgerStore:
         stored = SqliteRows(self.connection)
         rows = PendingRows(stored)
         outcomes: dict[str, Outcome] = {}
+        concerned: set[Touched] = set()
         for entry in entries:
             if entry.kind != "command":
                 done.append((entry, None, None))
@@ -129,7 +143,9 @@ class LedgerStore:
             if outcome is None:
                 outcome = apply(rows, command, index=entry.index, envelope=envelope)
                 if outcome.ok:
-                    checksum = checksum_of(checksum, rows.keep(), rows.schema)
+                    changes = rows.keep()
+                    checksum = checksum_of(checksum, changes, rows.schema)
+                    concerned |= touched(changes, rows.schema)
                 else:
                     rows.undo()
                 outcomes[envelope.id] = outcome
@@ -145,6 +161,7 @@ class LedgerStore:
             done.append((entry, envelope.id, outcome))
             checksums.append(checksum)
         stored.write(rows.take())
+        self.touched = frozenset(concerned)
         self._write_outcomes(outcomes)
         last = entries[-1]
         self.connection.execute(
@@ -252,13 +269,17 @@ class SqliteRows:
     def where_any(self, cls: type[R], column: str, values: Sequence[SqlValue]) -> Sequence[R]:
         """All rows with one of these values in this column, by key."""
         sql = _select_any(table_of(cls), columns_of(cls, self.schema), column)
+        found = sorted(self._any(sql, values), key=_key_of)
+        return [decoded(cls, one, self.schema) for one in found]
+
+    def _any(self, sql: str, values: Sequence[SqlValue]) -> list[Any]:
         wanted = tuple(dict.fromkeys(values))
         found: list[Any] = []
         for start in range(0, len(wanted), VALUES_AT_ONCE):
             part = wanted[start : start + VALUES_AT_ONCE]
             # One statement whatever their number: the last is asked for more than once.
             found += self._connection.execute(sql, part + part[-1:] * (VALUES_AT_ONCE - len(part)))
-        return [decoded(cls, one, self.schema) for one in sorted(found, key=_key_of)]
+        return found
 
     def put(self, row: Row) -> None:
         """Writes a row."""
@@ -279,6 +300,29 @@ class SqliteRows:
         given = likened(row, names, values, self.schema)
         self._connection.executemany(_put(table_of(type(row)), held), given)
 
+    def values_of(self, cls: type[Row], keys: Sequence[str]) -> list[Values]:
+        """The rows of these keys as SQL holds them, those that are there."""
+        names = columns_of(cls, self.schema)
+        return self._any(_select_any(table_of(cls), names, names[0]), keys)
+
+    def alter(self, cls: type[Row], keys: Iterable[str], change: Alteration) -> list[str]:
+        """Changes some columns of those of these rows that the change is for; their keys."""
+        alterer = Alterer(cls, change, self.schema)
+        before = sorted(self.values_of(cls, sorted(set(keys))), key=_key_of)
+        new = [values for values in map(alterer.altered, before) if values is not None]
+        self._write_altered(cls, change.names, new)
+        return [str(values[0]) for values in new]
+
+    def _write_altered(
+        self, cls: type[Row], names: tuple[str, ...], rows: Sequence[Values]
+    ) -> None:
+        held = columns_of(cls, self.schema)
+        places = [held.index(name) for name in (*names, held[0])]
+        self._connection.executemany(
+            _update(table_of(cls), names, held[0]),
+            [tuple(values[place] for place in places) for values in rows],
+        )
+
     def delete(self, cls: type[Row], key: str | int) -> None:
         """Removes a row."""
         self._connection.execute(_delete(table_of(cls), columns_of(cls, self.schema)[0]), (key,))
@@ -287,7 +331,15 @@ class SqliteRows:
         """Writes rows in the form that SQL holds, each in one go with its like; None removes."""
         for cls, rows in changes.items():
             names = columns_of(cls, self.schema)
-            put = [values for values in rows.values() if values is not None]
+            put: list[Values] = []
+            parts: dict[tuple[str, ...], list[Values]] = {}
+            for values in rows.values():
+                if isinstance(values, Altered):
+                    parts.setdefault(values.names, []).append(values)
+                elif values is not None:
+                    put.append(values)
+            for altered, those in parts.items():
+                self._write_altered(cls, altered, those)
             self._connection.executemany(_put(table_of(cls), names), put)
             gone = [(key,) for key, values in rows.items() if values is None]
             self._connection.executemany(_delete(table_of(cls), names[0]), gone)
@@ -352,6 +404,12 @@ def _put(table: str, names: tuple[str, ...]) -> str:
     marks = ",".join("?" * len(names))
     new = ",".join(f"{name} = excluded.{name}" for name in others)
     return f"INSERT INTO {table} ({','.join(names)}) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {new}"  # noqa: S608 - names of our own columns
+
+
+@cache
+def _update(table: str, names: tuple[str, ...], key: str) -> str:
+    new = ",".join(f"{name} = ?" for name in names)
+    return f"UPDATE {table} SET {new} WHERE {key} = ?"  # noqa: S608 - names of our own columns
 
 
 @cache

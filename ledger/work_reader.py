@@ -2,13 +2,22 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from ledger.jobs import DISK_FULL, Attempt, Job, Member, Node, Task, Tenant
+from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
-from ledger.scheduler import NodeView, RunningView, SchedulerView, TaskView
+from ledger.scheduler_view import (
+    JobFacts,
+    NodeView,
+    RunningView,
+    SchedulerView,
+    TaskView,
+    task_view,
+)
 
 READY_TASKS_MAX: Final = 512
 """Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
@@ -18,6 +27,8 @@ KINDS_MAX: Final = 256
 """Kinds of unplanned jobs (tenant, profile, place) that an owner looks at: two look-ups each."""
 OLDEST_LOOKED_AT: Final = 16
 """The oldest ready tasks, which a round looks at however low their priority is."""
+AHEAD_SINCE: Final = 3
+"""The form from which on leases may wait at workers: those of before begin each at once."""
 LATER_COUNTED_MAX: Final = 1_000
 """Jobs to be planned that a round counts: more makes no difference to what is decided now, and counting 10,000 took four fifths of a round."""
 BEFORE_COUNTED_MAX: Final = 10_000
@@ -43,22 +54,30 @@ class WorkReader(RowReader):
         ]
         oldest = self._rows(Task, "WHERE state = 'ready' ORDER BY seq LIMIT ?", (OLDEST_LOOKED_AT,))
         tasks = {task.id: task for task in (*found, *oldest)}
-        active = self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
+        active = self.active_attempts()
         busy = Counter(attempt.node for attempt in active)
         reported = {node.node: node for node in self._rows(Node, "ORDER BY node")}
         members = self._rows(Member, "WHERE state = 'active' ORDER BY name")
-        jobs = self._jobs_of([task.job for task in tasks.values()])
+        leased = self.tasks_named([attempt.task for attempt in active])
+        views = self._task_views((*tasks.values(), *leased.values()))
         ordered = sorted(tasks.values(), key=lambda task: (-task.priority, task.seq))
+        nodes = tuple(
+            _node_view(member, reported[member.node], busy[member.node])
+            for member in members
+            if member.node in reported
+        )
+        running = [
+            RunningView(attempt=attempt.id, node=attempt.node, task=views[attempt.task])
+            for attempt in sorted(active, key=lambda attempt: (attempt.token, attempt.id))
+            if attempt.task in views  # it ended between two of these reads
+        ]
         tenants = self.tenants()
         return SchedulerView(
-            tasks=tuple(_task_view(t, self._disk_full(t), jobs[t.job]) for t in ordered),
-            nodes=tuple(
-                _node_view(member, reported[member.node], busy[member.node])
-                for member in members
-                if member.node in reported
-            ),
-            running=self._running(active),
+            tasks=tuple(views[task.id] for task in ordered if task.id in views),
+            nodes=nodes,
+            running=with_waits(running, {node.node: node.slots for node in nodes}),
             later=self._later(),
+            ahead=self.schema() >= AHEAD_SINCE,
             shares={tenant.name: tenant.share for tenant in tenants},
             quotas={t.name: t.slots for t in tenants if t.slots != NO_LIMIT},
         )
@@ -85,6 +104,40 @@ class WorkReader(RowReader):
             )
             found[node.node] = {str(profile): int(speed) for profile, speed in rows}
         return found
+
+    def tasks_named(self, tasks: Sequence[str]) -> dict[str, Task]:
+        """These tasks by their ids, those that are there."""
+        rest = "WHERE id IN (SELECT value FROM json_each(?))"
+        return {task.id: task for task in self._rows(Task, rest, (json.dumps(list(tasks)),))}
+
+    def states_of(self, jobs: Sequence[str]) -> dict[str, str]:
+        """The states of these jobs, of those that are there."""
+        rows = self._fetch(
+            "SELECT id, state FROM job WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(jobs)),),
+        )
+        return {str(job): str(state) for job, state in rows}
+
+    def is_to_plan(self, job: str) -> bool:
+        """Whether a job waits for its plan, or for the end of its planning."""
+        return bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM job WHERE id = ? AND planned = 0"
+                " AND state IN ('queued', 'planning'))",
+                (job,),
+            )
+        )
+
+    def finished_parts(self, owner: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Attempts at parts of an owner's films that it has not taken yet, each with its job, by the films' age."""
+        # The results of whole films move their jobs on from `running`.
+        rows = self._fetch(
+            "SELECT attempt.id, attempt.job FROM job JOIN attempt ON attempt.job = job.id"
+            " WHERE job.owner = ? AND job.state = 'running' AND attempt.state = 'finished'"
+            " ORDER BY job.seq, attempt.number LIMIT ?",
+            (owner, limit),
+        )
+        return [(str(attempt), str(job)) for attempt, job in rows]
 
     def to_plan(self, owner: str, ahead: int, *, oldest: bool = False) -> tuple[Job, ...]:
         """An owner's jobs to plan next: by priority and age, with `oldest` the oldest of each kind first.
@@ -135,6 +188,16 @@ class WorkReader(RowReader):
             found.append(last)
         return found
 
+    def works_for(self, owner: str) -> bool:
+        """Whether somebody works on films of this owner now, itself or another."""
+        return bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM job WHERE owner = ?"
+                " AND state IN ('planning', 'running', 'verifying', 'publishing'))",
+                (owner,),
+            )
+        )
+
     def planned_before(self, job: Job) -> int:
         """How many films its owner plans before this one, counted up to a bound."""
         return int(
@@ -145,32 +208,32 @@ class WorkReader(RowReader):
             )
         )
 
-    def _running(self, active: tuple[Attempt, ...]) -> tuple[RunningView, ...]:
-        profiles = self._jobs_of([attempt.job for attempt in active])
-        costs = {
-            attempt.id: self._value("SELECT cost FROM task WHERE id = ?", (attempt.task,))
-            for attempt in active
-        }
-        return tuple(
-            RunningView(
-                attempt=attempt.id,
-                node=attempt.node,
-                cost=int(costs[attempt.id]),
-                profile=profiles[attempt.job].profile,
-                tenant=profiles[attempt.job].tenant,
-            )
-            for attempt in active
-        )
+    def active_attempts(self, *, node: str | None = None) -> tuple[Attempt, ...]:
+        """Leases that are out, of one node or of all."""
+        if node is None:
+            return self._rows(Attempt, "WHERE state = 'leased' ORDER BY id")
+        return self._rows(Attempt, "WHERE node = ? AND state = 'leased' ORDER BY id", (node,))
 
-    def _jobs_of(self, jobs: list[str]) -> dict[str, "_JobFacts"]:
-        """What the scheduler wants to know of these jobs."""
+    def _task_views(self, tasks: Sequence[Task]) -> dict[str, TaskView]:
+        """Tasks with what their jobs tell of them."""
         place = "place" if self.schema() >= 3 else "'[]'"
-        sql = f"SELECT tenant, profile, source_bytes, {place} FROM job WHERE id = ?"  # noqa: S608 - our own words
-        found: dict[str, _JobFacts] = {}
-        for job in dict.fromkeys(jobs):
-            tenant, profile, size, terms = self._value(sql, (job,))
-            found[job] = _JobFacts(str(tenant), str(profile), int(size), _terms(str(terms)))
-        return found
+        sql = (
+            f"SELECT id, tenant, profile, source_bytes, {place} FROM job"  # noqa: S608 - our own words
+            " WHERE id IN (SELECT value FROM json_each(?))"
+        )
+        rows = self._fetch(
+            sql,
+            (json.dumps(sorted({task.job for task in tasks})),),
+        )
+        jobs = {
+            str(job): JobFacts(str(tenant), str(profile), int(size), _terms(str(terms)))
+            for job, tenant, profile, size, terms in rows
+        }
+        return {
+            task.id: task_view(task, jobs[task.job], self._disk_full(task))
+            for task in tasks
+            if task.job in jobs
+        }
 
     def _disk_full(self, task: Task) -> int:
         """How many of the tries that count ended because a disk was full; a retry begins to count anew."""
@@ -207,39 +270,10 @@ class WorkReader(RowReader):
         return found
 
 
-class _JobFacts(NamedTuple):
-    tenant: str
-    profile: str
-    source_bytes: int
-    place: tuple[str, ...]
-
-
 @lru_cache(maxsize=256)
 def _terms(text: str) -> tuple[str, ...]:
     # The same few places come again and again.
     return tuple(json.loads(text))
-
-
-def _task_view(task: Task, disk_full: int, job: _JobFacts) -> TaskView:
-    return TaskView(
-        task=task.id,
-        job=task.job,
-        kind=task.kind,
-        owner=task.owner,
-        needs=task.needs,
-        cost=task.cost,
-        priority=task.priority,
-        seq=task.seq,
-        attempts=task.attempts,
-        excluded=task.excluded,
-        backoff_ms=task.backoff_ms,
-        tenant=job.tenant,
-        profile=job.profile,
-        # Of a slice the share of the film is not known here; it is made for the worker's own disk.
-        source_bytes=0 if task.kind == "chunk" else job.source_bytes,
-        place=job.place,
-        disk_full=disk_full,
-    )
 
 
 def _node_view(member: Member, node: Node, busy: int) -> NodeView:

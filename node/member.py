@@ -286,10 +286,10 @@ class MemberNode:
 
     async def _follow_members(self) -> None:
         while True:
-            seen = self.driver.ledger_changed.count
+            seen = self.driver.news.members.count
             await self._read_members()
             farewells = FAREWELL_MS / 1000 if self._farewell_until_ms else None
-            await self.driver.ledger_changed.wait(seen, farewells)
+            await self.driver.news.members.wait(seen, farewells)
 
     async def _read_members(self) -> None:
         members, mesh = await self.replica.read(lambda reader: (reader.members(), reader.mesh()))
@@ -373,11 +373,11 @@ class MemberNode:
     async def returned(self) -> None:
         """Waits until this node's own ledger holds its admission with this data directory."""
         while True:
-            seen = self.driver.ledger_changed.count
+            seen = self.driver.news.members.count
             mine = await self.replica.read(lambda reader: reader.member(self.own))
             if mine is not None and mine.raft_id == self.membership.raft_id:
                 return
-            await self.driver.ledger_changed.wait(seen)
+            await self.driver.news.members.wait(seen)
 
     async def report(self, report: ReportNode) -> None:
         """Tells the mesh what this node can do, unless it knows already."""

@@ -14,11 +14,14 @@ from ledger.jobs import Attempt, Job
 from ledger.queries import Reader
 from mesh.errors import ConflictError, NoCoordinatorError, TransferError, UnreachableError
 from mesh.ids import NodeId, RaftId
+from node.consensus.news import News
 from node.consensus.replica import Replica
 from node.signals import Signal
+from node.work.attempts import Conversion, ReportBytes, ReportFrames
+from node.work.leases import WORK, WorkerHeartbeatAck
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.progress import ProgressBoard
-from node.work.worker import Conversion, Order, ReportBytes, ReportFrames
 from tests.ledger_helper import Ledger, task_spec
 from tests.meshwork import eventually
 
@@ -52,6 +55,18 @@ class InlineReplica(Replica):
         return found
 
 
+class Changed(Signal):
+    """Everybody is told of every change."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__()
+        self._news = news
+
+    def set(self, changes: int = 1) -> None:
+        super().set(changes)
+        self._news.tell(None, changes)
+
+
 class Mesh:
     """Driver, proposer and requests in one: what is proposed is applied at once."""
 
@@ -61,12 +76,16 @@ class Mesh:
         self.leader: RaftId | None = RaftId(f"{own}.00000001")
         self.is_leader = True
         self.leader_changed = Signal()
-        self.ledger_changed = Signal()
+        self.news = News(NodeId(own))
+        self.news.all = Signal()  # a paced one needs a running loop
+        self.ledger_changed = Changed(self.news)
         self.applied_index = 0
         self.down = False
         self.silent = False
         self.proposed: list[tuple[c.Command, c.Outcome]] = []
         self.beats: list[str] = []
+        self.back: tuple[str, ...] = ()
+        self.attempts: tuple[str, ...] = ()
         self.board = ProgressBoard(NodeId(own), lambda _: None, lambda: 0)
 
     async def propose(self, command: c.Command, *, cause: str, timeout_s: float = 15) -> c.Outcome:
@@ -84,7 +103,9 @@ class Mesh:
         if self.silent:
             raise UnreachableError("silence")
         self.beats.append(method)
-        return b""
+        self.attempts = WORK.decode(body).attempts
+        back, self.back = self.back, ()
+        return WORK.encode(WorkerHeartbeatAck(term=1, back=back))
 
     def do(self, command: c.Command) -> c.Outcome:
         outcome = self.ledger.do(command)
@@ -177,8 +198,18 @@ class Shelf:
         self.take_fault: Exception | None = None
         self.publish_fault: Exception | None = None
         self.discard_fault: Exception | None = None
+        self.plans: list[str] = []
+        self.given_up: list[str] = []
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
 
     async def plan(self, job: Job) -> Plan:
+        self.plans.append(job.id)
+        try:
+            await self.goes_on.wait()
+        except asyncio.CancelledError:
+            self.given_up.append(job.id)
+            raise
         if self.plan_fault is not None:
             raise self.plan_fault
         return Plan(

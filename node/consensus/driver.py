@@ -32,28 +32,21 @@ from mesh.messages import ConsensusMessage, HeartbeatAck, Message, VoteRequest
 from mesh.protocol import Raft, Timing
 from node.consensus.compaction import Keep
 from node.consensus.divergence import OwnMarks
-from node.consensus.ledger_port import Ledger, apply_own
+from node.consensus.ledger_port import APPLY_BATCH_MAX, Ledger, apply_own, next_batch
 from node.consensus.log_writer import LogWriter
+from node.consensus.news import News, Touches
 from node.consensus.outgoing import Outgoing
 from node.consensus.proposals import Proposals, Waiting, outcomes_of
 from node.consensus.snapshot_duty import Shelf, SnapshotDuty
 from node.consensus.upkeep import Upkeep
-from node.signals import Alarm, IndexWaits, PacedSignal, Signal
+from node.signals import Alarm, IndexWaits, Signal
 
 INBOX_MAX: Final = 4_096
 """Consensus messages waiting; more are dropped, which Raft repairs by repeating."""
 BATCH_MAX: Final = 512
 """Inputs handled before effects are performed: bounds the time between two syncs."""
-APPLY_BATCH_MAX: Final = 512
-"""Entries applied in one ledger transaction."""
-APPLY_BYTES_MAX: Final = 1 << 20
-"""The same in bytes: a thousand jobs take a tenth of a second, and their proposers wait for it."""
 APPLY_WAIT_S: Final = 0.01
 """A follower for which nobody waits applies in one transaction what comes meanwhile: a commit of its own costs each some 0.2 ms."""
-LOOKS_S: Final = 0.05
-"""Those who follow the ledger look at most so often: each look is some ten queries."""
-LOOKS_AT_ONCE: Final = 8
-"""But at once after quiet: a job is six changes from its submission to its start, one after the other."""
 CALLS_MAX: Final = 64
 """Membership changes, transfers and answers about snapshots that wait; more are answered `busy`."""
 READS_MAX: Final = 4_096
@@ -62,7 +55,7 @@ READS_MAX: Final = 4_096
 _log = structlog.get_logger("consensus")
 
 T = TypeVar("T")
-News = LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot
+CoreNews = LeaderChanged | ReadReady | SnapshotNeeded | InstallSnapshot
 """What neither the disk nor another node is concerned with."""
 
 
@@ -82,7 +75,8 @@ class Driver:
     ) -> None:
         self.raft = raft
         self.leader_changed = Signal()
-        self.ledger_changed: Signal = PacedSignal(LOOKS_S, LOOKS_AT_ONCE)
+        self.news = News(node_of(raft.raft_id))
+        self.ledger_changed = self.news.all
         self.applied_index = raft.applied_index
         self._log = log
         self._ledger = ledger
@@ -304,7 +298,7 @@ class Driver:
         await self.on_log_thread(lambda: self._log.restart_from(base, restarted))
         effects = self.raft.installed(base, clock.monotonic_ms())
         self.marks.replaced(base.index)
-        self._moved(base.index)
+        self._moved(base.index, None)
         return effects
 
     async def _wait_for_input(self) -> None:
@@ -421,7 +415,7 @@ class Driver:
         last = entries[-1]
         return held + self.raft.persisted(last.index, last.term, clock.monotonic_ms())
 
-    def _tell(self, effect: News) -> None:
+    def _tell(self, effect: CoreNews) -> None:
         match effect:
             case LeaderChanged(term=term, leader=leader):
                 self._follow_leader(term, leader)
@@ -450,7 +444,7 @@ class Driver:
             await self._apply_wake.wait()
             self._apply_wake.clear()
             while self._to_apply:
-                batch = _next_batch(self._to_apply)
+                batch = next_batch(self._to_apply)
                 del self._to_apply[: len(batch)]
                 done = await loop.run_in_executor(
                     self._apply_thread, apply_own, self._ledger, batch
@@ -459,15 +453,15 @@ class Driver:
                 for _, command_id, outcome in done:
                     if command_id is not None and outcome is not None:
                         self._proposals.resolve(CommandId(command_id), outcome)
-                self._moved(batch[-1].index)
+                self._moved(batch[-1].index, self._ledger.touched)
 
-    def _moved(self, index: int) -> None:
+    def _moved(self, index: int, touched: Touches) -> None:
         """The ledger is at `index`, or further already: a snapshot overtakes what waited."""
         before = self.applied_index
         self.applied_index = self._newly_applied = max(index, before)
         self.marks.applied(self.applied_index)
         self._applied.reached(self.applied_index)
-        self.ledger_changed.set(self.applied_index - before)
+        self.news.tell(touched, self.applied_index - before)
         self._wake.set()
 
 
@@ -478,16 +472,6 @@ def _refuse(futures: Sequence[asyncio.Future[int]], error: DarkStreamError) -> N
     for future in futures:
         if not future.done():
             future.set_exception(error)
-
-
-def _next_batch(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The first entries within both bounds, at least one."""
-    size = 0
-    for count, entry in enumerate(entries[:APPLY_BATCH_MAX]):
-        size += len(entry.data)
-        if count and size > APPLY_BYTES_MAX:
-            return tuple(entries[:count])
-    return tuple(entries[:APPLY_BATCH_MAX])
 
 
 def _overlay(entries: list[Entry], more: Sequence[Entry]) -> list[Entry]:

@@ -6,7 +6,7 @@ answer never doubles a change.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ledger.commands import TEXT_BYTES_MAX, Command, Envelope, Outcome, seal, unseal
@@ -31,6 +31,8 @@ from node.requests import Requests, error_of
 
 TRY_S: Final = 2.0
 """One try at one coordinator; a new one is elected within about a second."""
+CATCH_UP_S: Final = 0.5
+"""For the coordinator's own replica to apply what another's has applied already."""
 TIMEOUT_S: Final = 15.0
 """Longer than any election that succeeds; after it the person is told that nobody decides."""
 
@@ -47,6 +49,8 @@ class Proposer:
         self._replica = replica
         self._driver = driver
         self._batches = Batches(requests, TRY_S)
+        self.on_its_way: Callable[[Command], None] = lambda _: None
+        """Told of each command that this node, which leads, is about to enter into the log."""
         requests.register(METHOD, self._serve)
 
     async def propose(
@@ -65,6 +69,8 @@ class Proposer:
             cause=cause,
         )
         deadline_ms = clock.monotonic_ms() + int(timeout_s * 1000)
+        if self._driver.is_leader:
+            self.on_its_way(command)
         while clock.monotonic_ms() < deadline_ms:
             seen = self._driver.leader_changed.count
             try:
@@ -114,6 +120,8 @@ class Proposer:
         refused |= await self._not_allowed(caller, read)
         taken = {n: (CommandId(envelope.id), asked[n]) for n, (envelope, _) in read.items()}
         taken = {n: command for n, command in taken.items() if n not in refused}
+        for n in taken:
+            self.on_its_way(read[n][1])
         outcomes = await self._driver.propose_all(tuple(taken.values()), TRY_S * 0.9)
         self._driver.tell_commit(caller)  # it waits until its own ledger holds them
         answers: dict[int, Answer] = {**refused, **dict(zip(taken, outcomes, strict=True))}
@@ -131,9 +139,15 @@ class Proposer:
                     found[number] = error
             return found
 
-        if any(needs_ledger(command) for _, command in read.values()):
-            return await self._replica.read(check)
-        return check(None)
+        if not any(needs_ledger(command) for _, command in read.values()):
+            return check(None)
+        decided = self._driver.raft.commit_index
+        found = await self._replica.read(check)
+        if any(isinstance(error, BusyError) for error in found.values()):
+            # What the caller's replica is ahead by is decided here as well, and applied in a moment.
+            await self._driver.wait_applied(decided, CATCH_UP_S)
+            found = await self._replica.read(check)
+        return found
 
 
 def _read(caller: NodeId, asked: Sequence[bytes]) -> tuple[Sealed, dict[int, DarkStreamError]]:

@@ -14,7 +14,7 @@ import structlog
 from ledger.commands import RemoveMember, RevokeMember
 from ledger.jobs import Job, Member
 from ledger.queries import Reader
-from ledger.scheduler import NodeView, SchedulerView
+from ledger.scheduler_view import NodeView, SchedulerView
 from mesh import clock
 from mesh.codec import pack, unpack
 from mesh.errors import (

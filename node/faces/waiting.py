@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger.jobs import Job
-from ledger.scheduler import PLANNED_AHEAD_MAX, SchedulerView, TaskView, explain, find
+from ledger.scheduler import PLANNED_AHEAD_MAX, explain, explain_lease, find
+from ledger.scheduler_view import SchedulerView, TaskView
 
 _WAITS: Final = frozenset({"queued", "planning", "waiting", "running"})
 _OWNERS_TURN: Final = frozenset({"queued", "planning", "verifying", "publishing"})
@@ -24,7 +25,7 @@ class Seen:
 
 
 def reasons(job: Job, seen: Seen) -> list[str]:
-    """Empty for a job that is over or being worked on."""
+    """Empty for a job that is over or being worked on; a lease ahead of a slot is told."""
     if job.is_final:
         return []
     found: list[str] = []
@@ -33,7 +34,7 @@ def reasons(job: Job, seen: Seen) -> list[str]:
     if not seen.owner_heard and (job.state in _OWNERS_TURN or not seen.leased):
         found.append(f"its owner {seen.owner}, which has the film, is not heard")
     if seen.leased or job.state not in _WAITS:
-        return found
+        return found + explain_lease(seen.view, job.id)
     if job.state == "planning":
         return found or [f"its owner {seen.owner} reads and plans it now"]
     if not job.planned:

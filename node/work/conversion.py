@@ -33,9 +33,10 @@ from node.media.plan import EncodePlan, able, chosen_for, plan_whole
 from node.media.probe import Probe, probe_from_json
 from node.media.profiles import profile_from_json
 from node.media.progress import FFmpegProgress
+from node.work.attempts import AttemptError, Conversion, ReportFrames
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import job_plan_from_json, number_of
-from node.work.worker import AttemptError, Conversion, Order, ReportFrames
 
 _log = structlog.get_logger("media")
 

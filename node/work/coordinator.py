@@ -6,23 +6,39 @@ with every coordinator, which waits one lease time before it expires anything.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from ledger.commands import LEASES_PER_COMMAND_MAX, ExpireLeases, FailJob
-from ledger.scheduler import NodeView, SchedulerView, Turns, decide, with_estimates
+from ledger.commands import (
+    LEASES_PER_COMMAND_MAX,
+    Command,
+    ExpireLeases,
+    FailJob,
+    PlanJob,
+    PlanPieces,
+)
+from ledger.planned import planned_tasks
+from ledger.scheduler import decide, with_estimates
+from ledger.scheduler_view import (
+    JobFacts,
+    NodeView,
+    SchedulerView,
+    TaskView,
+    Turns,
+    task_view,
+)
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
 from node.consensus.driver import Driver
+from node.consensus.news import follow
 from node.consensus.proposer import Proposer
 from node.consensus.replica import Replica
 from node.membership.voters import Voters
 from node.requests import Requests
-from node.signals import Signal
 from node.work.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.migration import Migration
 from node.work.standing import Standing, standing_as
@@ -35,6 +51,10 @@ IDLE_ROUND_S: Final = 2.0
 """While nothing is leased and nothing waits: no clock runs out, and what is new wakes the round."""
 SPEEDS_MS: Final = 15_000
 """Speeds of nodes are measured anew so often: they are means over many films."""
+FIRST_SPEEDS_MS: Final = 1_000
+"""And so often while something is ready whose profile nobody has done yet."""
+ORPHANS_MS: Final = 500
+"""They are looked for so often: a mesh with thousands of them ends some thirty a second."""
 ORPHANS_A_ROUND: Final = 16
 """Jobs of revoked or removed owners that one round ends: leases come in between."""
 
@@ -68,11 +88,18 @@ class Coordinator:
         self._timing = timing
         self._clock = LeaseClock(timing, clock.monotonic_ms())
         self._seen_ms: dict[str, int] = {}
+        self._began_ms: dict[str, int] = {}
+        self._granted = 0
+        self._orphans_ms = -ORPHANS_MS
         self._eligible_ms: dict[str, int] = {}
         self._turns = Turns()
-        self._speeds: tuple[int, Mapping[str, Mapping[str, int]]] | None = None
-        self._heard = Signal()
+        self._speeds: tuple[int, Mapping[str, Mapping[str, int]]] = (-SPEEDS_MS, {})
+        self._back: dict[str, tuple[str, ...]] = {}
+        self._at_rest: tuple[int, SchedulerView] | None = None
+        """The last round's view, with the news that it has seen, where it left nothing to be leased."""
+        self._group: asyncio.TaskGroup | None = None
         requests.register(HEARTBEAT, self._heartbeat)
+        proposer.on_its_way = self._foresee
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -85,10 +112,14 @@ class Coordinator:
     async def _lead(self) -> None:
         self._clock = LeaseClock(self._timing, clock.monotonic_ms())
         self._seen_ms.clear()
+        self._began_ms.clear()
         self._eligible_ms.clear()
         self._turns = Turns()
+        self._back.clear()
         _log.info("this node coordinates now", term=self._driver.raft.term)
+        self._at_rest = None
         async with asyncio.TaskGroup() as group:
+            self._group = group
             autopilot = group.create_task(self.voters.keep(), name="autopilot")
             schedule = group.create_task(self._schedule(), name="schedule")
             migration = group.create_task(self._migration.keep(), name="migration")
@@ -97,6 +128,7 @@ class Coordinator:
             term = self._driver.raft.term
             while self._driver.is_leader and self._driver.raft.term == term:
                 await self._driver.leader_changed.wait(self._driver.leader_changed.count)
+            self._group = None
             autopilot.cancel()
             schedule.cancel()
             migration.cancel()
@@ -112,54 +144,93 @@ class Coordinator:
         news = not self._clock.takes_work(caller, now_ms)
         self._clock.heard(caller, beat, now_ms)
         if news:
-            self._heard.set()
-        return WORK.encode(WorkerHeartbeatAck(term=self._driver.raft.term))
+            self._driver.news.work.set()
+        back = self._back.get(caller, ())
+        return WORK.encode(WorkerHeartbeatAck(term=self._driver.raft.term, back=back))
 
     async def _schedule(self) -> None:
-        while self._driver.is_leader:
-            ledger_seen, heard_seen = self._driver.ledger_changed.count, self._heard.count
-            pause_s = ROUND_S
-            try:
-                if not await self._round():
-                    pause_s = IDLE_ROUND_S
-            except StorageError:
-                raise
-            except DarkStreamError as error:
-                # Whatever one round meets, the next looks anew: a coordinator never stops deciding.
-                _log.warning("a round of leases failed", reason=error.what)
-            ledger = asyncio.ensure_future(self._driver.ledger_changed.wait(ledger_seen, pause_s))
-            heard = asyncio.ensure_future(self._heard.wait(heard_seen, pause_s))
-            try:
-                await asyncio.wait((ledger, heard), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                ledger.cancel()
-                heard.cancel()
+        await follow(self._driver.news.work, self._look)
+
+    async def _look(self) -> float:
+        """One round; how long until the next at most."""
+        if not self._driver.is_leader:
+            return IDLE_ROUND_S
+        try:
+            return ROUND_S if await self._round() else IDLE_ROUND_S
+        except StorageError:
+            raise
+        except DarkStreamError as error:
+            # Whatever one round meets, the next looks anew: a coordinator never stops deciding.
+            _log.warning("a round of leases failed", reason=error.what)
+            return ROUND_S
 
     async def _round(self) -> bool:
         """Expires and grants; whether a lease runs or a task waits, whose clocks want another look soon."""
-        now_ms = clock.monotonic_ms()
-        active = await self._replica.read(lambda reader: reader.active_attempts())
-        ids = {attempt.id for attempt in active}
-        self._seen_ms = {a: self._seen_ms.get(a, now_ms) for a in ids}
+        now_ms, seen = clock.monotonic_ms(), self._driver.news.work.count
+        self._at_rest = None
+        read = await self._read(now_ms)
+        view = self._noted(read, now_ms)
         expired = self._clock.expired(self._seen_ms.items(), now_ms)
         if expired:
-            _log.warning("leases expired", attempts=len(expired))
-            silent_s = self._timing.expiry_ms / 1000
-            what = f"the worker was silent for {silent_s:g} s"
-            for start in range(0, len(expired), LEASES_PER_COMMAND_MAX):
-                batch = expired[start : start + LEASES_PER_COMMAND_MAX]
-                await self._proposer.commit(
-                    ExpireLeases(attempts=batch, what=what), cause="coordinator"
-                )
-        await self._fail_jobs_without_owner()
-        view = await self.view(now_ms)
+            await self._expire(expired)
+            read = await self._read(now_ms)
+            view = self._noted(read, now_ms)
+        await self._fail_jobs_without_owner(now_ms)
         decision = decide(view, now_ms)
         self._turns = decision.turns
+        back: dict[str, tuple[str, ...]] = {}
+        for node, attempt in decision.back:
+            back[node] = (*back.get(node, ()), attempt)
+        self._back = back
         for command in decision.commands:
             await self._proposer.commit(command, cause="coordinator")
-        return bool(active or view.tasks)
+        if not view.tasks:
+            self._at_rest = seen, read
+        return bool(view.running or view.tasks)
 
-    async def _fail_jobs_without_owner(self) -> None:
+    # --- leases that follow a plan ---------------------------------------------------------------
+
+    def _foresee(self, command: Command) -> None:
+        """Where nothing else waits, the leases of a plan enter the log right behind it."""
+        if isinstance(command, PlanJob | PlanPieces) and self._group and self._at_rest:
+            self._group.create_task(self._lease_planned(command), name="lease planned")
+
+    async def _lease_planned(self, plan: PlanJob | PlanPieces) -> None:
+        try:
+            job = await self._replica.read(lambda reader: reader.job(plan.job))
+            rest, self._at_rest = self._at_rest, None
+            # Whatever changed meanwhile is for the next round, which reads all of it.
+            if job is None or rest is None or self._driver.news.work.count != rest[0]:
+                return
+            tasks = [
+                task_view(task, JobFacts(job.tenant, job.profile, plan.source_bytes, job.place))
+                for task in planned_tasks(job, plan)
+                if task.state == "ready"
+            ]
+            now_ms = clock.monotonic_ms()
+            decision = decide(self._known(replace(rest[1], tasks=tuple(tasks)), now_ms), now_ms)
+            self._turns = decision.turns
+            for command in decision.commands:
+                # Should the plan be refused, its tasks are not there, and nothing is granted.
+                await self._proposer.propose(command, cause="coordinator")
+        except StorageError:
+            raise
+        except DarkStreamError as error:
+            _log.info("a plan's leases wait for the next round", reason=error.what)
+
+    async def _expire(self, expired: Sequence[str]) -> None:
+        _log.warning("leases expired", attempts=len(expired))
+        what = f"the worker was silent for {self._timing.expiry_ms / 1000:g} s"
+        for start in range(0, len(expired), LEASES_PER_COMMAND_MAX):
+            batch = tuple(expired[start : start + LEASES_PER_COMMAND_MAX])
+            await self._proposer.commit(
+                ExpireLeases(attempts=batch, what=what), cause="coordinator"
+            )
+
+    async def _fail_jobs_without_owner(self, now_ms: int) -> None:
+        if now_ms - self._orphans_ms < ORPHANS_MS:
+            return
+        self._orphans_ms = now_ms
         lost, members = await self._replica.read(
             lambda reader: (reader.jobs_without_owner(ORPHANS_A_ROUND), reader.members())
         )
@@ -176,30 +247,65 @@ class Coordinator:
             await self._proposer.commit(command, cause="coordinator")
 
     async def view(self, now_ms: int) -> SchedulerView:
-        """The scheduler's view with what only a coordinator knows: who is heard, who still waits."""
+        """What leases would be decided by now, for `explain`."""
+        view = await self._read(now_ms)
+        self._note_waits(view, now_ms)
+        return self._known(view, now_ms)
+
+    def _noted(self, view: SchedulerView, now_ms: int) -> SchedulerView:
+        """The same for a round, which notes what it saw first now."""
+        # A lease's clock runs from when it was seen first, its work from when it likely began.
+        running = {run.attempt: run for run in view.running}
+        self._seen_ms = {a: self._seen_ms.get(a, now_ms) for a in running}
+        self._began_ms = {
+            a: now_ms if run.waits else self._began_ms.get(a, now_ms) for a, run in running.items()
+        }
+        self._note_waits(view, now_ms)
+        return self._known(view, now_ms)
+
+    def _note_waits(self, view: SchedulerView, now_ms: int) -> None:
+        # The wait counts from when it was seen here: no other machine's clock is asked.
+        self._eligible_ms = {
+            _wait(task): self._eligible_ms.get(_wait(task), now_ms + task.backoff_ms)
+            for task in view.tasks
+            if task.backoff_ms
+        }
+
+    async def _read(self, now_ms: int) -> SchedulerView:
         view = await self._replica.read(lambda reader: reader.schedulable())
-        speeds = await self._measured(now_ms)
-        waiting: dict[str, int] = {}
-        for task in view.tasks:
-            if task.backoff_ms:
-                # The wait counts from when this coordinator saw it: no other machine's clock is asked.
-                key = f"{task.task}/{task.attempts}"
-                waiting[key] = self._eligible_ms.get(key, now_ms + task.backoff_ms)
-        self._eligible_ms = waiting
+        old_ms = now_ms - self._speeds[0]
+        profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
+        new = any(task.profile not in profiles for task in view.tasks)
+        if old_ms > SPEEDS_MS or (new and old_ms > FIRST_SPEEDS_MS):
+            self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
+        return view
+
+    def _known(self, view: SchedulerView, now_ms: int) -> SchedulerView:
+        """The ledger's view with what only a coordinator knows: who is heard, who still waits."""
+        speeds = self._speeds[1]
         known = replace(
             view,
             tasks=tuple(
-                replace(task, eligible_at_ms=waiting.get(f"{task.task}/{task.attempts}", 0))
+                replace(task, eligible_at_ms=self._eligible_ms[_wait(task)])
+                if task.backoff_ms
+                else task
                 for task in view.tasks
             ),
             nodes=tuple(
                 replace(self._seen(node, now_ms), speeds=speeds.get(node.node, {}))
                 for node in view.nodes
             ),
-            new_attempt_id=_attempt_id,
+            new_attempt_id=self._new_attempt_id,
             turns=self._turns,
         )
-        return with_estimates(known, self._seen_ms, now_ms)
+        return with_estimates(known, self._began_ms, now_ms)
+
+    def _new_attempt_id(self) -> str:
+        """Ids sort as they were granted, also within one millisecond: workers begin in that order."""
+        self._granted = (self._granted + 1) % (1 << 16)
+        return sortable_id(
+            "a", clock.wall_ms(), self._granted.to_bytes(2, "big") + secrets.token_bytes(3)
+        )
 
     def _seen(self, node: NodeView, now_ms: int) -> NodeView:
         own = NodeId(node.node)
@@ -211,11 +317,6 @@ class Coordinator:
             closed = "takes no new work now"
         return replace(told, alive=self._clock.is_heard(own, now_ms), closed=closed)
 
-    async def _measured(self, now_ms: int) -> Mapping[str, Mapping[str, int]]:
-        if self._speeds is None or now_ms - self._speeds[0] > SPEEDS_MS:
-            self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
-        return self._speeds[1]
 
-
-def _attempt_id() -> str:
-    return sortable_id("a", clock.wall_ms(), secrets.token_bytes(5))
+def _wait(task: TaskView) -> str:
+    return f"{task.task}/{task.attempts}"

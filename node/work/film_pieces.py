@@ -34,7 +34,9 @@ from node.media.probe import Probe
 from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
+from node.work.attempts import ReportBytes
 from node.work.conversion import film_of
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import (
     JobPlan,
@@ -44,7 +46,6 @@ from node.work.splitting import (
     number_of,
     tasks_of,
 )
-from node.work.worker import Order, ReportBytes
 
 CUT: Final = "film.cut"
 CUT_TIMEOUT_S: Final = 300.0

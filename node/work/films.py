@@ -55,13 +55,14 @@ from node.media.command import Parts
 from node.media.convert import Media
 from node.threads import run_stoppable
 from node.work.allowed_files import Allowed
+from node.work.attempts import ReportBytes
 from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
+from node.work.order import Order
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 from node.work.sharing import CACHED, Contacts, Sharers
 from node.work.small_files import SmallFiles
-from node.work.worker import Order, ReportBytes
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ WORK = Vocabulary("work")
 @WORK.kind("worker.heartbeat")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerHeartbeat:
-    """A worker lives and still runs these attempts; `accepting` is False while it drains."""
+    """A worker lives and still has these attempts, begun or not; `accepting` is False while it drains."""
 
     attempts: tuple[str, ...]
     accepting: bool
@@ -27,9 +27,10 @@ class WorkerHeartbeat:
 @WORK.kind("worker.heartbeat_ack")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerHeartbeatAck:
-    """The coordinator of `term` renewed the worker's leases."""
+    """The coordinator of `term` renewed the worker's leases; it wants `back` of those that wait for a slot."""
 
     term: int
+    back: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

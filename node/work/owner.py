@@ -25,7 +25,7 @@ from ledger.commands import (
     StartPlanning,
     TaskSpec,
 )
-from ledger.jobs import Attempt, Job
+from ledger.jobs import PLANNED_AT_ONCE, Attempt, AttemptState, Job, JobState
 from ledger.queries import Reader
 from ledger.scheduler import OLDEST_EVERY, PLANNED_AHEAD_MAX
 from mesh import clock
@@ -40,6 +40,7 @@ from mesh.errors import (
 )
 from mesh.ids import NodeId
 from node.consensus.driver import Driver
+from node.consensus.news import follow
 from node.consensus.proposer import Proposer, bounded_text
 from node.consensus.replica import Replica
 from node.media.errors import MixedSoftwareError
@@ -50,6 +51,8 @@ RECONCILE_S: Final = 2.0
 PLANS_AT_ONCE: Final = 1
 """Planning reads whole films; two at once only seek against each other on a disk."""
 TAKES_AT_ONCE: Final = 2
+TOLD_S: Final = 0.2
+"""Planning that is over sooner nobody sees: it is not told."""
 RESTART_S: Final = 60.0
 """A job that needs a restart of its node is tried and told so again after a minute."""
 WORKER_GONE_MS: Final = 60_000
@@ -137,25 +140,29 @@ class Owner:
     async def run(self) -> None:
         """Works until cancelled."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                seen = self._driver.ledger_changed.count
-                steps, gone = await self._replica.read(self._looked)
-                for key in gone:
-                    self._unwanted.add(key)
-                    self._busy[key][1].cancel()
-                for key, job, step in steps:
-                    if key not in self._busy:
-                        work = self._guarded(key, job, step)
-                        self._busy[key] = job, group.create_task(work, name=f"job {key}")
-                await self._driver.ledger_changed.wait(seen, RECONCILE_S)
+            await follow(self._driver.news.films, partial(self._look, group))
+
+    async def _look(self, group: asyncio.TaskGroup) -> float:
+        steps, gone = await self._replica.read(self._looked)
+        for key in gone:
+            if key in self._busy:  # it may have come to its end meanwhile
+                self._unwanted.add(key)
+                self._busy[key][1].cancel()
+        for key, job, step in steps:
+            if key not in self._busy:
+                work = self._guarded(key, job, step)
+                self._busy[key] = job, group.create_task(work, name=f"job {key}")
+        return RECONCILE_S
 
     def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
         """What is to be done, and which of what is being done nobody wants any more."""
-        gone: list[str] = []
-        for key, (job, _) in tuple(self._busy.items()):
-            now = reader.job(job.id)
-            if (now is None or now.state == "cancelled") and key not in self._unwanted:
-                gone.append(key)
+        busy = tuple(self._busy.items())
+        states = reader.states_of([job.id for _, (job, _) in busy])
+        gone = [
+            key
+            for key, (job, _) in busy
+            if states.get(job.id, "cancelled") == "cancelled" and key not in self._unwanted
+        ]
         return self._steps(reader), gone
 
     def _steps(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
@@ -173,12 +180,12 @@ class Owner:
 
     def _parts(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
         """Finished parts of films in pieces, each a step of its own."""
-        return [
-            (part.id, job, partial(self._take_part, part.id))
-            for job in reader.jobs_of_owner(self._own, ("running",))
-            if is_plain_id(job.id)
-            for part in reader.attempts(job.id, "finished")
-        ]
+        steps: list[tuple[str, Job, Step]] = []
+        for attempt, name in reader.finished_parts(self._own):
+            job = reader.job(name) if attempt not in self._busy and is_plain_id(name) else None
+            if job is not None:
+                steps.append((attempt, job, partial(self._take_part, attempt)))
+        return steps
 
     async def _guarded(self, key: str, job: Job, step: "Step") -> None:
         try:
@@ -243,17 +250,38 @@ class Owner:
 
     async def _plan(self, job: Job) -> None:
         async with self._plans:
-            if not await self._commit(job, StartPlanning(job=job.id)):
+            plan = await self._read_film(job)
+            if plan is None:
                 return
-            plan = await self._planner.plan(job)
             self._planned += 1
         # The next film is read while the mesh hears of this one.
         await self._commit(job, _planned(job, plan))
 
+    async def _read_film(self, job: Job) -> Plan | None:
+        """The plan; that it is being made is told where it takes long enough for somebody to ask."""
+        # The step may have been chosen by a read that is older than the plan's end.
+        wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
+        if not wanted:
+            return None
+        begun = StartPlanning(job=job.id)
+        if schema < PLANNED_AT_ONCE and not await self._commit(job, begun):
+            return None
+        reading = asyncio.ensure_future(self._planner.plan(job))
+        try:
+            if schema >= PLANNED_AT_ONCE:
+                await asyncio.wait((reading,), timeout=TOLD_S)
+                if not reading.done() and not await self._commit(job, begun):
+                    return None
+            return await reading
+        finally:
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait((reading,))
+
     async def _take(self, job: Job) -> None:
-        attempt = await self._current(job, "finished")
-        if attempt is not None:
-            await self._take_in(job, attempt)
+        attempt = await self._current(job, "verifying", "finished")
+        if attempt is not None and await self._take_in(job, attempt):
+            await self._publish_result(job, attempt)
 
     async def _take_part(self, attempt_id: str, job: Job) -> None:
         # The step may have been chosen by a read that is older than its end.
@@ -261,7 +289,8 @@ class Owner:
         if attempt is not None and attempt.state == "finished":
             await self._take_in(job, attempt)
 
-    async def _take_in(self, job: Job, attempt: Attempt) -> None:
+    async def _take_in(self, job: Job, attempt: Attempt) -> bool:
+        """Whether the result lies here and the ledger accepted it."""
         async with self._takes:
             try:
                 await self._fetch(job, attempt)
@@ -269,14 +298,14 @@ class Owner:
                 if not self._gave_up_waiting(attempt):
                     raise
                 await self._refuse(job, attempt, error)
-                return
+                return False
             except (TransferError, DarkStreamError) as error:
                 if isinstance(error, StorageError | ConflictError):
                     raise  # our own disk: another worker would not help
                 await self._refuse(job, attempt, error)
-                return
+                return False
         self._silent_since_ms.pop(attempt.id, None)
-        await self._commit(
+        return await self._commit(
             job,
             AcceptResult(
                 job=job.id,
@@ -331,9 +360,11 @@ class Owner:
         )
 
     async def _publish(self, job: Job) -> None:
-        attempt = await self._current(job, "accepted")
-        if attempt is None:
-            return
+        attempt = await self._current(job, "publishing", "accepted")
+        if attempt is not None:
+            await self._publish_result(job, attempt)
+
+    async def _publish_result(self, job: Job, attempt: Attempt) -> None:
         try:
             await self._intake.publish(job, attempt)
         except TransferError:
@@ -357,14 +388,16 @@ class Owner:
         self._board.over(job.id)
         _log.info("published", job=job.id, output=Path(job.output).name)
 
-    async def _current(self, job: Job, state: str) -> Attempt | None:
+    async def _current(self, job: Job, state: JobState, of_attempt: AttemptState) -> Attempt | None:
+        """The attempt that the job's step is about, while the job is in that step's state."""
         # The step may have been chosen by a read that is older than this job's last step.
-        now, attempts = await self._replica.read(
-            lambda reader: (reader.job(job.id), reader.attempts(job.id))
+        return await self._replica.read(
+            lambda reader: (
+                next(reversed(reader.attempts(job.id, of_attempt)), None)
+                if reader.states_of((job.id,)).get(job.id) == state
+                else None
+            )
         )
-        if now is None or now.state != job.state:
-            return None
-        return next((a for a in reversed(attempts) if a.state == state), None)
 
 
 def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:

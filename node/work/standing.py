@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ledger.placing import LABELS_MAX, is_label
-from ledger.scheduler import NodeView
+from ledger.scheduler_view import NodeView
 from mesh.ids import NodeId
 from node.work.traffic import speeds_in
 

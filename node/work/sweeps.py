@@ -1,5 +1,8 @@
 """Carries out orders about many jobs while this node leads: step by step, so that others get their turn."""
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -13,9 +16,8 @@ from node.consensus.proposer import Proposer
 from node.consensus.replica import Replica
 from node.settings.sections import HistoryConfig
 
-STEP_JOBS: Final = 384
-"""Some 15 ms of the thread that applies: what any other command waits at most for one step."""
-assert STEP_JOBS <= ORDERED_PER_COMMAND_MAX
+STEP_JOBS: Final = ORDERED_PER_COMMAND_MAX
+"""Some 10 ms of the thread that applies: what any other command waits at most for one step."""
 LOOK_S: Final = 2.0
 AGAIN_S: Final = 1.0
 FORGET_EVERY_MS: Final = 60_000
@@ -59,24 +61,36 @@ class Sweeps:
                 await self._driver.ledger_changed.wait(seen, LOOK_S)
 
     async def _step(self) -> bool:
-        """The next step of the oldest order; whether there was one."""
+        """Carries out the oldest order; whether there was one."""
         sweeps = await self._replica.read(lambda reader: reader.open_sweeps())
         if not sweeps:
             return False
         sweep: Sweep = sweeps[0]
-        page = await self._replica.read(lambda reader: reader.sweep_page(sweep, STEP_JOBS))
-        last = len(page) < STEP_JOBS
-        step = StepSweep(
-            sweep=sweep.id,
-            cursor=sweep.cursor,
-            down_to=0 if last else page[-1].seq,
-            jobs=tuple(job.id for job in page),
-            last=last,
-        )
-        outcome = await self._proposer.propose(step, cause=sweep.id)
-        if last and outcome.ok:
+        page = await self._page(sweep)
+        while True:
+            last = len(page) < STEP_JOBS
+            step = StepSweep(
+                sweep=sweep.id,
+                cursor=sweep.cursor,
+                down_to=0 if last else page[-1][0],
+                jobs=tuple(job for _, job in page),
+                last=last,
+            )
+            proposed = self._proposer.propose(step, cause=sweep.id)
+            if last:
+                outcome = await proposed
+                break
+            sweep = replace(sweep, cursor=step.down_to)
+            # The next step is read while this one is decided and applied: it touches other jobs.
+            outcome, page = await asyncio.gather(proposed, self._page(sweep))
+            if not outcome.ok:
+                break
+        if outcome.ok:
             _log.info("an order is carried out", order=sweep.id, action=sweep.action, by=sweep.by)
         return True
+
+    async def _page(self, sweep: Sweep) -> Sequence[tuple[int, str]]:
+        return await self._replica.read(lambda reader: reader.sweep_page(sweep, STEP_JOBS))
 
     async def _forget(self) -> bool:
         """Removes some jobs that are old enough; whether there were any."""

@@ -26,8 +26,9 @@ from node.media.proofs import PSNR_DB_MIN
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
 from node.media.surroundings_files import surroundings
+from node.work.attempts import AttemptError, Conversion
 from node.work.conversion import MediaConverter
-from node.work.worker import AttemptError, Conversion, Order
+from node.work.order import Order
 from tests.media_clips import Clips, ffmpeg
 
 T = TypeVar("T")

@@ -22,9 +22,10 @@ from node.media.convert import ConversionError, Media
 from node.media.errors import MediaError
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
+from node.work.attempts import AttemptError, Conversion
 from node.work.conversion import MediaConverter
+from node.work.order import Order
 from node.work.splitting import JobPlan
-from node.work.worker import AttemptError, Conversion, Order
 from tests.film_apart import Apart, media_of, now, quick, whole
 from tests.fingerprint import farthest, frames_of, numbers_of
 from tests.media_clips import Clips, ffmpeg, packaged_clip

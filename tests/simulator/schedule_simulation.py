@@ -1,8 +1,10 @@
 """A queue of films on machines of very different speed, decided by the real scheduler.
 
 No network and no ledger: what is asked is how well the scheduler places work, so nodes are a speed
-and slots, films a cost, and time jumps from one end of a task to the next.  Nodes may vanish with
-all they run and come back; what they ran is ready again.
+and slots, films a cost, and time jumps from one end of a task to the next, with a look of the
+coordinator shortly before each.  Leases beyond slots wait at their node, in its order, and are given
+back when they are asked for, some time later, unless they have begun.  Nodes may vanish with all
+they have and come back; what they had is ready again.
 """
 
 import heapq
@@ -12,19 +14,15 @@ from random import Random
 from typing import Final
 
 from ledger.commands import GrantLeases
-from ledger.scheduler import (
-    NodeView,
-    RunningView,
-    SchedulerView,
-    TaskView,
-    Turns,
-    decide,
-    with_estimates,
-)
+from ledger.lines import AHEAD_A_SLOT_MAX, AHEAD_MS, with_waits
+from ledger.scheduler import OLDEST_EVERY, decide, with_estimates
+from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
 
 PLANNED_AHEAD: Final = 64
 """Ready tasks that the scheduler sees at once, as owners plan ahead; the others are `later`."""
 SPEED: Final = 1_000
+HEARTBEAT_MS: Final = 2_000
+"""In which a worker hears that a lease is wanted back."""
 
 
 @dataclass(slots=True)
@@ -34,6 +32,8 @@ class Machine:
     slots: int
     away_until_ms: int = 0
     running: set[str] = field(default_factory=set[str])
+    waiting: list[str] = field(default_factory=list[str])
+    begun: int = 0
     done_cost: int = 0
     measured: bool = False
 
@@ -90,8 +90,12 @@ class ScheduleSimulation:
         self.since_ms: dict[str, int] = {}
         self.node_of: dict[str, str] = {}
         self.tries: Counter[str] = Counter()
+        self.asked: set[str] = set()
+        self.given_back = 0
+        self.ahead = 0
         self.ends: Counter[str] = Counter()
         self.waits: dict[int, int] = {}
+        self.waited: set[str] = set()
         self.served: dict[str, int] = {}
 
     def run(self) -> Outcome:
@@ -156,7 +160,10 @@ class ScheduleSimulation:
                 left.remove(oldest)
 
     def _make_ready(self, film: Film) -> None:
-        self.ready[film.name] = TaskView(
+        self.ready[film.name] = self._task(film)
+
+    def _task(self, film: Film) -> TaskView:
+        return TaskView(
             task=film.name,
             job=film.name,
             owner=f"owner {film.tenant}",
@@ -172,24 +179,30 @@ class ScheduleSimulation:
         )
 
     def _decide(self) -> None:
+        running = [
+            RunningView(attempt=film, node=node, task=self._task(self.films[film]))
+            for film, node in self.node_of.items()
+        ]
         view = SchedulerView(
             tasks=tuple(self.ready.values()),
             nodes=tuple(self._node(machine) for machine in self.machines.values()),
-            running=tuple(
-                RunningView(attempt=film, node=node, cost=self.films[film].cost, profile="web")
-                for film, node in self.node_of.items()
-            ),
+            running=with_waits(running, {m.name: m.slots for m in self.machines.values()}),
             new_attempt_id=lambda: "a",
             turns=self.turns,
             shares=self.shares,
             later=len(self.unplanned),
+            ahead=True,
         )
         decision = decide(with_estimates(view, self.since_ms, self.now_ms), self.now_ms)
         self.turns = decision.turns
         for command in decision.commands:
             assert isinstance(command, GrantLeases)
             for lease in command.leases:
-                self._begin(lease.task, self.machines[lease.node])
+                self._grant(lease.task, self.machines[lease.node])
+        for _, name in decision.back:
+            if name not in self.asked:
+                self.asked.add(name)
+                self._at(self.random.randrange(1, HEARTBEAT_MS), "asked", name)
 
     def _node(self, machine: Machine) -> NodeView:
         return NodeView(
@@ -198,53 +211,83 @@ class ScheduleSimulation:
             role="full",
             encoders=("x",),
             slots=machine.slots,
-            busy=len(machine.running),
+            busy=len(machine.running) + len(machine.waiting),
             cpus=8,
             alive=machine.away_until_ms <= self.now_ms,
             speeds={"web": machine.speed} if machine.measured else {},
         )
 
-    def _begin(self, name: str, machine: Machine) -> None:
-        film = self.films[name]
-        assert len(machine.running) < machine.slots, "more leases than slots"
+    def _grant(self, name: str, machine: Machine) -> None:
         assert name in self.ready, "leased twice"
         assert machine.away_until_ms <= self.now_ms, "leased to who is away"
         del self.ready[name]
-        machine.running.add(name)
+        machine.waiting.append(name)
         self.node_of[name] = machine.name
-        self.since_ms[name] = self.now_ms
-        waited = self.now_ms - film.submitted_ms
-        if not self.tries[name]:
-            self.waits[film.priority] = max(self.waits.get(film.priority, 0), waited)
         self.tries[name] += 1
+        self._fill(machine)
+        of_all = AHEAD_A_SLOT_MAX * machine.slots * len({f.priority for f in self.films.values()})
+        assert len(machine.waiting) <= of_all, "a hoard"
+        self.ahead += name in machine.waiting
+
+    def _fill(self, machine: Machine) -> None:
+        while machine.waiting and len(machine.running) < machine.slots:
+            oldest = machine.begun % OLDEST_EVERY == OLDEST_EVERY - 1
+            first = max(self.films[name].priority for name in machine.waiting)
+            name = next(n for n in machine.waiting if oldest or self.films[n].priority == first)
+            machine.begun += 1
+            machine.waiting.remove(name)
+            self._begin(name, machine)
+
+    def _begin(self, name: str, machine: Machine) -> None:
+        film = self.films[name]
+        machine.running.add(name)
+        self.since_ms[name] = self.now_ms
+        if name not in self.waited:
+            self.waited.add(name)
+            waited = self.now_ms - film.submitted_ms
+            self.waits[film.priority] = max(self.waits.get(film.priority, 0), waited)
         # How long it takes is not exactly what cost says.
         takes = 1_000 * film.cost / machine.speed * self.random.uniform(0.95, 1.05)
         self._at(max(1, int(takes)), f"end {self.tries[name]}", name)
+        self._at(max(1, int(takes - AHEAD_MS / 2)), "look", name)
 
     def _next(self) -> None:
         at_ms, _, kind, name = heapq.heappop(self.events)
         self.now_ms = at_ms
         if kind == "leave":
             self._leave(self.machines[name])
-        elif kind == "submit":
+        elif kind in ("submit", "look"):
             pass  # what came is planned before the next decision
+        elif kind == "asked":
+            self._give_back(name)
         elif kind == "back":
             self._at(self.random.randrange(60_000, 300_000), "leave", name)
         elif kind == f"end {self.tries[name]}" and name in self.node_of:
             machine = self.machines[self.node_of.pop(name)]
             film = self.films[name]
             machine.running.discard(name)
+            self._fill(machine)
             machine.measured = True
             self.ends[name] += 1
             self.served[film.tenant] = self.served.get(film.tenant, 0) + film.cost
 
+    def _give_back(self, name: str) -> None:
+        self.asked.discard(name)
+        machine = self.machines.get(self.node_of.get(name, ""))
+        if machine is not None and name in machine.waiting:
+            machine.waiting.remove(name)
+            del self.node_of[name]
+            self._make_ready(self.films[name])
+            self.given_back += 1
+
     def _leave(self, machine: Machine) -> None:
         away_ms = self.random.randrange(1_000, 60_000)
         machine.away_until_ms = self.now_ms + away_ms
-        for name in sorted(machine.running):
+        for name in sorted((*machine.running, *machine.waiting)):
             del self.node_of[name]
             self._make_ready(self.films[name])
         machine.running.clear()
+        machine.waiting.clear()
         self._at(away_ms, "back", machine.name)
 
 

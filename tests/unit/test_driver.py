@@ -59,6 +59,8 @@ class Ledger:
             for e in fresh
         ]
 
+    touched = frozenset[tuple[str, str]]()
+
     def checksum_at(self, index: int) -> bytes | None:
         return b"%d" % index
 

@@ -23,8 +23,8 @@ from node.media.child import HELD
 from node.media.profiles import BUILT_IN
 from node.work.allowed_files import Allowed
 from node.work.films import Films
+from node.work.order import Order
 from node.work.sharing import Contact
-from node.work.worker import Order
 from tests.ledger_helper import Ledger
 from tests.meshwork import key_pair, node_of
 from tests.work_bench import InlineReplica

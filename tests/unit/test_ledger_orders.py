@@ -1,6 +1,7 @@
 """What people order about many jobs, nodes that fail too often, watched folders, and what is forgotten."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,6 +65,13 @@ def job(ledger: Ledger, name: str = "j") -> Job:
     found = ledger.reader.job(name)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("state", ["queued", "planning", "running", "verifying", "done", "failed"])
+def test_who_works_for_an_owner(state: str) -> None:
+    reader = at_work(state).reader
+    assert reader.works_for("anna") == (state in ("planning", "running", "verifying"))
+    assert not reader.works_for("bert")
 
 
 CANCELLED = ["queued", "planning", "running", "waiting", "verifying"]
@@ -189,12 +197,12 @@ def sweep(
             o.StepSweep(
                 sweep=name,
                 cursor=found[0].cursor,
-                down_to=0 if last else page[-1].seq,
-                jobs=tuple(one.id for one in page),
+                down_to=0 if last else page[-1][0],
+                jobs=tuple(job for _, job in page),
                 last=last,
             )
         )
-        steps.append([one.id for one in page])
+        steps.append([job for _, job in page])
     return steps
 
 
@@ -208,12 +216,29 @@ def test_a_sweep_goes_from_new_to_old_and_counts() -> None:
     sound(ledger)
 
 
+def test_a_sweep_leaves_what_one_cancel_after_the_other_leaves() -> None:
+    def of(orders: Callable[[Ledger], object]) -> list[object]:
+        ledger = Ledger().formed("bert").submitted("new", "older").planned("planned")
+        ledger.submitted("planning").leased("planned", "a", "bert")
+        ledger.must(c.StartPlanning(job="planning"))
+        ledger.now_ms = 9_000
+        orders(ledger)
+        sound(ledger)
+        rows = ledger.store.connection.execute("SELECT * FROM job ORDER BY seq").fetchall()
+        told = "SELECT job, at_ms, kind, node, what FROM event ORDER BY job, id"
+        return [*rows, *ledger.store.connection.execute(told)]
+
+    names = ("new", "older", "planned", "planning")
+    one_by_one = of(lambda ledger: ledger.must(change("cancel", *names)))
+    assert of(lambda ledger: sweep(ledger, 9)) == one_by_one
+
+
 def test_jobs_that_come_later_are_not_meant() -> None:
     ledger = Ledger().formed().submitted("old")
     ledger.must(o.StartSweep(id="s", action="cancel", priority=0, chosen=o.Chosen(), by="me"))
     ledger.submitted("new")
     (found,) = ledger.reader.open_sweeps()
-    assert [one.id for one in ledger.reader.sweep_page(found, 9)] == ["old"]
+    assert [job for _, job in ledger.reader.sweep_page(found, 9)] == ["old"]
 
 
 def test_a_step_counts_once() -> None:

@@ -9,6 +9,7 @@ import pytest
 from ledger.change import RefusedError
 from ledger.jobs import Event, Job, Mesh, Node, Row
 from ledger.pending import PendingRows
+from ledger.rows import Alteration
 from ledger.schema import SCHEMA_VERSION
 from ledger.store_sqlite import LedgerStore, SqliteRows
 
@@ -79,8 +80,18 @@ def steps(rows: PendingRows, plain: SqliteRows, draw: random.Random) -> None:
     for _ in range(draw.randrange(5)):
         key = draw.choice(KEYS)
         number = draw.randrange(1 << 40)
+        altered: list[list[str]] = []
         for each in (rows, plain):
-            match number % 5:
+            match number % 6:
+                case 5:
+                    owners = OWNERS[: 1 + number % 2]
+                    names = ("output", "priority") if number % 3 else ("output",)
+                    change = Alteration(
+                        only={"owner": owners, "planned": (0,)},
+                        names=names,
+                        values_of=lambda key, n=number, of=names: ("xyz"[n % 3], n)[: len(of)],  # type: ignore[misc]  # mypy infers no lambda with a default
+                    )
+                    altered.append([*each.alter(Job, (*KEYS, "a", "none"), change)])
                 case 0:
                     each.put(job(key, random.Random(number)))
                 case 4:
@@ -96,6 +107,7 @@ def steps(rows: PendingRows, plain: SqliteRows, draw: random.Random) -> None:
                     each.put(event(number % 7))
                 case _:
                     each.delete(Job if number % 3 else Node, key)
+        assert altered[:1] == altered[1:]
         if draw.random() < 0.2:
             same(rows, plain)
 

@@ -11,7 +11,8 @@ from ledger import queries
 from ledger.invariants import violations
 from ledger.jobs import Attempt, Job, Task
 from ledger.queries import Reader
-from ledger.scheduler import NodeView, SchedulerView, TaskView, explain, find, plan
+from ledger.scheduler import explain, find, plan
+from ledger.scheduler_view import NodeView, SchedulerView, TaskView
 from ledger.store_sqlite import LedgerStore, SqliteRows
 from ledger.work_reader import READY_TASKS_MAX
 from mesh.errors import StorageError

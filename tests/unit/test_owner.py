@@ -115,8 +115,8 @@ def test_a_job_goes_its_whole_way() -> None:
     assert stand.mesh.board.of("j1") == []
 
 
-def _spec(**values: Any) -> JobSpec:
-    return job_spec("j1", **values)
+def _spec(job: str = "j1", **values: Any) -> JobSpec:
+    return job_spec(job, **values)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,38 @@ def test_a_node_whose_software_was_replaced_keeps_its_jobs_until_it_is_restarted
     async def body(stand: Stand) -> None:
         stand.shelf.plan_fault = MixedSoftwareError("replaced", "restart the node")
         stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
-        await eventually(lambda: stand.state() == "planning")
+        await eventually(lambda: stand.shelf.plans)
+        assert stand.state() == "queued"
         stand.shelf.plan_fault = None
         stand.mesh.ledger_changed.set()
         await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    run(Stand(), body)
+
+
+def test_planning_is_told_only_where_it_takes_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner_module, "TOLD_S", 0.01)
+
+    async def body(stand: Stand) -> None:
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+        assert not stand.mesh.taken(c.StartPlanning)
+        stand.shelf.goes_on.clear()
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec("j2"),)))
+        await eventually(lambda: stand.ledger.job_state("j2") == "planning")
+        stand.shelf.goes_on.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j2"))
+
+    run(Stand(), body)
+
+
+def test_a_job_that_is_cancelled_while_it_is_planned_is_read_no_further() -> None:
+    async def body(stand: Stand) -> None:
+        stand.shelf.goes_on.clear()
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.shelf.plans == ["j1"])
+        stand.mesh.do(ChangeJobs(jobs=("j1",), action="cancel", priority=0, by="me"))
+        await eventually(lambda: stand.shelf.given_up == ["j1"])
 
     run(Stand(), body)
 

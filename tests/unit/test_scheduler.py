@@ -6,20 +6,17 @@ from typing import Any
 
 from ledger.commands import GrantLeases
 from ledger.jobs import Job
+from ledger.lines import AHEAD_A_SLOT_MAX, AHEAD_MS, ends_of_waiting, lines_of
 from ledger.placing import place_of
 from ledger.scheduler import (
     OLDEST_EVERY,
     PLANNED_AHEAD_MAX,
     SPARE_BYTES,
-    NodeView,
-    RunningView,
-    SchedulerView,
-    TaskView,
-    Turns,
     decide,
     explain,
     with_estimates,
 )
+from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
 from node.faces.waiting import Seen, reasons
 
 
@@ -55,6 +52,10 @@ def node(name: str, speed: int = 0, **values: Any) -> NodeView:
     return NodeView(**(given | values))
 
 
+def run(attempt: str, node: str, **values: Any) -> RunningView:
+    return RunningView(attempt=attempt, node=node, task=task(f"of {attempt}"), **values)
+
+
 def view(tasks: list[TaskView], nodes: list[NodeView], **values: Any) -> SchedulerView:
     numbers = count()
     return SchedulerView(
@@ -82,13 +83,15 @@ def test_the_faster_node_is_chosen_and_a_far_film_only_where_it_pays() -> None:
 
 def test_a_slow_node_does_not_begin_at_the_end_what_a_faster_one_ends_sooner() -> None:
     slow = node("anna", 10)
-    busy = node("bert", 1_000, busy=1, free_in_ms=2_000)
-    assert leased(view([task("t")], [slow, busy])) == {}
-    assert leased(view([task("t")], [slow, replace(busy, free_in_ms=200_000)])) == {"t": "anna"}
+    busy = node("bert", 1_000, busy=1)
+    soon, late = ((run("r", "bert", rest_ms=ms),) for ms in (9_000, 200_000))
+    assert leased(view([task("t")], [slow, busy], running=soon)) == {}
+    assert leased(view([task("t")], [slow, busy], running=late)) == {"t": "anna"}
     # While much is left, everyone works.
-    assert leased(view([task("t")], [slow, busy], later=10_000)) == {"t": "anna"}
+    assert leased(view([task("t")], [slow, busy], running=soon, later=10_000)) == {"t": "anna"}
     # A node that may not have it is no reason to wait.
-    assert leased(view([task("t", excluded=("bert",))], [slow, busy])) == {"t": "anna"}
+    not_bert = task("t", excluded=("bert",))
+    assert leased(view([not_bert], [slow, busy], running=soon)) == {"t": "anna"}
 
 
 def test_what_one_node_alone_can_do_goes_first_and_short_tasks_last() -> None:
@@ -101,11 +104,71 @@ def test_what_one_node_alone_can_do_goes_first_and_short_tasks_last() -> None:
 
 
 def test_when_a_slot_is_free_again_is_reckoned_from_what_runs() -> None:
-    runs = tuple(RunningView(attempt=a, node="n", cost=1_000, profile="web") for a in "ab")
-    seen = view([], [node("n", 100, slots=2, busy=2)], running=runs)
-    (reckoned,) = with_estimates(seen, {"a": 0, "b": 4_000}, 5_000).nodes
-    assert reckoned.free_in_ms == 5_000
-    assert with_estimates(seen, {"a": 0, "b": 4_000}, 5_000).running_cost == 500 + 900
+    runs = (run("a", "n"), run("b", "n"), run("c", "n", waits=True))
+    seen = view([], [node("n", 100, slots=2, busy=3)], running=runs)
+    reckoned = with_estimates(seen, {"a": 0, "b": 4_000, "c": 0}, 5_000)
+    assert [one.rest_ms for one in reckoned.running] == [5_000, 9_000, 10_000]
+    assert reckoned.running_cost == 500 + 900 + 1_000
+    # What waits has the slot that is free first, and the next one the other.
+    assert lines_of(reckoned)["n"].starts_ms(0) == 9_000
+    assert lines_of(reckoned)["n"].starts_ms(1) == 5_000
+    assert ends_of_waiting(reckoned) == {"c": 15_000}
+
+
+def busy_view(tasks: list[TaskView], rest_ms: float, **values: Any) -> SchedulerView:
+    """Bert has one slot, which is taken for a while."""
+    busy = node("bert", 1_000, busy=1)
+    return view(tasks, [busy], running=(run("r", "bert", rest_ms=rest_ms),), ahead=True, **values)
+
+
+def test_a_slot_that_is_soon_free_is_leased_ahead() -> None:
+    assert leased(busy_view([task("t")], AHEAD_MS - 1)) == {"t": "bert"}
+    assert leased(busy_view([task("t")], AHEAD_MS + 1)) == {}
+    # What takes long to fetch is leased sooner: 20 s by a link that was not measured.
+    far = task("t", source_bytes=10**9)
+    assert leased(busy_view([far], AHEAD_MS + 25_000)) == {"t": "bert"}
+    assert leased(busy_view([far], AHEAD_MS + 35_000)) == {}
+    # Members of before begin every lease at once; and nothing is known of a profile that nobody ran.
+    assert leased(replace(busy_view([task("t")], 0), ahead=False)) == {}
+    assert leased(busy_view([task("t", profile="new")], 0)) == {}
+
+
+def test_what_is_leased_ahead_is_bounded_by_time_and_number() -> None:
+    seconds = [task(f"t{n}", seq=n) for n in range(90)]
+    # Each takes a second: those that begin within the time.
+    assert len(leased(busy_view(seconds, 500, later=1))) == AHEAD_MS // 1_000
+    quick = [replace(one, cost=1) for one in seconds]
+    assert len(leased(busy_view(quick, 500, later=1))) == AHEAD_A_SLOT_MAX
+    full = busy_view(quick, 500, later=1)
+    waiting = tuple(run(f"w{n}", "bert", waits=True, rest_ms=1) for n in range(AHEAD_A_SLOT_MAX))
+    full = replace(full, running=full.running + waiting)
+    full = replace(full, nodes=(replace(full.nodes[0], busy=1 + AHEAD_A_SLOT_MAX),))
+    assert leased(full) == {}
+    assert explain(full, quick[0], 0)[0] == "bert: has no free slot (1 of 1 taken, 16 wait for one)"
+    # What waits is no reason for what is more urgent.
+    urgent = replace(quick[0], priority=1)
+    assert leased(replace(full, tasks=(urgent,))) == {"t0": "bert"}
+
+
+def test_a_free_slot_comes_before_one_that_is_soon_free_unless_that_is_done_sooner() -> None:
+    idle, busy = node("anna", 1_000), node("bert", 1_000, busy=1)
+    soon = (run("r", "bert", rest_ms=100),)
+    assert leased(view([task("t")], [idle, busy], running=soon, ahead=True)) == {"t": "anna"}
+    fast = replace(busy, speeds={"web": 10_000})
+    assert leased(view([task("t")], [idle, fast], running=soon, ahead=True)) == {"t": "bert"}
+
+
+def test_what_waits_is_asked_back_for_an_idle_node_that_ends_it_sooner() -> None:
+    slow, idle = node("anna", 10, busy=2), node("bert", 1_000)
+    held = (run("r", "anna", rest_ms=9_000), run("w", "anna", waits=True, rest_ms=100_000))
+    asked = view([], [slow, idle], running=held, ahead=True)
+    assert decide(asked, 0).back == (("anna", "w"),)
+    # Not what has begun, not for a slot that something else needs, not where it gains nothing.
+    assert decide(replace(asked, running=held[:1]), 0).back == ()
+    assert decide(replace(asked, tasks=(task("t"),)), 0).back == ()
+    alike = (replace(held[0], rest_ms=100), replace(held[1], rest_ms=1_000))
+    assert decide(replace(asked, running=alike), 0).back == ()
+    assert decide(replace(asked, nodes=(slow, replace(idle, closed="is paused"))), 0).back == ()
 
 
 def test_what_a_round_grants_counts_for_disks_at_once() -> None:
@@ -139,7 +202,7 @@ def test_tenants_take_turns_by_cost_and_share() -> None:
 def test_a_tenant_gets_no_more_than_its_quota_and_is_told_so() -> None:
     tasks = [task(f"a{n}", tenant="a", seq=n, priority=9) for n in range(9)]
     tasks += [task(f"b{n}", tenant="b", seq=100 + n) for n in range(9)]
-    running = (RunningView(attempt="x", node="n", cost=1, profile="web", tenant="a"),)
+    running = (replace(run("x", "n"), task=task("of x", tenant="a")),)
     seen_now = view(tasks, [node("n", slots=6, busy=1)], quotas={"a": 3}, running=running)
     assert sorted(leased(seen_now)) == ["a0", "a1", "b0", "b1", "b2"]
     full = replace(seen_now, quotas={"a": 1})
@@ -247,6 +310,10 @@ def test_a_job_tells_what_else_it_waits_for() -> None:
     assert reasons(found, seen(has_coordinator=False))[:1] == blind
     assert reasons(found, seen()) == ["n: has none of the encoders x"]
     assert reasons(found, seen(leased=True)) == []
+    held = (replace(run("a", "n", waits=True), task=task("j")), run("b", "n", waits=True))
+    ahead = view([], [node("n")], running=held)
+    next_one = "n has it next: it begins there when a slot is free"
+    assert reasons(found, seen(leased=True, view=ahead)) == [next_one]
     silent = ["its owner Anna, which has the film, is not heard"]
     assert reasons(found, seen(owner_heard=False))[:1] == silent
     new = replace(found, planned=0)

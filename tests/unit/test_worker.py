@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
+from ledger.orders import ChangeJobs
+from ledger.scheduler import OLDEST_EVERY
 from mesh import clock
 from mesh.errors import DiskFullError, SourceChangedError, TransferError
 from mesh.ids import NodeId
+from node.work.attempts import BEGUN, AttemptError
 from node.work.leases import LeaseTiming
-from node.work.worker import AttemptError, Worker
-from tests.ledger_helper import grant
+from node.work.worker import Worker
+from tests.ledger_helper import grant, node_report
 from tests.work_bench import CONVERSION, Bench, Mesh, eventually
 
 TIMING = LeaseTiming(heartbeat_ms=20, suspect_ms=100, fence_ms=5_000, expiry_ms=6_000)
@@ -170,6 +173,7 @@ def test_an_attempt_that_a_crash_cut_short_is_failed_not_begun_anew(tmp_path: Pa
         stand = Stand(tmp_path)
         (stand.folder / "a1").mkdir(parents=True)
         (stand.folder / "a1" / "source.mkv").write_bytes(b"half")
+        (stand.folder / "a1" / BEGUN).touch()
         stand.lease("j1", "a1")
         return stand
 
@@ -293,3 +297,143 @@ def test_a_cache_that_somebody_removed_does_not_end_the_node(tmp_path: Path) -> 
         await eventually(lambda: stand.state("a1") == "finished")
 
     run(partial(Stand, tmp_path), body)
+
+
+# --- more leases than slots -------------------------------------------------------------------------
+
+
+def crowded(folder: Path, jobs: int, slots: int = 1) -> Stand:
+    """Bert has few slots, and as many films to do that lie elsewhere."""
+    stand = Stand(folder)
+    stand.ledger.planned(*(f"k{n}" for n in range(jobs)))
+    assert stand.mesh.do(node_report("bert", slots=slots)).ok
+    stand.bench.goes_on.clear()
+    return stand
+
+
+def test_leases_beyond_slots_wait_in_their_order_and_the_next_is_fetched(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        for n in range(3):
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: stand.bench.fetched == ["a0", "a1"])
+        await eventually(lambda: stand.bench.converting == ["a0"])
+        assert (stand.worker.running, stand.worker.waiting) == (("a0",), ("a1", "a2"))
+        stand.bench.goes_on.set()
+        await eventually(lambda: all(stand.state(f"a{n}") == "finished" for n in range(3)))
+
+    stand = run(lambda: crowded(tmp_path, 3), body)
+    assert stand.bench.converting == stand.bench.fetched == ["a0", "a1", "a2"]
+
+
+def test_the_most_urgent_begins_first_but_the_oldest_has_its_turn(tmp_path: Path) -> None:
+    count = OLDEST_EVERY + 2
+
+    async def body(stand: Stand) -> None:
+        stand.lease("k0", "a0")
+        await eventually(lambda: stand.bench.converting == ["a0"])
+        for n in range(1, count):
+            change = ChangeJobs(jobs=(f"k{n}",), action="priority", priority=n, by="me")
+            assert stand.mesh.do(change).ok
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: len(stand.worker.waiting) == count - 1)
+        stand.bench.goes_on.set()
+        await eventually(lambda: len(stand.bench.converting) == count)
+
+    begun = run(lambda: crowded(tmp_path, count), body).bench.converting
+    # The first found the node idle, the last of `OLDEST_EVERY` is the oldest.
+    urgent = [f"a{n}" for n in range(count - 1, 0, -1)]
+    assert begun[: OLDEST_EVERY - 1] == ["a0", *urgent[: OLDEST_EVERY - 2]]
+    assert begun[OLDEST_EVERY - 1] == "a1"
+
+
+def test_a_node_that_closes_gives_back_what_has_not_begun(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        for n in range(3):
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: stand.bench.converting == ["a0"] and len(stand.bench.fetched) > 1)
+        closed.append("is paused")
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.state("a1") == stand.state("a2") == "released")
+        await eventually(lambda: [p.name for p in stand.folder.iterdir()] == ["a0"])
+        assert stand.worker.running == ("a0",)
+
+    closed: list[str] = []
+
+    def made() -> Stand:
+        stand = crowded(tmp_path, 3)
+        worker: Any = stand.worker
+        worker._owner_closed = lambda: "".join(closed)
+        return stand
+
+    stand = run(made, body)
+    assert stand.ledger.job_state("k1") == "queued"
+
+
+def test_a_node_without_slots_gives_back_what_waits(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.lease("k0", "a0")
+        await eventually(lambda: stand.state("a0") == "released")
+
+    run(lambda: crowded(tmp_path, 1, slots=0), body)
+
+
+def test_what_an_idle_node_would_do_sooner_is_given_back_unless_it_has_begun(
+    tmp_path: Path,
+) -> None:
+    async def body(stand: Stand) -> None:
+        for n in range(3):
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: stand.worker.waiting == ("a1", "a2"))
+        stand.mesh.back = ("a0", "a2", "of another")
+        await eventually(lambda: stand.state("a2") == "released")
+        assert (stand.state("a0"), stand.state("a1")) == ("leased", "leased")
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a1") == "finished")
+
+    stand = run(lambda: crowded(tmp_path, 3), body)
+    assert stand.bench.converting == ["a0", "a1"]
+
+
+def test_what_waits_is_renewed_with_what_runs(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        for n in range(2):
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: stand.mesh.attempts == ("a0", "a1"))
+
+    run(lambda: crowded(tmp_path, 2), body)
+
+
+def test_a_node_that_stops_gives_back_what_waits_before_it_waits_for_what_runs(
+    tmp_path: Path,
+) -> None:
+    async def body(stand: Stand) -> None:
+        for n in range(2):
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: stand.bench.converting == ["a0"])
+        draining = asyncio.ensure_future(stand.worker.drain(15))
+        await eventually(lambda: stand.state("a1") == "released")
+        assert stand.state("a0") == "leased"
+        stand.bench.goes_on.set()
+        await draining
+        assert stand.state("a0") == "finished"
+
+    run(lambda: crowded(tmp_path, 2), body)
+
+
+def test_what_a_killed_process_had_only_fetched_is_nobodys_failure(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        for n in range(2):
+            stand.lease(f"k{n}", f"a{n}")
+        await eventually(lambda: stand.state("a0") == "failed")
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a1") == "finished")
+
+    def made() -> Stand:
+        stand = crowded(tmp_path, 2)
+        for name in ("a0", "a1"):
+            (stand.folder / name).mkdir(parents=True)
+            (stand.folder / name / "source.mkv").write_bytes(b"half")
+        (stand.folder / "a0" / BEGUN).touch()
+        return stand
+
+    run(made, body)

@@ -1,0 +1,67 @@
+"""Who is woken by which change of the ledger.
+
+Most who follow it look at all of it, paced.  Those on a job's way from its submission to its end
+are told of what concerns them alone, at once: each look of theirs is some queries, and a job is
+four changes, each of which waits for the one before.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Set
+from typing import Final
+
+from ledger.touched import Touched
+from mesh import clock
+from mesh.ids import NodeId
+from node.signals import PacedSignal, Signal
+
+LOOKS_S: Final = 0.05
+"""Those who follow all of the ledger look at most so often."""
+LOOKS_AT_ONCE: Final = 8
+"""But at once after quiet: what a person did is seen by those who wait for it."""
+REST_TIMES: Final = 2
+"""Who was overtaken by news while it looked rests so many times as long as it looked: what comes in gusts is seen together, and all that look take a third of a processor each at most."""
+REST_MAX_S: Final = 0.05
+
+Touches = Set[Touched] | None
+"""What a batch concerns; None: anything, for the ledger was replaced."""
+
+
+class News:
+    """A signal for each concern."""
+
+    def __init__(self, own: NodeId) -> None:
+        self._own = own
+        self.all: Signal = PacedSignal(LOOKS_S, LOOKS_AT_ONCE)
+        self.leases = Signal()
+        """Leases of this node, and what it may do."""
+        self.films = Signal()
+        """Jobs whose films lie here, and leases of them wherever they are."""
+        self.work = Signal()
+        """What leases are decided by: tasks, leases, nodes, members."""
+        self.members = Signal()
+        """Who belongs."""
+
+    def tell(self, touched: Touches, changes: int = 1) -> None:
+        """A batch of so many entries was applied."""
+        tables = None if touched is None else {table for table, _ in touched}
+        if tables is None or tables & {"task", "attempt", "node", "member"}:
+            self.work.set()
+        if touched is None or touched & {("attempt", self._own), ("node", self._own)}:
+            self.leases.set()
+        if touched is None or touched & {("job", self._own), ("task", self._own), ("job", "")}:
+            self.films.set()
+        if tables is None or tables & {"member", "mesh"}:
+            self.members.set()
+        self.all.set(changes)
+
+
+async def follow(news: Signal, look: Callable[[], Awaitable[float]]) -> None:
+    """Looks, and again at the next news or after the seconds that the look says, until cancelled."""
+    while True:
+        seen = news.count
+        begun_ms = clock.monotonic_ms()
+        again_s = await look()
+        if news.count != seen:
+            took_s = (clock.monotonic_ms() - begun_ms) / 1_000
+            await asyncio.sleep(min(REST_MAX_S, REST_TIMES * took_s))
+        await news.wait(seen, again_s)

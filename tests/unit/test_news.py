@@ -1,0 +1,79 @@
+"""Who is woken by a change of the ledger: those whom it concerns, and nobody else."""
+
+import asyncio
+
+from ledger import commands as c
+from mesh.ids import NodeId
+from node.consensus.news import News, Touches, follow
+from node.signals import Signal
+from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of
+
+CONCERNS = ("all", "leases", "films", "work", "members")
+
+
+def woken(ledger: Ledger, node: str) -> set[str]:
+    """Which signals of a node the ledger's last batch sets."""
+    return told(ledger.store.touched, node)
+
+
+def told(touched: Touches, node: str) -> set[str]:
+    async def main() -> set[str]:
+        news = News(NodeId(node))
+        news.tell(touched)
+        return {name for name in CONCERNS if getattr(news, name).count}
+
+    return asyncio.run(main())
+
+
+def test_each_change_wakes_those_whom_it_concerns() -> None:
+    ledger = Ledger().formed("bert", "cora").submitted("j")
+    assert woken(ledger, "anna") == {"all", "films"}
+    assert woken(ledger, "bert") == {"all"}
+    ledger.must(plan_of("j"))
+    assert woken(ledger, "anna") == {"all", "films", "work"}
+    ledger.must(grant(("j-t", "a", "bert")))
+    assert woken(ledger, "anna") == {"all", "films", "work"}
+    assert woken(ledger, "bert") == {"all", "leases", "work"}
+    assert woken(ledger, "cora") == {"all", "work"}
+    ledger.must(ledger.finish("a"))
+    assert woken(ledger, "bert") == {"all", "leases", "work"}
+    assert woken(ledger, "anna") == {"all", "films", "work"}
+    ledger.must(node_report("bert", slots=7))
+    assert woken(ledger, "bert") == {"all", "leases", "work"}
+    ledger.must(c.RemoveMember(node="cora", by="anna"))
+    assert woken(ledger, "bert") == {"all", "work", "members"}
+
+
+def test_what_is_refused_or_was_applied_concerns_nobody_but_those_who_follow_all() -> None:
+    ledger = Ledger().formed("bert").submitted("j")
+    assert ledger.do(c.SubmitJobs(jobs=(job_spec("j"),))).code
+    assert woken(ledger, "anna") == {"all"}
+    assert told(None, "anna") == set(CONCERNS)
+
+
+def test_who_follows_looks_again_at_news_and_when_its_time_is_over() -> None:
+    async def main() -> None:
+        news, looks, again_s = Signal(), 0, [60.0]
+        looked = Signal()
+
+        async def look() -> float:
+            nonlocal looks
+            looks += 1
+            looked.set()
+            if looks == 2:
+                news.set()  # what comes during a look is looked at
+            return again_s[0]
+
+        following = asyncio.ensure_future(follow(news, look))
+        async with asyncio.timeout(10):
+            await looked.wait(0)
+            news.set()
+            while looks < 3:
+                await looked.wait(looked.count)
+            again_s[0] = 0.0
+            news.set()
+            while looks < 9:
+                await looked.wait(looked.count)
+        following.cancel()
+
+    asyncio.run(main())
