@@ -1,6 +1,6 @@
 """What kill -9 at random moments costs a film in pieces: that every film comes out right, and what is made again.
 
-    .venv/bin/python bench/film_kills.py [--quick] [--count 50] [--first 0] [--seed S]
+    .venv/bin/python bench/film_kills.py [--quick] [--count 50] [--first 0] [--minutes M] [--seed S]
 
 Three nodes on this machine convert one film after the other, each in pieces; at a random moment one of
 these is killed, in turn: a worker that is neither owner nor coordinator, the owner, the coordinator, all
@@ -13,6 +13,7 @@ moment.  `ratio` is the runs made again by the runs that were killed.
 import argparse
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from tests.media_clips import AAC, SWEEP, make
 from tests.mesh_clients import Api, NoAnswerError, RefusedError
 
 NAMES: Final = ("anna", "bert", "carl")
-FILM_S: Final = 60
+FILM_S: Final = 40
 SIZE: Final = "320x180"
 SLOTS: Final = 1
 BACK_S_MAX: Final = 3.0
@@ -260,6 +261,9 @@ def rounds(wanted: argparse.Namespace, mesh: Mesh, say: Callable[[str], None]) -
     )
     kills: list[Kill] = []
     for number in range(wanted.first, wanted.first + wanted.count):
+        if monotonic_ms() - begun_ms > wanted.minutes * 60_000:
+            say(f"time is over; go on with --first {number}")
+            break
         draw = random.Random(wanted.seed * 1_000 + number)
         kills.append(one(number, mesh, origin, usual_s, draw))
         say(f"{kills[-1]}")
@@ -275,7 +279,11 @@ def main() -> int:
         "--first", type=int, default=0, help="number of the first: 50 can be had in parts"
     )
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 16))
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin none after these"
+    )
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nodes are stopped whoever ends it
     wanted.count = 5 if wanted.quick else wanted.count
     with (
         tempfile.TemporaryDirectory(prefix="darkstream-film-kills-") as name,

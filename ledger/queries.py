@@ -93,8 +93,9 @@ class Reader(WorkReader, OrderReader, HistoryReader):
         return self._one(Member, "WHERE node = ?", (node,))
 
     def member_by_name(self, name: str) -> Member | None:
-        """A member by name or node id; an active one first."""
-        return self._one(Member, "WHERE name = ?1 OR node = ?1 ORDER BY state", (name,))
+        """A member by node id, else by name, an active one first: a name may look like another's id."""
+        by_id_first = "WHERE name = ?1 OR node = ?1 ORDER BY node = ?1 DESC, state"
+        return self._one(Member, by_id_first, (name,))
 
     def invitation(self, invitation: str) -> Invitation | None:
         """An open invitation, with its secret verifier: never for a face."""

@@ -188,6 +188,16 @@ class WorkReader(RowReader):
             found.append(last)
         return found
 
+    def works_for(self, owner: str) -> bool:
+        """Whether somebody works on films of this owner now, itself or another."""
+        return bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM job WHERE owner = ?"
+                " AND state IN ('planning', 'running', 'verifying', 'publishing'))",
+                (owner,),
+            )
+        )
+
     def planned_before(self, job: Job) -> int:
         """How many films its owner plans before this one, counted up to a bound."""
         return int(

@@ -5,6 +5,7 @@ the mesh is changed.
 """
 
 import asyncio
+import errno
 import shutil
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from mesh.errors import DarkStreamError
 from node.backup.litestream_files import find_litestream
 from node.cli.faults import Json
 from node.detection import detect_here
+from node.settings.addresses import split_endpoint
 from node.settings.config import BackupConfig, Config
 from node.settings.config_files import load_config
 from node.settings.config_text import ConfigFaultsError
@@ -28,6 +30,8 @@ from node.settings.home_paths import API_ADDRESS_FILE, CACHE_FOLDER
 DISK_BYTES_MIN = 5 << 30
 """Below it, a node can hardly hold one film and its result."""
 SEED_S = 3.0
+NODE_S = 1.0
+"""For the node of this machine to take a connection."""
 ECHO_S = 1.0
 _PROBE_GROUP = "239.255.74.40"
 """Organization-local scope (RFC 2365); no mDNS responder listens there, so nobody is disturbed."""
@@ -82,8 +86,17 @@ def _clock() -> Json:
     return _finding("clock", good, what, "set the clock; records would carry wrong times")
 
 
+def _runs(home: Path) -> bool:
+    """Whether the node of this home answers."""
+    with suppress(OSError, ValueError):
+        host, port = split_endpoint((home / API_ADDRESS_FILE).read_text("utf-8").strip())
+        with socket.create_connection((host, port), timeout=NODE_S):
+            return True
+    return False
+
+
 def _ports(config: Config, home: Path) -> list[Json]:
-    running = (home / API_ADDRESS_FILE).exists()
+    runs = _runs(home)
     wanted = [("control", config.ports[0]), ("bulk", config.ports[1]), ("join", config.ports[2])]
     places = [(name, config.listen_host, port) for name, port in wanted if port]
     host, port = config.api_address
@@ -96,9 +109,14 @@ def _ports(config: Config, home: Path) -> list[Json]:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((where, number))
             except OSError as error:
-                todo = "a node may be running here already" if running else "stop what uses it"
-                what = f"{name} cannot be opened at {where}:{number}: {error.strerror}"
-                findings.append(_finding("port", False, what, f"{todo}, or choose another port"))
+                ours = runs and error.errno == errno.EADDRINUSE
+                what = (
+                    f"{name} {where}:{number} is in use, as it should be: the node of this home runs"
+                    if ours
+                    else f"{name} cannot be opened at {where}:{number}: {error.strerror}"
+                )
+                todo = "stop what uses it, or choose another port"
+                findings.append(_finding("port", ours, what, todo))
             else:
                 findings.append(_finding("port", True, f"{name} {where}:{number} is free"))
     return findings

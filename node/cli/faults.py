@@ -116,6 +116,13 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         return streams.EXIT_READER_LEFT  # click's own answer to it
     except OSError as error:
         failure = streams.full(error) or _defect(error)
+    except UnicodeEncodeError as error:
+        # The system gives bytes of a word that are no text as surrogates; printing takes anything.
+        is_word = "surrogates" in error.reason
+        bad = UsageError(
+            "a word of the command is no UTF-8 text", "rename the file, or write it so"
+        )
+        failure = bad if is_word else _defect(error)
     except Exception as error:  # noqa: BLE001 - a person gets a line, also for our own mistakes
         failure = _defect(error)
     else:

@@ -10,7 +10,7 @@ from mesh.errors import EXIT_JOB_FAILED, ConflictError, NotFoundError
 from node.cli import views
 from node.cli.client import home_of
 from node.cli.faults import Commands, Json, error_from, print_error, print_json, safe
-from node.cli.options import Common, Since, common_options
+from node.cli.options import Common, Since, common_options, given
 from node.cli.show import print_pairs, size
 from node.settings.home_paths import LEDGER_FILE, RAFT_FILE
 
@@ -153,7 +153,7 @@ def ledger_backup(ctx: click.Context, *, file: Path, as_json: bool) -> int:
 
 
 @ledger.command("restore")
-@click.argument("source")
+@click.argument("source", callback=given)
 @click.option("--name", metavar="N", help="Name of this node where the backup does not know it.")
 @click.option(
     "--until", type=Since(), metavar="T", help="The moment, of an archive or litestream: 2h."

@@ -55,7 +55,7 @@ def _report_faults(faults: list[Json]) -> int:
 
 
 @cli.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, callback=given)
 @film_options
 @common_options
 @click.pass_context
@@ -97,7 +97,7 @@ def convert(
 
 
 @cli.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, callback=given)
 @film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")

@@ -18,6 +18,8 @@ STATE_STYLES = {
 }
 
 
+COLUMN_CHARS_MIN = 7
+"""With its gap; in narrower ones a word is a letter a line, and the terminal's own wrapping reads better."""
 NODES_NAMED_MAX = 8
 """More names than this make no line that a person reads."""
 
@@ -25,8 +27,7 @@ NODES_NAMED_MAX = 8
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Rows under their headings; what does not fit a terminal is folded, what is piped is never cut."""
     texts = [[safe("" if cell is None else cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _rich_table(columns, texts)
+    if sys.stdout.isatty() and terminal_table(columns, texts):
         return
     widths = [max([len(name), *(len(row[at]) for row in texts)]) for at, name in enumerate(columns)]
     for row in [list(columns), *texts]:
@@ -35,18 +36,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         )
 
 
-def _rich_table(columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+def terminal_table(columns: Sequence[str], texts: Sequence[Sequence[str]]) -> bool:
+    """Whether the terminal is wide enough for it."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - start-up time
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
+    for number, name in enumerate(columns):
+        # The first one is what other commands are told: it is copied, so it stays in one piece.
+        table.add_column(name, overflow="fold", no_wrap=number == 0)
     for row in texts:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+    console = Console()
+    first = max([len(columns[0]), *(len(row[0]) for row in texts)])
+    if console.width < first + COLUMN_CHARS_MIN * (len(columns) - 1):
+        return False
+    console.print(table)
+    return True
 
 
 def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:

@@ -8,7 +8,7 @@ from node.cli.client import api_of, segment
 from node.cli.faults import Commands, Json, print_json
 from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
-from node.cli.options import Duration, common_options
+from node.cli.options import Duration, common_options, given
 from node.cli.show import print_table
 
 
@@ -18,7 +18,7 @@ def watch() -> None:
 
 
 @watch.command("add")
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", callback=given)
 @film_options
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher goes first.")
 @click.option("--tenant", default="", help="On whose account.")

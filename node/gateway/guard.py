@@ -38,7 +38,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._stopping = stopping
-        self._expected = f"Bearer {token}".encode("ascii")
+        self._expected = token.encode("ascii")
         self._hosts = frozenset(hosts)
         self._open = 0
 
@@ -111,7 +111,8 @@ class Guard:
         if not path.startswith("/api/") or path in OPEN_PATHS:
             return None
         tokens = [value for name, value in headers if name == b"authorization"]
-        if len(tokens) == 1 and hmac.compare_digest(tokens[0], self._expected):
+        scheme, _, told = tokens[0].partition(b" ") if len(tokens) == 1 else (b"", b"", b"")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(told, self._expected):
             return None
         unknown = NotAllowedError(
             "the API token is missing or wrong",

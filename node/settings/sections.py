@@ -55,7 +55,7 @@ class WorkConfig(Section):
     memory_mib: int = Field(default=0, ge=0, le=1 << 24)
     """Private memory of one FFmpeg at most; 0: as films need, at most 16 GiB (Linux)."""
     keep_awake: bool = True
-    """Sleep is held off while the node works, where its system knows a way."""
+    """Sleep is held off while the node works or others work on its films, where its system knows a way."""
     labels: Annotated[
         tuple[Annotated[str, Field(pattern=LABEL)], ...], BeforeValidator(_as_tuple)
     ] = Field(default=(), max_length=LABELS_MAX)

@@ -116,8 +116,12 @@ async def keep(
         replica=member.replica,
         prove=machine.prove_anew,
     )
+
+    async def wanted() -> bool:
+        return await member.replica.read(lambda reader: reader.works_for(member.own))
+
     async with asyncio.TaskGroup() as group:
-        group.create_task(keeper.run(worker), name="rules")
+        group.create_task(keeper.run(worker, wanted), name="rules")
         group.create_task(probation.run(), name="probation")
 
 

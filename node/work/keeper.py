@@ -1,7 +1,7 @@
 """Keeps to what the owner of this machine allows: pauses FFmpeg, closes the node, ends a drain in time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -121,15 +121,17 @@ class Keeper:
         self._look()
         self._changed.set()
 
-    async def run(self, worker: Draining) -> None:
-        """Until cancelled."""
+    async def run(self, worker: Draining, wanted: Callable[[], Awaitable[bool]]) -> None:
+        """Until cancelled; `wanted` says whether somebody works on films of this machine."""
         try:
             while True:
                 seen = self._changed.count
                 await _sample(self._processors, self._steps, self._rules.busy_percent)
                 await _sample(self._gpu, self._gpu_steps, self._rules.gpu_percent)
                 self._look()
-                await self._stay_awake(working=bool(worker.running) and not self._still)
+                if self._awake is not None:
+                    works = bool(worker.running) and not self._still
+                    await self._stay_awake(works or await wanted())
                 if self._finish_ms is not None and clock.monotonic_ms() >= self._finish_ms:
                     self._finish_ms = None
                     await worker.give_back("the node drains, and its time is over")
@@ -138,11 +140,11 @@ class Keeper:
             if self._awake is not None and self._held:
                 await self._awake.let_go()
 
-    async def _stay_awake(self, *, working: bool) -> None:
-        """Holds sleep off while something runs; where that cannot be, it is said once and not tried again."""
-        if self._awake is None or working == self._held:
+    async def _stay_awake(self, needed: bool) -> None:
+        """Holds sleep off while that is needed; where it cannot be, it is said once and not tried again."""
+        if self._awake is None or needed == self._held:
             return
-        if not working:
+        if not needed:
             self._held = False
             await self._awake.let_go()
             return

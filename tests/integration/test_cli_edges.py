@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger.store_sqlite import LedgerStore
 from tests.cluster import MESH_CLI
 from tests.fake_node import Served, served
 from tests.integration.test_cli import Typed
@@ -88,6 +89,10 @@ EMPTY = [
     ["--home", "", "status"],
     ["status", "--api", ""],
     ["job", "show", ""],
+    ["submit", "/film", "", "-p", "web"],
+    ["convert", "", "-p", "web"],
+    ["watch", "add", "", "-p", "web"],
+    ["ledger", "restore", ""],
     ["nodes", "revoke", ""],
 ]
 
@@ -117,12 +122,14 @@ def test_odd_names_of_jobs_are_names(
         (["submit", f"/films/{NO_TEXT}", "-p", "web"], "path"),
         (["jobs", "--folder", NO_TEXT], "usage"),
         (["jobs", "--node", "x" * 70_000], "usage"),
+        (["ledger", "backup", NO_TEXT], "usage"),
     ],
-    ids=["submit", "no text", "long"],
+    ids=["submit", "no text", "long", "backup"],
 )
 def test_what_no_request_can_carry_is_told(
     one: Served, capsys: pytest.CaptureFixture[str], words: list[str], code: str
 ) -> None:
+    LedgerStore(str(one.home / "ledger.db")).close()
     done = Typed(capsys, *words, "--json")
     assert done.json["error"]["code"] == code
     assert len(done.err.splitlines()) == 1

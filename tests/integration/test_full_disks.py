@@ -17,6 +17,7 @@ from tests.small_disk import fill, mounted, resize
 pytestmark = pytest.mark.acceptance
 
 FILM_SECONDS = 4  # 35 MB
+MANY = 5_000
 
 
 @pytest.fixture
@@ -125,6 +126,12 @@ def test_the_disk_of_everything_full(tmp_path: Path) -> None:
         job = submitted(anna, out)
         wait_for("it travels", lambda: any((bert.home / "cache/sources").glob("*.journal")), 60)
         filler = fill(disk)
+        # What the ledger is to hold meanwhile has no room; a quiet one would not notice for long.
+        many = anna.films / "many"
+        many.mkdir()
+        for number in range(MANY):
+            (many / f"{number}.mkv").hardlink_to(anna.films / "film.mkv")
+        anna.call("submit", str(many), "--profile", "web", "--needs", "nobody-has-this")
         assert bert.process is not None
         assert bert.process.wait(60) == 1
         assert "error[disk_full]" in bert.log_tail()

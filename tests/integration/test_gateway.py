@@ -149,7 +149,15 @@ def test_a_defect_answers_without_its_inside(one: Served, http: httpx.Client) ->
     assert "secret" not in json.dumps(told)
 
 
-@pytest.mark.parametrize("head", [{}, {"authorization": "Bearer x"}, {"authorization": ""}])
+def test_the_scheme_may_be_written_in_any_case(one: Served) -> None:
+    head = {"authorization": f"bearer {one.token}"}  # RFC 9110, 11.1
+    answer = httpx.get(f"http://{one.address}{API}/status", headers=head, trust_env=False)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head", [{}, {"authorization": "Bearer x"}, {"authorization": ""}, {"authorization": "Bearer"}]
+)
 @pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/events", "/api/nothing", "/api/"])
 def test_without_the_token_nothing_is_told(one: Served, path: str, head: dict[str, str]) -> None:
     answer = httpx.get(f"http://{one.address}{path}", headers=head, trust_env=False)

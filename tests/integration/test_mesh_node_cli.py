@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ def test_doctor_looks_at_everything(
     assert "FAIL seed: 127.0.0.1:9" in Typed(capsys, "doctor").out
     (home / "node.toml").write_text("bogus = 1")
     assert Typed(capsys, "doctor").code == 1
+
+
+def test_doctor_takes_its_own_node_for_no_fault(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        monkeypatch.setenv("DARKSTREAM_API", address)
+
+        def port() -> Any:
+            findings = Typed(capsys, "doctor", "--json").json["findings"]
+            return next(one for one in findings if one["name"] == "port" and address in one["what"])
+
+        assert port()["ok"] is False
+        home.mkdir(exist_ok=True)
+        (home / "api.address").write_text(f"{address}\n")
+        assert port()["ok"] is True
 
 
 def test_ledger_query_without_a_ledger(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,12 @@ def sharers(own: str, holders: Sequence[str], owner: str = "anna") -> Sharers:
     job, attempt = ledger.reader.job("j1"), ledger.reader.attempt("a1")
     assert isinstance(job, Job)
     assert isinstance(attempt, Attempt)
-    return Sharers(NodeId(own), job, attempt, lambda *_: holders, contact)
+
+    def had_leases(size: int, digest: str, limit: int) -> Sequence[str]:
+        assert (size, digest) == (job.source_bytes, job.source_digest)
+        return holders[:limit]
+
+    return Sharers(NodeId(own), job, attempt, had_leases, contact)
 
 
 def test_all_who_had_a_lease_are_asked_but_the_owner_this_node_and_who_is_gone() -> None:

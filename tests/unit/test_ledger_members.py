@@ -30,6 +30,15 @@ def test_names_get_suffixes() -> None:
     assert mesh.members_epoch == 5
 
 
+def test_an_id_is_never_taken_for_a_name() -> None:
+    ledger = Ledger().formed()
+    ledger.must(c.AddMember(member=spec("aged", name="bert"), invitation=None))
+    ledger.must(c.AddMember(member=spec("bert", name="den"), invitation=None))
+    found = ledger.reader.member_by_name("bert")
+    assert found is not None
+    assert found.node == "bert", "whoever calls itself as another's id is revoked in its place"
+
+
 def test_a_new_data_directory_replaces_its_row_and_keeps_its_name() -> None:
     ledger = Ledger().formed("bert")
     again = spec("bert", raft_id="bert.00000002")

@@ -67,6 +67,13 @@ def job(ledger: Ledger, name: str = "j") -> Job:
     return found
 
 
+@pytest.mark.parametrize("state", ["queued", "planning", "running", "verifying", "done", "failed"])
+def test_who_works_for_an_owner(state: str) -> None:
+    reader = at_work(state).reader
+    assert reader.works_for("anna") == (state in ("planning", "running", "verifying"))
+    assert not reader.works_for("bert")
+
+
 CANCELLED = ["queued", "planning", "running", "waiting", "verifying"]
 
 

@@ -1,4 +1,6 @@
-from node.cli.show import NODES_NAMED_MAX, result_lines
+import pytest
+
+from node.cli.show import NODES_NAMED_MAX, result_lines, terminal_table
 
 RESULT = {
     "output": "/out/film.mp4",
@@ -42,3 +44,21 @@ def test_a_film_in_pieces_names_those_who_made_them_and_not_who_failed() -> None
 def test_many_nodes_are_counted() -> None:
     many = job(*(chunk((f"n{number:02}", True)) for number in range(NODES_NAMED_MAX + 3)))
     assert "n07 and 3 more with libx264" in result_lines(many)[-1]
+
+
+COLUMNS = ("ID", "STATE", "PROGRESS", "PROFILE", "NODE", "SUBMITTED", "SOURCE")
+JOB_ID = "j06h1spku74imo484dc"
+ROW = (JOB_ID, "running", "encoding 42 %", "archive", "anna", "11-27 19:33:50", "/films/a long one")
+
+
+@pytest.mark.parametrize(
+    ("width", "fits"), [("120", True), ("80", True), ("62", True), ("60", False)]
+)
+def test_an_id_stays_in_one_piece(
+    width: str, fits: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert terminal_table(COLUMNS, [ROW]) is fits
+    out = capsys.readouterr().out
+    assert (JOB_ID in out) is fits
+    assert all(len(line) <= int(width) for line in out.splitlines())

@@ -142,6 +142,10 @@ class Lock:
         self.held = False
 
 
+async def nobody() -> bool:
+    return False
+
+
 class Children:
     def __init__(self) -> None:
         self.still = False
@@ -175,7 +179,7 @@ def test_the_machine_stays_awake_while_something_runs_and_the_fault_is_told_once
     async def body() -> None:
         busy, lock, refused = Busy(), Lock(), Lock("no bus of a session")
         keeper, other = keeper_of(lock=lock), keeper_of(lock=refused)
-        tasks = [asyncio.ensure_future(one.run(busy)) for one in (keeper, other)]
+        tasks = [asyncio.ensure_future(one.run(busy, nobody)) for one in (keeper, other)]
         await eventually(lambda: lock.held and refused.asked)
         keeper.use(WorkRules(paused=True))
         other.use(WorkRules(paused=True))
@@ -198,6 +202,25 @@ def test_the_machine_stays_awake_while_something_runs_and_the_fault_is_told_once
     asyncio.run(body())
 
 
+def test_who_has_films_that_others_work_on_stays_awake() -> None:
+    async def body() -> None:
+        idle, lock, works = Busy(), Lock(), [True]
+        idle.running = ()
+
+        async def wanted() -> bool:
+            return works[0]
+
+        keeper = keeper_of(lock=lock)
+        task = asyncio.ensure_future(keeper.run(idle, wanted))
+        await eventually(lambda: lock.held)
+        works[0] = False
+        keeper.use(WorkRules(nice=1))
+        await eventually(lambda: not lock.held)
+        task.cancel()
+
+    asyncio.run(body())
+
+
 def test_work_steps_back_for_others_on_a_chip() -> None:
     async def body() -> None:
         children, use = Children(), Use(95)
@@ -205,7 +228,7 @@ def test_work_steps_back_for_others_on_a_chip() -> None:
         keeper.use(WorkRules(gpu_percent=50))
         # The samples' own clock is the keeper's: the rule itself is tested above.
         keeper._gpu_steps.back = True
-        task = asyncio.ensure_future(keeper.run(Busy()))
+        task = asyncio.ensure_future(keeper.run(Busy(), nobody))
         await eventually(lambda: children.still)
         assert keeper.closed == "steps back: its graphics chip is used by others"
         use.now = None
@@ -221,7 +244,7 @@ def test_the_keeper_pauses_and_ends_a_drain_in_time() -> None:
         children, busy, handed = Children(), Busy(), []
         keeper = keeper_of(children)
         keeper.hand_over = lambda: handed.append(1)
-        task = asyncio.ensure_future(keeper.run(busy))
+        task = asyncio.ensure_future(keeper.run(busy, nobody))
         keeper.use(WorkRules(paused=True, nice=15, memory_mib=700))
         assert children.still
         assert (children.nice, children.memory) == (15, 700)
