@@ -85,6 +85,7 @@ class Mesh:
         self.proposed: list[tuple[c.Command, c.Outcome]] = []
         self.beats: list[str] = []
         self.back: tuple[str, ...] = ()
+        self.told: list[str] = []
         self.attempts: tuple[str, ...] = ()
         self.board = ProgressBoard(NodeId(own), lambda _: None, lambda: 0)
 
@@ -103,11 +104,15 @@ class Mesh:
         if self.silent:
             raise UnreachableError("silence")
         self.beats.append(method)
-        self.attempts = WORK.decode(body).attempts
+        beat = WORK.decode(body)
+        self.attempts = beat.attempts
+        self.told.append("open" if beat.accepting else "closed")
         back, self.back = self.back, ()
         return WORK.encode(WorkerHeartbeatAck(term=1, back=back))
 
     def do(self, command: c.Command) -> c.Outcome:
+        if isinstance(command, c.ReleaseLeases):
+            self.told.append("released")
         outcome = self.ledger.do(command)
         self.applied_index = outcome.index
         self.ledger_changed.set()

@@ -145,7 +145,9 @@ class Worker:
         What has not begun is given back at once: others can do it meanwhile.
         """
         self._draining = True
-        await self._give_back(self.waiting, "the node stops")
+        if self.waiting:
+            await self._beat()  # or it would be leased here again
+            await self._give_back(self.waiting, "the node stops")
         runs = [run for _, run in self._runs.values()]
         if runs:
             _log.info("finishing what runs", attempts=len(runs), limit_s=limit_s)
@@ -184,26 +186,32 @@ class Worker:
 
     async def _heartbeats(self) -> None:
         while True:
-            leader = self._driver.leader
             seen = self._driver.leader_changed.count
-            if leader is not None:
-                held = tuple({**self._held, **self._runs})
-                beat = WorkerHeartbeat(attempts=held, accepting=self.accepting)
-                sent_ms = clock.monotonic_ms()
-                try:
-                    answer = await self._requests.call(
-                        node_of(leader),
-                        HEARTBEAT,
-                        WORK.encode(beat),
-                        timeout_s=self._timing.heartbeat_ms / 1000,
-                    )
-                    ack: WorkerHeartbeatAck = WORK.decode(answer)
-                    self._fence.acknowledged(sent_ms)
-                    self._asked_back(ack.back)
-                except DarkStreamError as error:
-                    _log.debug("heartbeat not answered", reason=error.what)
+            await self._beat()
             # A new coordinator hears of this worker at once: it may be idle and work may wait.
             await self._driver.leader_changed.wait(seen, self._timing.heartbeat_ms / 1000)
+
+    async def _beat(self) -> None:
+        """Tells the coordinator what this worker has and whether it takes more."""
+        leader = self._driver.leader
+        if leader is None:
+            return
+        held = tuple({**self._held, **self._runs})
+        beat = WorkerHeartbeat(attempts=held, accepting=self.accepting)
+        sent_ms = clock.monotonic_ms()
+        try:
+            answer = await self._requests.call(
+                node_of(leader),
+                HEARTBEAT,
+                WORK.encode(beat),
+                timeout_s=self._timing.heartbeat_ms / 1000,
+            )
+            ack: WorkerHeartbeatAck = WORK.decode(answer)
+        except DarkStreamError as error:
+            _log.debug("heartbeat not answered", reason=error.what)
+        else:
+            self._fence.acknowledged(sent_ms)
+            self._asked_back(ack.back)
 
     def _asked_back(self, attempts: Sequence[str]) -> None:
         """The coordinator wants these for an idle node: what has begun meanwhile stays."""
@@ -228,7 +236,9 @@ class Worker:
                 self._stop(attempt)
         self._begin()
         if self._in_wait() and not self._draining and (not self.accepting or self._slots == 0):
-            # Granted before the coordinator heard that this node is closed.
+            # Granted before the coordinator heard that this node is closed: it hears so first, or it
+            # would lease here again what is given back.
+            await self._beat()
             why = self.closed or "has no slots any more"
             await self._give_back(self.waiting, f"the node {why}")
         await self._tidy(wanted)

@@ -352,8 +352,12 @@ def test_a_node_that_closes_gives_back_what_has_not_begun(tmp_path: Path) -> Non
             stand.lease(f"k{n}", f"a{n}")
         await eventually(lambda: stand.bench.converting == ["a0"] and len(stand.bench.fetched) > 1)
         closed.append("is paused")
+        stand.mesh.told.clear()
         stand.mesh.ledger_changed.set()
         await eventually(lambda: stand.state("a1") == stand.state("a2") == "released")
+        # The coordinator heard so before.
+        told = [one for one in stand.mesh.told if one in ("closed", "released")]
+        assert told[:1] == ["closed"]
         await eventually(lambda: [p.name for p in stand.folder.iterdir()] == ["a0"])
         assert stand.worker.running == ("a0",)
 
