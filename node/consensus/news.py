@@ -20,6 +20,8 @@ LOOKS_AT_ONCE: Final = 8
 """But at once after quiet: what a person did is seen by those who wait for it."""
 REST_TIMES: Final = 2
 """Who was overtaken by news while it looked rests so many times as long as it looked: what comes in gusts is seen together, and all that look take a third of a processor each at most."""
+BUSY_REST_TIMES: Final = 9
+"""After `LOOKS_AT_ONCE` looks without quiet: a tenth of a processor, whatever goes on. Looks at each of some hundred changes a second took the coordinator as long as the changes themselves."""
 REST_MAX_S: Final = 0.05
 
 Touches = Set[Touched] | None
@@ -57,11 +59,17 @@ class News:
 
 async def follow(news: Signal, look: Callable[[], Awaitable[float]]) -> None:
     """Looks, and again at the next news or after the seconds that the look says, until cancelled."""
+    left, before_ms = float(LOOKS_AT_ONCE), clock.monotonic_ms()
     while True:
         seen = news.count
         begun_ms = clock.monotonic_ms()
+        earned = (begun_ms - before_ms) / 1_000 / LOOKS_S
+        left, before_ms = min(LOOKS_AT_ONCE, left + earned), begun_ms
         again_s = await look()
-        if news.count != seen:
-            took_s = (clock.monotonic_ms() - begun_ms) / 1_000
+        took_s = (clock.monotonic_ms() - begun_ms) / 1_000
+        if left < 1:
+            await asyncio.sleep(min(REST_MAX_S, BUSY_REST_TIMES * took_s))
+        elif news.count != seen:
             await asyncio.sleep(min(REST_MAX_S, REST_TIMES * took_s))
+        left = max(0.0, left - 1)
         await news.wait(seen, again_s)
