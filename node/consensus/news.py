@@ -39,14 +39,14 @@ class News:
         self.films = Signal()
         """Jobs whose films lie here, and leases of them wherever they are."""
         self.work = Signal()
-        """What leases are decided by: tasks, leases, nodes, members."""
+        """What leases are decided by: tasks, leases, nodes, members, tenants."""
         self.members = Signal()
         """Who belongs."""
 
     def tell(self, touched: Touches, changes: int = 1) -> None:
         """A batch of so many entries was applied."""
         tables = None if touched is None else {table for table, _ in touched}
-        if tables is None or tables & {"task", "attempt", "node", "member"}:
+        if tables is None or tables & {"task", "attempt", "node", "member", "tenant"}:
             self.work.set()
         if touched is None or touched & {("attempt", self._own), ("node", self._own)}:
             self.leases.set()

@@ -3,6 +3,7 @@
 import asyncio
 
 from ledger import commands as c
+from ledger.orders import PutTenant, RemoveTenant
 from mesh.ids import NodeId
 from node.consensus.news import News, Touches, follow
 from node.signals import Signal
@@ -40,6 +41,11 @@ def test_each_change_wakes_those_whom_it_concerns() -> None:
     assert woken(ledger, "anna") == {"all", "films", "work"}
     ledger.must(node_report("bert", slots=7))
     assert woken(ledger, "bert") == {"all", "leases", "work"}
+    # A plan's leases may follow it by what the last round saw: a quota that is set must end that.
+    ledger.must(PutTenant(name="guests", share=1, slots=0, by="anna"))
+    assert woken(ledger, "bert") == {"all", "work"}
+    ledger.must(RemoveTenant(name="guests", by="anna"))
+    assert woken(ledger, "bert") == {"all", "work"}
     ledger.must(c.RemoveMember(node="cora", by="anna"))
     assert woken(ledger, "bert") == {"all", "work", "members"}
 
