@@ -57,19 +57,29 @@ class News:
         self.all.set(changes)
 
 
+class Pace:
+    """How long who follows rests after a look: looks after quiet are free, looks without end are not."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._left, self._before_ms = float(LOOKS_AT_ONCE), now_ms
+
+    def rest_s(self, begun_ms: int, ended_ms: int, *, overtaken: bool) -> float:
+        """After a look between these times of a monotonic clock; `overtaken` by news meanwhile."""
+        earned = (begun_ms - self._before_ms) / 1_000 / LOOKS_S
+        left, self._before_ms = min(LOOKS_AT_ONCE, self._left + earned), begun_ms
+        self._left = max(0.0, left - 1)
+        times = BUSY_REST_TIMES if left < 1 else REST_TIMES if overtaken else 0
+        return min(REST_MAX_S, times * (ended_ms - begun_ms) / 1_000)
+
+
 async def follow(news: Signal, look: Callable[[], Awaitable[float]]) -> None:
     """Looks, and again at the next news or after the seconds that the look says, until cancelled."""
-    left, before_ms = float(LOOKS_AT_ONCE), clock.monotonic_ms()
+    pace = Pace(clock.monotonic_ms())
     while True:
         seen = news.count
         begun_ms = clock.monotonic_ms()
-        earned = (begun_ms - before_ms) / 1_000 / LOOKS_S
-        left, before_ms = min(LOOKS_AT_ONCE, left + earned), begun_ms
         again_s = await look()
-        took_s = (clock.monotonic_ms() - begun_ms) / 1_000
-        if left < 1:
-            await asyncio.sleep(min(REST_MAX_S, BUSY_REST_TIMES * took_s))
-        elif news.count != seen:
-            await asyncio.sleep(min(REST_MAX_S, REST_TIMES * took_s))
-        left = max(0.0, left - 1)
+        overtaken = news.count != seen
+        if rest_s := pace.rest_s(begun_ms, clock.monotonic_ms(), overtaken=overtaken):
+            await asyncio.sleep(rest_s)
         await news.wait(seen, again_s)

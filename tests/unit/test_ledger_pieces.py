@@ -14,7 +14,8 @@ ENCODER = ("libsvtav1@7.1",)
 
 def piece(job: str, name: str, kind: c.PieceKind) -> c.PieceSpec:
     needs = ENCODER if kind == "chunk" else ()
-    return c.PieceSpec(id=f"{job}-{name}", kind=kind, needs=needs, cost=9)
+    cost = 9 if kind == "chunk" else 1
+    return c.PieceSpec(id=f"{job}-{name}", kind=kind, needs=needs, cost=cost)
 
 
 def pieces(job: str = "j", chunks: int = 2, *, sound: bool = True) -> c.PlanPieces:

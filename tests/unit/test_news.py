@@ -5,7 +5,17 @@ import asyncio
 from ledger import commands as c
 from ledger.orders import PutTenant, RemoveTenant
 from mesh.ids import NodeId
-from node.consensus.news import News, Touches, follow
+from node.consensus.news import (
+    BUSY_REST_TIMES,
+    LOOKS_AT_ONCE,
+    LOOKS_S,
+    REST_MAX_S,
+    REST_TIMES,
+    News,
+    Pace,
+    Touches,
+    follow,
+)
 from node.signals import Signal
 from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of
 
@@ -55,6 +65,20 @@ def test_what_is_refused_or_was_applied_concerns_nobody_but_those_who_follow_all
     assert ledger.do(c.SubmitJobs(jobs=(job_spec("j"),))).code
     assert woken(ledger, "anna") == {"all"}
     assert told(None, "anna") == set(CONCERNS)
+
+
+def test_looks_after_quiet_are_free_and_looks_without_end_take_a_tenth() -> None:
+    pace, took_ms = Pace(0), 2
+    # What one person does is followed at once; who was overtaken waits for the rest of the gust.
+    assert pace.rest_s(0, took_ms, overtaken=True) == REST_TIMES * took_ms / 1_000
+    rests = [pace.rest_s(at, at + took_ms, overtaken=False) for at in (2, 4, 6, 8, 10, 12, 14, 16)]
+    assert rests[: LOOKS_AT_ONCE - 1] == [0.0] * (LOOKS_AT_ONCE - 1)
+    assert rests[-1] == BUSY_REST_TIMES * took_ms / 1_000
+    assert pace.rest_s(18, 18 + 1_000, overtaken=False) == REST_MAX_S
+    # Quiet earns looks, and no more than at first.
+    quiet_ms = 20 + int(LOOKS_S * 1_000 * 100)
+    looks = [pace.rest_s(quiet_ms, quiet_ms + took_ms, overtaken=False) for _ in range(9)]
+    assert looks == [0.0] * LOOKS_AT_ONCE + [BUSY_REST_TIMES * took_ms / 1_000]
 
 
 def test_who_follows_looks_again_at_news_and_when_its_time_is_over() -> None:
