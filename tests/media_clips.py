@@ -281,7 +281,7 @@ def _ntsc(_: Clips, path: Path) -> None:
 
 def _refreshed(_: Clips, path: Path) -> None:
     # No IDR picture but the first: each keyframe is a point from which on the picture becomes whole.
-    params = "intra-refresh=1:keyint=30:scenecut=0"
+    params = "intra-refresh=1:keyint=30:scenecut=0:bframes=0"
     make(path, *LONG, *LONG_SOUND, *X264, "-preset", "medium", "-x264-params", params, *AAC)
 
 
