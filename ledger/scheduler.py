@@ -48,7 +48,7 @@ NAMED_MAX: Final = 4
 class Decision:
     """What to grant now, whose turn it is afterwards, and which waiting leases to ask back (node, attempt)."""
 
-    commands: tuple[Command, ...]
+    commands: tuple[GrantLeases, ...]
     turns: Turns
     back: tuple[tuple[str, str], ...] = ()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from ledger.jobs import DISK_FULL, Attempt, Job, Member, Node, Task, Tenant
+from ledger.jobs import DISK_FULL, PLANNED_AT_ONCE, Attempt, Job, Member, Node, Task, Tenant
 from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
@@ -127,6 +127,22 @@ class WorkReader(RowReader):
                 (job,),
             )
         )
+
+    def may_plan_early(self, job: Job, ahead: int) -> bool:
+        """Whether a job that is not in the ledger yet is the next one that its owner plans.
+
+        No other waits for its plan, and fewer than `ahead` tasks of the owner are ready.
+        """
+        if self.schema() < PLANNED_AT_ONCE:
+            return False
+        ready, waits = self._value(
+            "SELECT (SELECT count(*) FROM task WHERE owner = ?1 AND state = 'ready'),"
+            " EXISTS (SELECT 1 FROM job WHERE owner = ?1 AND state = 'queued' AND planned = 0"
+            "  AND id <> ?2)"
+            " OR EXISTS (SELECT 1 FROM job WHERE owner = ?1 AND state = 'planning')",
+            (job.owner, job.id),
+        )
+        return not waits and int(ready) < ahead
 
     def finished_parts(self, owner: str, limit: int = 100) -> list[tuple[str, str]]:
         """Attempts at parts of an owner's films that it has not taken yet, each with its job, by the films' age."""

@@ -80,6 +80,26 @@ class PacedSignal(Signal):
             self._rest(self._interval_s)
 
 
+class Quiet:
+    """Whether something may be done by itself, at once, that is cheaper together with more of its kind.
+
+    After quiet it may, `burst` times; then once every `interval_ms`.  Time is an argument.
+    """
+
+    def __init__(self, interval_ms: int, burst: int) -> None:
+        self._interval_ms = interval_ms
+        self._burst = burst
+        self._spent_until_ms = 0
+
+    def allows(self, now_ms: int) -> bool:
+        """Now?  Who asks does it then."""
+        spent_ms = max(0, self._spent_until_ms - now_ms)
+        if spent_ms > (self._burst - 1) * self._interval_ms:
+            return False
+        self._spent_until_ms = now_ms + spent_ms + self._interval_ms
+        return True
+
+
 class Alarm:
     """Rings at a time that is mostly put off before it comes: to put it off costs nothing."""
 

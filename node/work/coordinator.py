@@ -17,10 +17,12 @@ from ledger.commands import (
     Command,
     ExpireLeases,
     FailJob,
+    GrantLeases,
     PlanJob,
     PlanPieces,
 )
-from ledger.planned import planned_tasks
+from ledger.jobs import Job
+from ledger.planned import first_job, planned_tasks
 from ledger.scheduler import decide, with_estimates
 from ledger.scheduler_view import (
     JobFacts,
@@ -30,6 +32,7 @@ from ledger.scheduler_view import (
     Turns,
     task_view,
 )
+from ledger.submissions import SubmitFilms
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
@@ -53,6 +56,8 @@ SPEEDS_MS: Final = 15_000
 """Speeds of nodes are measured anew so often: they are means over many films."""
 FIRST_SPEEDS_MS: Final = 1_000
 """And so often while something is ready whose profile nobody has done yet."""
+COMING_MAX: Final = 64
+"""Submissions whose first film's plan may follow before they are applied: that takes milliseconds."""
 ORPHANS_MS: Final = 500
 """They are looked for so often: a mesh with thousands of them ends some thirty a second."""
 ORPHANS_A_ROUND: Final = 16
@@ -97,6 +102,8 @@ class Coordinator:
         self._back: dict[str, tuple[str, ...]] = {}
         self._at_rest: tuple[int, SchedulerView] | None = None
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
+        self._coming: dict[str, Job] = {}
+        """The first job of each submission that is on its way into the log, or was a moment ago."""
         self._group: asyncio.TaskGroup | None = None
         requests.register(HEARTBEAT, self._heartbeat)
         proposer.on_its_way = self._foresee
@@ -116,6 +123,7 @@ class Coordinator:
         self._eligible_ms.clear()
         self._turns = Turns()
         self._back.clear()
+        self._coming.clear()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         self._at_rest = None
         async with asyncio.TaskGroup() as group:
@@ -182,22 +190,33 @@ class Coordinator:
         for node, attempt in decision.back:
             back[node] = (*back.get(node, ()), attempt)
         self._back = back
-        for command in decision.commands:
-            await self._proposer.commit(command, cause="coordinator")
+        await self._grant(decision.commands)
         if not view.tasks:
             self._at_rest = seen, read
         return bool(view.running or view.tasks)
+
+    async def _grant(self, commands: Sequence[GrantLeases]) -> None:
+        for command in commands:
+            await self._proposer.commit(command, cause="coordinator")
+            for node in sorted({lease.node for lease in command.leases}):
+                self._driver.tell_commit(NodeId(node))  # it has something to begin
 
     # --- leases that follow a plan ---------------------------------------------------------------
 
     def _foresee(self, command: Command) -> None:
         """Where nothing else waits, the leases of a plan enter the log right behind it."""
+        if isinstance(command, SubmitFilms) and (job := first_job(command)) is not None:
+            self._coming[job.id] = job
+            while len(self._coming) > COMING_MAX:
+                del self._coming[next(iter(self._coming))]
         if isinstance(command, PlanJob | PlanPieces) and self._group and self._at_rest:
             self._group.create_task(self._lease_planned(command), name="lease planned")
 
     async def _lease_planned(self, plan: PlanJob | PlanPieces) -> None:
         try:
             job = await self._replica.read(lambda reader: reader.job(plan.job))
+            coming = self._coming.pop(plan.job, None)
+            job = job or coming  # what is not there yet nobody can have changed
             rest, self._at_rest = self._at_rest, None
             # Whatever changed meanwhile is for the next round, which reads all of it.
             if job is None or rest is None or self._driver.news.work.count != rest[0]:
@@ -210,9 +229,8 @@ class Coordinator:
             now_ms = clock.monotonic_ms()
             decision = decide(self._known(replace(rest[1], tasks=tuple(tasks)), now_ms), now_ms)
             self._turns = decision.turns
-            for command in decision.commands:
-                # Should the plan be refused, its tasks are not there, and nothing is granted.
-                await self._proposer.propose(command, cause="coordinator")
+            # Should the plan be refused, its tasks are not there, and nothing is granted.
+            await self._grant(decision.commands)
         except StorageError:
             raise
         except DarkStreamError as error:
