@@ -102,6 +102,8 @@ class Coordinator:
         self._back: dict[str, tuple[str, ...]] = {}
         self._at_rest: tuple[int, SchedulerView] | None = None
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
+        self._granting: set[str] = set()
+        """Tasks whose leases are on their way into the log."""
         self._coming: dict[str, Job] = {}
         """The first job of each submission that is on its way into the log, or was a moment ago."""
         self._group: asyncio.TaskGroup | None = None
@@ -197,7 +199,12 @@ class Coordinator:
 
     async def _grant(self, commands: Sequence[GrantLeases]) -> None:
         for command in commands:
-            await self._proposer.commit(command, cause="coordinator")
+            tasks = {lease.task for lease in command.leases}
+            self._granting |= tasks
+            try:
+                await self._proposer.commit(command, cause="coordinator")
+            finally:
+                self._granting -= tasks
             for node in sorted({lease.node for lease in command.leases}):
                 self._driver.tell_commit(NodeId(node))  # it has something to begin
 
@@ -291,6 +298,9 @@ class Coordinator:
 
     async def _read(self, now_ms: int) -> SchedulerView:
         view = await self._replica.read(lambda reader: reader.schedulable())
+        if self._granting:  # or a plan's leases would be granted twice where they follow it
+            tasks = tuple(task for task in view.tasks if task.task not in self._granting)
+            view = replace(view, tasks=tasks)
         old_ms = now_ms - self._speeds[0]
         profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
         new = any(task.profile not in profiles for task in view.tasks)
