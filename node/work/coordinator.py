@@ -193,7 +193,7 @@ class Coordinator:
             back[node] = (*back.get(node, ()), attempt)
         self._back = back
         await self._grant(decision.commands)
-        if not view.tasks:
+        if not view.tasks and not self._granting:
             self._at_rest = seen, read
         return bool(view.running or view.tasks)
 
@@ -297,9 +297,10 @@ class Coordinator:
         }
 
     async def _read(self, now_ms: int) -> SchedulerView:
+        granting = frozenset(self._granting)
         view = await self._replica.read(lambda reader: reader.schedulable())
-        if self._granting:  # or a plan's leases would be granted twice where they follow it
-            tasks = tuple(task for task in view.tasks if task.task not in self._granting)
+        if granting:  # or a plan's leases would be granted twice where they follow it
+            tasks = tuple(task for task in view.tasks if task.task not in granting)
             view = replace(view, tasks=tasks)
         old_ms = now_ms - self._speeds[0]
         profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
