@@ -144,14 +144,19 @@ class Media:
 
         Span and number do not tell: of a flipped bit in a table of times FFmpeg made frames 160 ms off.
         """
-        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how)
-        limits = replace(probe_limits(plan.source_bytes), stdout_bytes=TIMES_JSON_BYTES_MAX)
-        run = await self.runner.run((self.python, *words), limits=limits)
+        run = await self._times(source, output, plan, how)
         report = replace(made.report, verify_ms=made.report.verify_ms + run.duration_ms)
         verdict = times_verdict(run, plan)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
         return replace(made, report=report)
+
+    async def _times(
+        self, source: AnyPath, output: AnyPath, plan: EncodePlan, how: str
+    ) -> RunResult:
+        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how)
+        limits = replace(probe_limits(plan.source_bytes), stdout_bytes=TIMES_JSON_BYTES_MAX)
+        return await self.runner.run((self.python, *words), limits=limits)
 
     async def looked_at(
         self,
@@ -274,14 +279,28 @@ class Media:
         return Converted(report=report, facts=verdict.facts)
 
     async def check_delivered(
-        self, path: AnyPath, probe: Probe, profile: Profile, claimed: ResultFacts, *, encoder: str
+        self,
+        path: AnyPath,
+        probe: Probe,
+        profile: Profile,
+        claimed: ResultFacts,
+        *,
+        encoder: str,
+        source: AnyPath | None = None,
     ) -> Verdict:
-        """The owner's judgement of a file that another node made with `encoder`."""
+        """The owner's judgement of a file that another node made with `encoder`.
+
+        With `source` each frame's time is compared by its own reading; the worker's word counts for nothing.
+        """
         try:
             plan = plan_whole(probe, profile, (encoder,))
         except MediaError as error:
             return _unreadable(error)
-        return await self.check(path, plan, claimed)
+        verdict = await self.check(path, plan, claimed)
+        if source is None or not verdict.ok:
+            return verdict
+        timed = times_verdict(await self._times(source, path, plan, probe.frames_by), plan)
+        return verdict if timed.ok else replace(timed, facts=verdict.facts)
 
     async def check(self, path: AnyPath, plan: EncodePlan, claimed: ResultFacts) -> Verdict:
         """Whether a file is what was planned, and the one that its maker judged."""

@@ -159,6 +159,8 @@ class RawProbe(_Strict):
     undecodable: int = 0
     damaged_packets: int = 0
     """Packets after the first picture that no decoder accepts, as far as the film was decoded."""
+    misplaced: int = 0
+    """Frames on their neighbour's time whose own place is empty."""
     declared_frames: int = 0
     packets_read: int = 0
     """Of the main stream, discarded ones included: what `declared_frames` counts."""
@@ -241,6 +243,10 @@ def _check_whole(raw: RawProbe, cut: str | None, damaged: str | None) -> None:
         _damaged(f"its index names {raw.declared_frames} frames, {raw.packets_read} are there")
     if raw.damaged_packets:
         _damaged(f"{raw.damaged_packets} of its packets cannot be decoded")
+    if raw.misplaced:
+        _damaged(
+            f"{raw.misplaced} of its frames lie on the time of another and leave their own empty"
+        )
     if cut is not None:
         _damaged(plain(cut))
     if damaged is not None:

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,11 +27,14 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from node.media.formats import BEGUN, FORMATS, PROTOCOLS, STREAMS_MAX, is_place
+from node.media.retime import in_order, misplaced
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
 EARLY_PACKETS_MAX = 4_096
 """A minute of film: no keyframe distance of a recording is longer."""
+TIMES_MAX = 8_000_000
+"""Frames whose times are looked at: three days of film, 64 MB."""
 HEAD_BYTES = 4 << 10
 TEXT_MAX = 200
 FRAMES_ARE_PACKETS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
@@ -103,6 +107,7 @@ class Decoded:
     first: VideoFrame | None = None
     first_pts: int | None = None
     last_pts: int | None = None
+    times: "array[int]" = field(default_factory=lambda: array("q"))
     timeless: bool = False
     interlaced: bool = False
     side_data: set[str] = field(default_factory=set)
@@ -128,6 +133,8 @@ class Decoded:
         if frame.pts is None:
             self.timeless = True
             return
+        if len(self.times) < TIMES_MAX:
+            self.times.append(frame.pts)
         self.first_pts = frame.pts if self.first_pts is None else min(self.first_pts, frame.pts)
         self.last_pts = frame.pts if self.last_pts is None else max(self.last_pts, frame.pts)
 
@@ -171,6 +178,7 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
     """The facts of `node.media.probe.RawProbe`."""
     size = check_file(path)
     tallies: dict[int, Tally] = {}
+    times = array("q")
     read_error = ""
     with open_film(path) as film:
         if len(film.streams) > STREAMS_MAX:
@@ -185,6 +193,8 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
             for packet in film.demux():
                 if packet.size or packet.pts is not None or packet.dts is not None:
                     tallies.setdefault(packet.stream_index, Tally()).add(packet)
+                if packet.stream_index == index and len(times) < TIMES_MAX:
+                    times.extend(shown_at(packet))
         except FFmpegError as error:
             read_error = _reason(error)
         facts: dict[str, Any] = {
@@ -203,7 +213,13 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
         avi = facts["container"] == "avi"
         there = tallies[index].places if avi else tallies[index].read
         facts |= {"declared_frames": declared_frames, "packets_read": there}
-    return facts | main_facts(path, facts, index, tallies[index].packets, decode_all=decode_all)
+    counted = tallies[index].packets
+    return facts | main_facts(path, facts, index, (counted, times), decode_all=decode_all)
+
+
+def shown_at(packet: "Packet[Any]") -> tuple[int, ...]:
+    """When it is shown; nothing where it is not, or does not say."""
+    return () if packet.is_discard or packet.pts is None else (packet.pts,)
 
 
 def main_stream(film: InputContainer) -> VideoStream | None:
@@ -214,9 +230,18 @@ def main_stream(film: InputContainer) -> VideoStream | None:
 
 
 def main_facts(
-    path: str, facts: dict[str, Any], main: int, packets: int, *, decode_all: bool
+    path: str,
+    facts: dict[str, Any],
+    main: int,
+    shown: "tuple[int, array[int]]",
+    *,
+    decode_all: bool,
 ) -> dict[str, Any]:
-    """Counts the frames of the main stream, by packets where they are frames, else by decoding."""
+    """Counts the frames of the main stream, by packets where they are frames, else by decoding.
+
+    `shown`: how many packets are, and when.
+    """
+    packets, times = shown
     described = next(s for s in facts["streams"] if s["index"] == main)
     if not described["codec"]:
         return {"main": main}
@@ -234,6 +259,7 @@ def main_facts(
         "main": main,
         "frames": packets if by_packets else seen.frames,
         "frames_by": "packets" if by_packets else "decoding",
+        "misplaced": misplaced(in_order(times if by_packets else seen.times)),
         "undecodable": seen.leading,
         "damaged_packets": seen.damaged,
     }
