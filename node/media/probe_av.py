@@ -26,8 +26,19 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from node.media.formats import BEGUN, FORMATS, PROTOCOLS, STREAMS_MAX, is_place
+from node.media.formats import (
+    BEGUN,
+    FORMATS,
+    PRIMARIES,
+    PROTOCOLS,
+    RANGES,
+    SPACES,
+    STREAMS_MAX,
+    TRANSFERS,
+    is_place,
+)
 from node.media.retime import in_order, misplaced
+from node.media.tally_av import Tally
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
@@ -61,37 +72,6 @@ class FaultError(Exception):
     def __init__(self, code: str, what: str) -> None:
         super().__init__(what)
         self.code = code
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the packets of one stream add up to."""
-
-    packets: int = 0
-    read: int = 0
-    size: int = 0
-    first: int | None = None
-    newest: int = 0
-    last: int | None = None
-    places: int = 0
-    """One more than the latest decode time."""
-
-    def add(self, packet: "Packet[Any]") -> None:
-        """Counts a packet, and its times unless it is discarded."""
-        self.read += 1
-        if packet.dts is not None:
-            self.places = max(self.places, packet.dts + 1)
-        if packet.is_discard:
-            return
-        self.packets += 1
-        self.size += packet.size
-        at = packet.pts if packet.pts is not None else packet.dts
-        if at is None:
-            return
-        end = at + (packet.duration or 0)
-        self.newest = at if self.first is None else max(self.newest, at)
-        self.first = at if self.first is None else min(self.first, at)
-        self.last = end if self.last is None else max(self.last, end)
 
 
 @dataclass(slots=True)
@@ -434,17 +414,6 @@ def picture_facts(seen: Decoded) -> dict[str, Any]:
     }
 
 
-# Names of ITU-T H.273 code points as FFmpeg's options spell them; 2 is "unspecified".
-RANGES = {1: "tv", 2: "pc"}
-SPACES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco",
-          9: "bt2020nc", 10: "bt2020c", 14: "ictcp"}  # fmt: skip
-TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
-             11: "iec61966-2-4", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
-             18: "arib-std-b67"}  # fmt: skip
-PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
-             9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip
-
-
 def _tags(film: InputContainer) -> list[str]:
     return [*film.metadata, *(tag for stream in film.streams for tag in stream.metadata)]
 
@@ -488,19 +457,22 @@ def answered(
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    """Prints one JSON object; faults of the file are part of it, so the exit code is 0."""
-    decode_all = "--decode" in arguments[:1]
-    path = arguments[-1]
+def answered_probe(run: Callable[[list[str]], dict[str, Any]], words: list[str]) -> int:
+    """Prints one JSON object that describes a film; faults of the file are part of it, so the exit code is 0."""
     av.logging.restore_default_callback()
     av.logging.set_libav_level(WARNING_LEVEL)
     try:
-        facts = describe(path, decode_all=decode_all)
+        facts = run(words)
     except FaultError as fault:
         facts = {"fault": fault.code, "what": str(fault)}
     sys.stdout.write(json.dumps(facts))
     return 0
 
 
+def main(words: list[str]) -> dict[str, Any]:
+    """Describes the film that the words name."""
+    return describe(words[-1], decode_all="--decode" in words[:1])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered_probe(main, sys.argv[1:]))

@@ -299,7 +299,7 @@ async def judge_delivered(
 ) -> None:
     """The owner's own judgement of a delivered result.  Raises `TransferError` with what is wrong.
 
-    `source` is the film, where the times of its frames are to be compared here once more.
+    `source` is the film, where frames are to be compared with it here once more.
     """
     try:
         claimed = ResultFacts.model_validate_json(attempt.result_json)
@@ -312,6 +312,7 @@ async def judge_delivered(
         claimed,
         encoder=attempt.encoder,
         source=source,
+        seed=attempt.result_digest,
     )
     if not verdict.ok:
         raise TransferError(f"{verdict.code}: {verdict.what}", verdict.todo)

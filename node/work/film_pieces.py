@@ -324,7 +324,9 @@ class FilmPieces:
                 "it is encoded again",
             )
         film, pieces = film_of(job), Pieces(await self._media())
-        verdict = await pieces.check_chunk(target, film, number_of(task.id), claimed)
+        async with self._opened(job) as source:
+            number = number_of(task.id)
+            verdict = await pieces.check_chunk(target, film, number, claimed, source)
         if not verdict.ok:
             raise TransferError(f"{verdict.code}: {verdict.what}", verdict.todo)
 
