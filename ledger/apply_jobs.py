@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from ledger.change import Change, RefusedError
 from ledger.commands import (
@@ -27,6 +27,7 @@ from ledger.commands import (
     ReleaseLeases,
     StartPlanning,
 )
+from ledger.device_slots import DeviceLease, DeviceSlots, GrantDevices, from_text
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
@@ -120,7 +121,7 @@ def fail_job(change: Change, command: FailJob) -> None:
 # --- leases ---------------------------------------------------------------------------------------
 
 
-def grant_leases(change: Change, command: GrantLeases) -> None:
+def grant_leases(change: Change, command: GrantLeases | GrantDevices) -> None:
     """Leases tasks that are still ready to members that still belong; the rest are skipped."""
     token = change.token()
     _check_batch(command.leases)
@@ -128,11 +129,13 @@ def grant_leases(change: Change, command: GrantLeases) -> None:
         _grant(change, lease, token)
 
 
-def _grant(change: Change, lease: Lease, token: int) -> None:
+def _grant(change: Change, lease: Lease | DeviceLease, token: int) -> None:
+    device = _device_of(change, lease)
     task = change.rows.get(Task, lease.task)
     member = change.rows.get(Member, lease.node)
     if (
         task is None
+        or device is None
         or task.state != "ready"
         or (task.kind in AT_OWNER and lease.node != task.owner)
         or member is None
@@ -152,10 +155,32 @@ def _grant(change: Change, lease: Lease, token: int) -> None:
             state="leased",
             token=token,
             granted_at_ms=change.at_ms,
+            device=device.device,
         )
     )
     move_task(change, task, "lease", attempts=number, backoff_ms=0)
-    move_job(change, job, "lease", node=lease.node)
+    move_job(change, job, "lease", node=lease.node, what=_told_of(task, device))
+
+
+_NAMELESS: Final = DeviceSlots(device="", label="", slots=0, encoders=())
+
+
+def _device_of(change: Change, lease: Lease | DeviceLease) -> DeviceSlots | None:
+    """The device that a lease is for; None: its node has it no more."""
+    if isinstance(lease, Lease) or not lease.device:
+        return _NAMELESS
+    node = change.rows.get(Node, lease.node)
+    devices = from_text(node.device_slots) if node is not None else ()
+    return next((one for one in devices if one.device == lease.device), None)
+
+
+def _told_of(task: Task, device: DeviceSlots) -> str:
+    """What the history says of where a film is made: that a chip was wanted and another device took it, too."""
+    if task.kind != "whole" or not device.device:
+        return ""
+    wanted = task.needs[0] if task.needs else ""
+    told = f"on {device.device}"
+    return f"{told}, which falls back from {wanted}" if wanted not in device.encoders else told
 
 
 def expire_leases(change: Change, command: ExpireLeases) -> None:

@@ -11,6 +11,7 @@ only: no decision compares two machines' clocks).  Digests are BLAKE3, 64 hexade
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import Order
 from ledger.schema import FIRST_SCHEMA
 from ledger.submissions import SubmitFilms, SubmitJobs, SubmitPlacedFilms
@@ -379,6 +380,7 @@ Command = (
     | RecoverMesh
     | CreateInvitation
     | ReportNode
+    | ReportSlots
     | SubmitJobs
     | SubmitFilms
     | SubmitPlacedFilms
@@ -387,6 +389,7 @@ Command = (
     | PlanPieces
     | FailJob
     | GrantLeases
+    | GrantDevices
     | ExpireLeases
     | ReleaseLeases
     | FinishAttempt
@@ -402,6 +405,8 @@ SINCE: Final[dict[type[Command], int]] = {
     SubmitFilms: 2,
     PlanPieces: 2,
     SubmitPlacedFilms: 3,
+    ReportSlots: 3,
+    GrantDevices: 3,
 } | dict.fromkeys(get_args(Order), 3)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 

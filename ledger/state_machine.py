@@ -38,6 +38,7 @@ from ledger.commands import (
     RevokeMember,
     StartPlanning,
 )
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import (
     AddWatch,
     ChangeJobs,
@@ -95,6 +96,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.create_invitation(change, command)
         case ReportNode():
             members.report_node(change, command)
+        case ReportSlots():
+            members.report_slots(change, command)
         case SubmitJobs():
             submissions.submit_jobs(change, command)
         case SubmitFilms():
@@ -107,7 +110,7 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             jobs.plan_job(change, command)
         case FailJob():
             jobs.fail_job(change, command)
-        case GrantLeases():
+        case GrantLeases() | GrantDevices():
             jobs.grant_leases(change, command)
         case ExpireLeases():
             jobs.expire_leases(change, command)
