@@ -82,21 +82,20 @@ class Film:
             base = moving(film).time_base
             assert base is not None
             self.base = base
-            self.ordered = film.format.name == "avi"  # which tells no times of presentation
-            start = next((f.pts for f in shown(film) if f.pts is not None), None)
-        self.first = start if first is None else first
+            frame = next(shown(film), None)
+            start = None if frame is None else frame.pts
+            self.ordered = film.format.name == "avi" or start is None
+            """Its times tell nothing: frames are taken as they come."""
         self.inside = first is not None
-        self.seeks = self.first is not None and not self.ordered
+        self.first = first if first is not None else start or 0
 
     def near(self, place: Fraction, ahead: int, count: int) -> list[Timed]:
         """`count` frames from `place` on, and two before, by their time from the film's first."""
-        if self.first is None:
-            return []
         before: deque[tuple[Fraction, VideoFrame]] = deque(maxlen=BESIDE)
         found: list[Timed] = []
         with open_film(self.path) as film:
             wanted = self.first + round((place - ahead) / self.base)
-            if place > 0 or self.inside:
+            if self.inside or wanted > self.first:
                 film.seek(wanted, stream=moving(film), backward=True)
             for number, frame in enumerate(shown(film)):
                 at = Fraction(0) if frame.pts is None else (frame.pts - self.first) * self.base
@@ -111,19 +110,22 @@ class Film:
 
 def faults_at(film: Film, made: Film, place: Fraction) -> tuple[int, list[str]]:
     """How many frames of the result were compared there, and what is wrong with which."""
-    if place > 0 and not film.seeks:
+    if place > 0 and film.ordered:
         return 0, []
-    seen = [one for one in made.near(place, 0, FRAMES) if one[0] >= place]
-    wanted = film.near(place, AHEAD_S if place > 0 else 0, FRAMES + BESIDE)
+    try:
+        seen = [one for one in made.near(place, 0, FRAMES) if one[0] >= place]
+        wanted = film.near(place, AHEAD_S if place > 0 else 0, FRAMES + BESIDE)
+    except FFmpegError:
+        return 0, []  # some demuxers do not seek; both were read from end to end before
     slack = max(film.base, made.base)
     faults: list[str] = []
     pairs: list[tuple[Thumb, Thumb]] = []
     for number, (at, picture) in enumerate(seen):
         if film.ordered:
-            own = number if number < len(wanted) else None
+            own = number
         else:
-            own = next((n for n, (time, _) in enumerate(wanted) if abs(time - at) <= slack), None)
-        if own is None:
+            own = min(range(len(wanted)), key=lambda n: abs(wanted[n][0] - at), default=0)
+        if own >= len(wanted) or (not film.ordered and abs(wanted[own][0] - at) > slack):
             continue
         pairs.append((picture, wanted[own][1]))
         low = max(0, own - BESIDE)

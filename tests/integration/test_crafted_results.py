@@ -138,13 +138,6 @@ def test_what_is_wrong_in_one_place_is_seen_there(media: Media, film: Path, tmp_
     assert owner.judges(made, at=4.0) == "", "and nowhere else"
 
 
-def test_sound_that_is_late_is_refused(media: Media, film: Path, tmp_path: Path) -> None:
-    frames = frames_of("-i", str(film))
-    owner = Owner(media, film, quick("web"))
-    late = film_of(frames, tmp_path / "late.mp4", "-itsoffset", "0.03", *LONG_SOUND)
-    assert owner.judges(late) == "duration"
-
-
 @pytest.mark.parametrize("profile", ["web", "archive"])
 def test_a_chunk_of_another_place_is_refused(
     media: Media, film: Path, tmp_path: Path, profile: str
