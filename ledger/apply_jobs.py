@@ -25,13 +25,18 @@ from ledger.commands import (
     PlanPieces,
     RefuseResult,
     ReleaseLeases,
+    SpeculateLeases,
+    SpeculativeLease,
     StartPlanning,
 )
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
+    LIVE,
+    OVERTAKEN,
     PARTS,
     PLANNED_AT_ONCE,
+    TWICE,
     Attempt,
     AttemptEvent,
     Job,
@@ -130,32 +135,73 @@ def grant_leases(change: Change, command: GrantLeases) -> None:
 
 def _grant(change: Change, lease: Lease, token: int) -> None:
     task = change.rows.get(Task, lease.task)
-    member = change.rows.get(Member, lease.node)
     if (
         task is None
         or task.state != "ready"
         or (task.kind in AT_OWNER and lease.node != task.owner)
-        or member is None
-        or member.state != "active"
-        or change.rows.get(Attempt, lease.attempt) is not None
+        or not _may_be_leased(change, lease)
     ):
         return
     job = _job(change, task.job)
-    number = task.attempts + 1
-    change.rows.put(
-        Attempt(
-            id=lease.attempt,
-            task=task.id,
-            job=task.job,
-            node=lease.node,
-            number=number,
-            state="leased",
-            token=token,
-            granted_at_ms=change.at_ms,
-        )
-    )
-    move_task(change, task, "lease", attempts=number, backoff_ms=0)
+    attempt = _begin(change, task, lease, token)
+    move_task(change, task, "lease", attempts=attempt.number, backoff_ms=0)
     move_job(change, job, "lease", node=lease.node)
+
+
+def speculate_leases(change: Change, command: SpeculateLeases) -> None:
+    """Leases parts a second time beside those who are slow with them; what changed meanwhile is skipped."""
+    token = change.token()
+    _check_batch(command.leases)
+    for lease in command.leases:
+        _speculate(change, lease, token)
+
+
+def _speculate(change: Change, lease: SpeculativeLease, token: int) -> None:
+    task = change.rows.get(Task, lease.task)
+    if task is None or task.state != "leased" or task.kind not in TWICE:
+        return
+    others = _live(change, task)
+    if [other.id for other in others] != [lease.beside] or others[0].node == lease.node:
+        return
+    if lease.node in task.excluded or not _may_be_leased(change, lease):
+        return
+    job = _job(change, task.job)
+    attempt = _begin(change, task, lease, token)
+    change.rows.put(replace(task, attempts=attempt.number))
+    what = f"{task.id} a second time beside {_name(change, others[0].node)}, which is slow with it"
+    move_job(change, job, "lease", node=lease.node, what=what)
+
+
+def _may_be_leased(change: Change, lease: Lease | SpeculativeLease) -> bool:
+    member = change.rows.get(Member, lease.node)
+    is_new = change.rows.get(Attempt, lease.attempt) is None
+    return member is not None and member.state == "active" and is_new
+
+
+def _begin(change: Change, task: Task, lease: Lease | SpeculativeLease, token: int) -> Attempt:
+    attempt = Attempt(
+        id=lease.attempt,
+        task=task.id,
+        job=task.job,
+        node=lease.node,
+        number=task.attempts + 1,
+        state="leased",
+        token=token,
+        granted_at_ms=change.at_ms,
+    )
+    change.rows.put(attempt)
+    return attempt
+
+
+def _live(change: Change, task: Task) -> list[Attempt]:
+    """The attempts at a task that may still give its result; more than one only of parts."""
+    found = change.rows.where(Attempt, task=task.id)
+    return [attempt for attempt in found if attempt.state in LIVE]
+
+
+def _name(change: Change, node: str) -> str:
+    member = change.rows.get(Member, node)
+    return node if member is None else member.name
 
 
 def expire_leases(change: Change, command: ExpireLeases) -> None:
@@ -246,8 +292,12 @@ def accept_result(change: Change, command: AcceptResult) -> None:
 
 
 def _keep(change: Change, attempt: Attempt, task: Task, job: Job) -> None:
-    """The owner holds a part; with the last one the film can be assembled."""
+    """The owner holds a part; who works on it as well stops, and with the last one the film can be assembled."""
     move_attempt(change, attempt, "keep")
+    for other in _live(change, task) if task.kind in TWICE else ():
+        if other.id != attempt.id:
+            what = f"another machine was faster, {_name(change, attempt.node)}"
+            move_attempt(change, other, "abandon", error_code=OVERTAKEN, error=what)
     move_task(change, task, "keep")
     move_job(change, job, "part", node=attempt.node)
     open_states: tuple[TaskState, ...] = ("ready", "leased", "finished")
@@ -304,14 +354,21 @@ def _end(
     excluded = task.excluded
     if ended.failure == "encoder" and attempt.node not in excluded:
         excluded = (*excluded, attempt.node)
-    hopeless = ended.failure == "input" or tries >= ATTEMPTS_MAX
-    if hopeless or not _somebody_is_left(change, task, excluded):
+    others = _live(change, task) if task.kind in TWICE else []
+    # However often it failed: who works on it as well may bring it to its end.
+    hopeless = ended.failure == "input" or (tries >= ATTEMPTS_MAX and not others)
+    if hopeless or not (others or _somebody_is_left(change, task, excluded)):
         change.rows.put(replace(task, tries=tries, excluded=excluded))
         if change.rows.schema >= 3 and tries >= ATTEMPTS_MAX:
             what, todo = _story(change, task, what, todo)
         _fail(change, job, attempt.node, code=code, what=what, todo=todo)
         return
-    move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
+    if not others:
+        move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
+    elif task.state == "finished" and all(other.state == "leased" for other in others):
+        move_task(change, task, "go_on", tries=tries, excluded=excluded)
+    else:
+        change.rows.put(replace(task, tries=tries, excluded=excluded))
     waits: JobEvent = "wait" if backoff_ms and job.state == "running" else "again"
     if task.kind != "whole":
         waits = "part"  # the others of the film go on

@@ -264,6 +264,29 @@ class GrantLeases:
     granted_at_ms: int
 
 
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeLease:
+    """One more lease of a task that `beside` holds and is slow with: to another node, as attempt `attempt`."""
+
+    task: str
+    attempt: str
+    node: str
+    beside: str
+
+
+@COMMANDS.kind("lease.speculate")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculateLeases:
+    """The coordinator has parts of films run a second time; the first result that an owner keeps counts.
+
+    Skipped where `beside` is not what runs alone any more.
+    """
+
+    leases: tuple[SpeculativeLease, ...]
+    granted_at_ms: int
+
+
 @COMMANDS.kind("lease.expire")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpireLeases:
@@ -387,6 +410,7 @@ Command = (
     | PlanPieces
     | FailJob
     | GrantLeases
+    | SpeculateLeases
     | ExpireLeases
     | ReleaseLeases
     | FinishAttempt
@@ -402,6 +426,7 @@ SINCE: Final[dict[type[Command], int]] = {
     SubmitFilms: 2,
     PlanPieces: 2,
     SubmitPlacedFilms: 3,
+    SpeculateLeases: 3,
 } | dict.fromkeys(get_args(Order), 3)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 

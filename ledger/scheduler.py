@@ -15,6 +15,7 @@ done it sooner is asked back.
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
@@ -22,6 +23,7 @@ from ledger.jobs import AT_OWNER, can_do
 from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
 from ledger.placing import lacks
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
+from ledger.speculation import speculate
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
@@ -65,14 +67,16 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
         Lease(task=task.task, attempt=view.new_attempt_id(), node=node.node)
         for task, node in round_.matches()
     ]
-    commands = tuple(
+    commands: list[Command] = [
         GrantLeases(
             leases=tuple(leases[start : start + LEASES_PER_COMMAND_MAX]),
             granted_at_ms=view.granted_at_ms,
         )
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
-    )
-    return Decision(commands=commands, turns=round_.turns(), back=tuple(round_.back()))
+    ]
+    back = tuple(round_.back())
+    commands += speculate(view, round_)
+    return Decision(commands=tuple(commands), turns=round_.turns(), back=back)
 
 
 _Kind = tuple[tuple[str, ...], tuple[str, ...], str]
@@ -143,6 +147,27 @@ class _Round:
                 self._take(run.task, best)
                 yield run.node, run.attempt
 
+    # --- what is left when nothing more is leased: `ledger.speculation.Idle` -------------------------
+
+    @cached_property
+    def _not_leased(self) -> list[TaskView]:
+        """One of each kind."""
+        return list({_kind(o): o for o in self._tasks if o.task not in self._leased}.values())
+
+    def idle_for(self, task: TaskView) -> Sequence[NodeView]:
+        """Nodes with a slot that can do it and no task that waits."""
+        if self._quota_left.get(task.tenant, 1) <= 0:
+            return []
+        able = [node for node in self._open_for(task) if self._places.is_free(node)]
+        wanted = self._not_leased
+        can = self._places.can
+        return [n for n in able if can(task, n) and not any(can(other, n) for other in wanted)]
+
+    def takes_ms(self, task: TaskView, node: NodeView) -> float:
+        """How long it takes there; 0 where no speed was measured."""
+        known = self._places.speeds.known(task.profile)
+        return self._places.takes_ms(task, node) if known else 0.0
+
     def _in_turn(self) -> Iterator[TaskView]:
         """Tasks in their order; whose turn is next depends on what was leased so far."""
         queues: dict[int, dict[str, deque[TaskView]]] = {}
@@ -174,13 +199,17 @@ class _Round:
         if node is None:
             return None
         self._leased.add(task.task)
+        self.grant(task, node)
+        return node
+
+    def grant(self, task: TaskView, node: NodeView) -> None:
+        """A slot is taken, and its tenant has had its turn."""
         if task.tenant in self._quota_left:
             self._quota_left[task.tenant] -= 1
         self._take(task, node)
         self._now = self._start(task.tenant)
         share = max(1, self._view.shares.get(task.tenant, 1))
         self._served[task.tenant] = self._now + max(1, task.cost) / share
-        return node
 
     def _take(self, task: TaskView, node: NodeView) -> None:
         self._places.take(task, node)
@@ -350,7 +379,7 @@ def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int
         ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
         # What ran longer than was reckoned is likely to do so for some time more.
         rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
-        running.append(replace(run, rest_ms=rest_ms))
+        running.append(replace(run, rest_ms=rest_ms, ran_ms=ran_ms))
         cost_left += rest_ms * speed / 1_000
     return replace(view, running_cost=int(cost_left), running=tuple(running))
 

@@ -73,7 +73,9 @@ class RunningView:
     """A lease that is out; `task` is what it is for.
 
     `waits` says that it likely waits for a slot of its node, `rest_ms` how long it still takes once
-    it has one, as far as that can be reckoned.
+    it has one, as far as that can be reckoned.  `is_alone` says that another attempt may run beside
+    it (ledger.speculation), `ran_ms` since when it is known to run, and `told_ms` how long it still
+    takes by its own progress; None: that tells nothing.
     """
 
     attempt: str
@@ -81,6 +83,9 @@ class RunningView:
     task: TaskView
     waits: bool = False
     rest_ms: float = 0.0
+    is_alone: bool = False
+    ran_ms: int = 0
+    told_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from ledger.commands import (
     RemoveMember,
     ReportNode,
     RevokeMember,
+    SpeculateLeases,
     StartPlanning,
 )
 from ledger.orders import (
@@ -109,6 +110,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             jobs.fail_job(change, command)
         case GrantLeases():
             jobs.grant_leases(change, command)
+        case SpeculateLeases():
+            jobs.speculate_leases(change, command)
         case ExpireLeases():
             jobs.expire_leases(change, command)
         case ReleaseLeases():

@@ -28,6 +28,7 @@ from ledger.commands import (
     RefuseResult,
     ReleaseLeases,
     ReportNode,
+    SpeculateLeases,
     StartPlanning,
 )
 from ledger.orders import AddWatch, ForgetJobs, StepSweep
@@ -81,7 +82,14 @@ def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> 
 _OF_A_JOB = StartPlanning | PlanJob | PlanPieces | FailJob | AcceptResult | RefuseResult | FinishJob
 _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
 _OF_THE_COORDINATOR = (
-    GrantLeases | ExpireLeases | FormMesh | MigrateLedger | RecoverMesh | StepSweep | ForgetJobs
+    GrantLeases
+    | SpeculateLeases
+    | ExpireLeases
+    | FormMesh
+    | MigrateLedger
+    | RecoverMesh
+    | StepSweep
+    | ForgetJobs
 )
 
 
