@@ -379,8 +379,10 @@ def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int
         ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
         # What ran longer than was reckoned is likely to do so for some time more.
         rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
+        if run.told_ms is not None:
+            rest_ms = run.told_ms
         running.append(replace(run, rest_ms=rest_ms, ran_ms=ran_ms))
-        cost_left += rest_ms * speed / 1_000
+        cost_left += min(rest_ms * speed / 1_000, run.task.cost)
     return replace(view, running_cost=int(cost_left), running=tuple(running))
 
 

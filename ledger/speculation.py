@@ -91,9 +91,7 @@ def left_ms(run: RunningView, node: NodeView | None, idle: Idle) -> float:
     """How long this attempt likely still takes."""
     if node is None or not node.alive:
         return inf
-    if run.told_ms is not None:
-        return run.told_ms
-    if run.ran_ms > LATE * idle.takes_ms(run.task, node) + LATE_MS:
+    if run.told_ms is None and run.ran_ms > LATE * idle.takes_ms(run.task, node) + LATE_MS:
         return run.ran_ms
     return run.rest_ms
 

@@ -267,7 +267,7 @@ class Coordinator:
             a: now_ms if run.waits else self._began_ms.get(a, now_ms) for a, run in running.items()
         }
         self._note_waits(view, now_ms)
-        jobs = {run.task.job for run in view.running if run.is_alone}
+        jobs = {run.task.job for run in view.running}
         told = (progress for job in jobs for progress in self._progress(job))
         self._paces.note(running, told, now_ms)
         return self._known(view, now_ms)

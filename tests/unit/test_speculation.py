@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ledger.commands import SpeculateLeases
-from ledger.scheduler import decide
+from ledger.scheduler import decide, with_estimates
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView
 from ledger.speculation import A_JOB_MAX, GAIN, GAIN_MS, LATE_MS, explain_second
 from tests.unit.test_scheduler import leased, node, task, view
@@ -145,8 +145,15 @@ def test_a_quota_bounds_second_attempts_too() -> None:
 
 
 def test_its_own_progress_tells_more_than_its_nodes_speed() -> None:
-    assert seconds(at_the_end(90_000, run={"told_ms": 12_000.0})) == {}
-    assert seconds(at_the_end(1_000, run={"told_ms": 90_000.0})) == {"a": "bert"}
+    def told(ms: float, ran_ms: int) -> dict[str, str]:
+        seen = at_the_end(0, run={"told_ms": ms})
+        return seconds(with_estimates(seen, {"a": 0}, ran_ms))
+
+    # By its node's speed it takes a hundred seconds.
+    assert told(12_000, 1_000) == {}
+    assert told(90_000, 99_000) == {"a": "bert"}
+    # Late, and almost there.
+    assert told(2_000, 500_000) == {}
 
 
 def test_who_is_late_and_tells_nothing_is_thought_to_take_as_long_again() -> None:
