@@ -26,9 +26,9 @@ GAIN_MS: Final = 3_000
 """And that it must be sooner by: lease, slice and transfer are not reckoned."""
 A_JOB_MAX: Final = 4
 """Second attempts at parts of one film at a time: the slowest few are what its end waits for."""
-LATE: Final = 2.0
+LATE: Final = 1.5
 """Times what was reckoned; who takes longer and tells no progress likely takes as long again."""
-LATE_MS: Final = 10_000
+LATE_MS: Final = 5_000
 """In addition: fetching is not reckoned for parts."""
 
 

@@ -7,10 +7,9 @@ frames one by one, others a whole group of pictures after half a minute.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from ledger.scheduler_view import RunningView
-from node.work.progress import Phase, Progress
 
 WHILE_MS: Final = 10_000
 """The mean is over at least this: a machine has other things to do, too."""
@@ -24,11 +23,35 @@ POINTS_MAX: Final = 64
 """Remembered of one attempt; of more, every second one is as good."""
 
 
+class Told(Protocol):
+    """What an attempt told of itself (`node.work.progress.Progress`)."""
+
+    @property
+    def attempt(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """`encoding`, `verifying`, or something that has no frames."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """How many are done in this phase."""
+        ...
+
+    @property
+    def frames_total(self) -> int:
+        """Of how many; 0: nobody knows."""
+        ...
+
+
 @dataclass(slots=True)
 class _Pace:
     """One attempt in one phase; `points` are (ms, frames) at which it had moved."""
 
-    phase: Phase
+    phase: str
     total: int
     points: deque[tuple[int, int]]
     moves: int = 0
@@ -74,7 +97,7 @@ class Paces:
     def __init__(self) -> None:
         self._paces: dict[str, _Pace] = {}
 
-    def note(self, running: Iterable[str], told: Iterable[Progress], now_ms: int) -> None:
+    def note(self, running: Iterable[str], told: Iterable[Told], now_ms: int) -> None:
         """Takes what is told of these attempts, and forgets all others."""
         wanted = frozenset(running)
         self._paces = {a: pace for a, pace in self._paces.items() if a in wanted}

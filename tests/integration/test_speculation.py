@@ -41,7 +41,7 @@ def files_of(node: Node) -> list[Path]:
 @pytest.mark.slow
 def test_a_part_that_hangs_is_done_by_another_node_meanwhile(tmp_path: Path) -> None:
     with cluster(tmp_path, ["anna", "bert", "cleo"]) as nodes:
-        anna, bert, cleo = nodes
+        anna, _, cleo = nodes
         form(nodes, "--slots", "1")
         wait_for("all can work", lambda: all(n["slots"] for n in anna.cli("nodes")["nodes"]), 30)
         source = film(anna.films / "film.mkv")

@@ -8,7 +8,7 @@ import pytest
 from ledger.commands import SpeculateLeases
 from ledger.scheduler import decide, with_estimates
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView
-from ledger.speculation import A_JOB_MAX, GAIN, GAIN_MS, LATE_MS, explain_second
+from ledger.speculation import A_JOB_MAX, GAIN, GAIN_MS, LATE, LATE_MS, explain_second
 from tests.unit.test_scheduler import leased, node, task, view
 
 COST = 10_000
@@ -157,7 +157,7 @@ def test_its_own_progress_tells_more_than_its_nodes_speed() -> None:
 
 
 def test_who_is_late_and_tells_nothing_is_thought_to_take_as_long_again() -> None:
-    late_ms = 2 * 100_000 + LATE_MS
+    late_ms = int(LATE * 100_000 + LATE_MS)
     assert seconds(at_the_end(100, run={"ran_ms": late_ms})) == {}
     assert seconds(at_the_end(100, run={"ran_ms": late_ms + 1})) == {"a": "bert"}
 
