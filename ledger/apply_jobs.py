@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from ledger.change import Change, RefusedError
 from ledger.commands import (
@@ -29,6 +29,7 @@ from ledger.commands import (
     SpeculativeLease,
     StartPlanning,
 )
+from ledger.device_slots import DeviceLease, DeviceSlots, GrantDevices, from_text
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
@@ -125,7 +126,7 @@ def fail_job(change: Change, command: FailJob) -> None:
 # --- leases ---------------------------------------------------------------------------------------
 
 
-def grant_leases(change: Change, command: GrantLeases) -> None:
+def grant_leases(change: Change, command: GrantLeases | GrantDevices) -> None:
     """Leases tasks that are still ready to members that still belong; the rest are skipped."""
     token = change.token()
     _check_batch(command.leases)
@@ -133,19 +134,42 @@ def grant_leases(change: Change, command: GrantLeases) -> None:
         _grant(change, lease, token)
 
 
-def _grant(change: Change, lease: Lease, token: int) -> None:
+def _grant(change: Change, lease: Lease | DeviceLease, token: int) -> None:
+    device = _device_of(change, lease)
     task = change.rows.get(Task, lease.task)
     if (
         task is None
+        or device is None
         or task.state != "ready"
         or (task.kind in AT_OWNER and lease.node != task.owner)
         or not _may_be_leased(change, lease)
     ):
         return
     job = _job(change, task.job)
-    attempt = _begin(change, task, lease, token)
+    attempt = _begin(change, task, lease, device, token)
     move_task(change, task, "lease", attempts=attempt.number, backoff_ms=0)
-    move_job(change, job, "lease", node=lease.node)
+    move_job(change, job, "lease", node=lease.node, what=_told_of(task, device))
+
+
+_NAMELESS: Final = DeviceSlots(device="", label="", slots=0, encoders=())
+
+
+def _device_of(change: Change, lease: Lease | DeviceLease | SpeculativeLease) -> DeviceSlots | None:
+    """The device that a lease is for; None: its node has it no more."""
+    if isinstance(lease, Lease) or not lease.device:
+        return _NAMELESS
+    node = change.rows.get(Node, lease.node)
+    devices = from_text(node.device_slots) if node is not None else ()
+    return next((one for one in devices if one.device == lease.device), None)
+
+
+def _told_of(task: Task, device: DeviceSlots) -> str:
+    """What the history says of where a film is made: that a chip was wanted and another device took it, too."""
+    if task.kind != "whole" or not device.device:
+        return ""
+    wanted = task.needs[0] if task.needs else ""
+    told = f"on {device.device}"
+    return f"{told}, which falls back from {wanted}" if wanted not in device.encoders else told
 
 
 def speculate_leases(change: Change, command: SpeculateLeases) -> None:
@@ -163,22 +187,29 @@ def _speculate(change: Change, lease: SpeculativeLease, token: int) -> None:
     others = _live(change, task)
     if [other.id for other in others] != [lease.beside] or others[0].node == lease.node:
         return
-    if lease.node in task.excluded or not _may_be_leased(change, lease):
+    device = _device_of(change, lease)
+    if device is None or lease.node in task.excluded or not _may_be_leased(change, lease):
         return
     job = _job(change, task.job)
-    attempt = _begin(change, task, lease, token)
+    attempt = _begin(change, task, lease, device, token)
     change.rows.put(replace(task, attempts=attempt.number))
     what = f"{task.id} a second time beside {_name(change, others[0].node)}, which is slow with it"
     move_job(change, job, "lease", node=lease.node, what=what)
 
 
-def _may_be_leased(change: Change, lease: Lease | SpeculativeLease) -> bool:
+def _may_be_leased(change: Change, lease: Lease | DeviceLease | SpeculativeLease) -> bool:
     member = change.rows.get(Member, lease.node)
     is_new = change.rows.get(Attempt, lease.attempt) is None
     return member is not None and member.state == "active" and is_new
 
 
-def _begin(change: Change, task: Task, lease: Lease | SpeculativeLease, token: int) -> Attempt:
+def _begin(
+    change: Change,
+    task: Task,
+    lease: Lease | DeviceLease | SpeculativeLease,
+    device: DeviceSlots,
+    token: int,
+) -> Attempt:
     attempt = Attempt(
         id=lease.attempt,
         task=task.id,
@@ -188,6 +219,7 @@ def _begin(change: Change, task: Task, lease: Lease | SpeculativeLease, token: i
         state="leased",
         token=token,
         granted_at_ms=change.at_ms,
+        device=device.device,
     )
     change.rows.put(attempt)
     return attempt

@@ -11,6 +11,7 @@ only: no decision compares two machines' clocks).  Digests are BLAKE3, 64 hexade
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import Order
 from ledger.schema import FIRST_SCHEMA
 from ledger.submissions import SubmitFilms, SubmitJobs, SubmitPlacedFilms
@@ -267,11 +268,12 @@ class GrantLeases:
 @value
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculativeLease:
-    """One more lease of a task that `beside` holds and is slow with: to another node, as attempt `attempt`."""
+    """One more lease of a task that `beside` holds and is slow with: to another node's `device`, as attempt `attempt`."""
 
     task: str
     attempt: str
     node: str
+    device: str
     beside: str
 
 
@@ -402,6 +404,7 @@ Command = (
     | RecoverMesh
     | CreateInvitation
     | ReportNode
+    | ReportSlots
     | SubmitJobs
     | SubmitFilms
     | SubmitPlacedFilms
@@ -411,6 +414,7 @@ Command = (
     | FailJob
     | GrantLeases
     | SpeculateLeases
+    | GrantDevices
     | ExpireLeases
     | ReleaseLeases
     | FinishAttempt
@@ -427,6 +431,8 @@ SINCE: Final[dict[type[Command], int]] = {
     PlanPieces: 2,
     SubmitPlacedFilms: 3,
     SpeculateLeases: 3,
+    ReportSlots: 3,
+    GrantDevices: 3,
 } | dict.fromkeys(get_args(Order), 3)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 

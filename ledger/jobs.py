@@ -247,6 +247,8 @@ class Node(Row):
     reported_at_ms: int
     strikes: tuple[str, ...] = column(since=3, default=())
     quarantine: str = column(since=3, default="")
+    device_slots: str = column(since=3, default="[]")
+    """JSON (ledger.device_slots): the slots of each device; `slots` are those of the processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +325,7 @@ class Task(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt(Row):
-    """One lease of a task to a node and what became of it."""
+    """One lease of a task to a node and what became of it; `device` is where (ledger.device_slots)."""
 
     id: str
     task: str
@@ -351,6 +353,7 @@ class Attempt(Row):
     error_code: str = ""
     error: str = ""
     todo: str = ""
+    device: str = column(since=3, default="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

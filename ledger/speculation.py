@@ -49,12 +49,13 @@ class Idle(Protocol):
 
 
 def speculate(view: SchedulerView, idle: Idle) -> list[SpeculateLeases]:
-    """The second leases to grant now: one command or none."""
+    """The second leases to grant now: one command or none; the view's nodes are seats (ledger.seats)."""
     leases = tuple(
         SpeculativeLease(
             task=run.task.task,
             attempt=view.new_attempt_id(),
             node=node.node,
+            device=node.device,
             beside=run.attempt,
         )
         for run, node in islice(second_attempts(view, idle), LEASES_PER_COMMAND_MAX)
@@ -67,16 +68,15 @@ def second_attempts(view: SchedulerView, idle: Idle) -> Iterator[tuple[RunningVi
     holders = Counter(run.task.task for run in view.running)
     jobs = {run.task.task: run.task.job for run in view.running}
     twice = Counter(jobs[task] for task, count in holders.items() if count > 1)
-    nodes = {node.node: node for node in view.nodes}
+    seats = {node.seat: node for node in view.nodes}
     gain = GAIN_BUSY if view.later else GAIN
-    left = [(left_ms(run, nodes.get(run.node), idle), run) for run in view.running if _may(run)]
+    left = [(left_ms(run, seats.get(run.seat), idle), run) for run in view.running if _may(run)]
     for rest_ms, run in sorted(left, key=lambda one: -one[0]):
         others = [node for node in idle.idle_for(run.task) if node.node != run.node]
         if not others or twice[run.task.job] >= A_JOB_MAX:
             continue
-        took = {node.node: idle.takes_ms(run.task, node) for node in others}
-        best = min(others, key=lambda node: (took[node.node], node.node))
-        if took[best.node] > 0 and rest_ms > max(gain * took[best.node], took[best.node] + GAIN_MS):
+        took_ms, _, best = min((idle.takes_ms(run.task, seat), seat.seat, seat) for seat in others)
+        if took_ms > 0 and rest_ms > max(gain * took_ms, took_ms + GAIN_MS):
             twice[run.task.job] += 1
             idle.grant(run.task, best)
             yield run, best

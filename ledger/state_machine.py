@@ -39,6 +39,7 @@ from ledger.commands import (
     SpeculateLeases,
     StartPlanning,
 )
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import (
     AddWatch,
     ChangeJobs,
@@ -78,7 +79,7 @@ def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Ou
     return change.done()
 
 
-def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one arm for each kind of command
+def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912, PLR0915 - one arm for each kind of command
     match command:
         case FormMesh():
             members.form_mesh(change, command)
@@ -96,6 +97,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.create_invitation(change, command)
         case ReportNode():
             members.report_node(change, command)
+        case ReportSlots():
+            members.report_slots(change, command)
         case SubmitJobs():
             submissions.submit_jobs(change, command)
         case SubmitFilms():
@@ -108,7 +111,7 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             jobs.plan_job(change, command)
         case FailJob():
             jobs.fail_job(change, command)
-        case GrantLeases():
+        case GrantLeases() | GrantDevices():
             jobs.grant_leases(change, command)
         case SpeculateLeases():
             jobs.speculate_leases(change, command)

@@ -1,12 +1,16 @@
 """Rows of the ledger as the faces show them: pure translation, no decisions."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ledger.jobs import Attempt, Job, Task
+from ledger.device_slots import from_text
+from ledger.jobs import Attempt, Job, Node, Task
 from ledger.placing import labels_in, nodes_in
 from ledger.queries import Reader
+from ledger.seats import device_here
+from node.gateway.device_models import SlotsInfo
 from node.gateway.models import (
     AttemptInfo,
     Fault,
@@ -104,6 +108,7 @@ def attempt_info(attempt: Attempt, names: Names) -> AttemptInfo:
         number=attempt.number,
         node=names.get(attempt.node, attempt.node),
         state=attempt.state,
+        device=attempt.device,
         encoder=attempt.encoder,
         ffmpeg=attempt.ffmpeg,
         command_line=[str(word) for word in command] if isinstance(command, list) else [],
@@ -187,3 +192,19 @@ def _json(text: str) -> Any:  # noqa: ANN401 - any JSON
         return json.loads(text) if text else None
     except (ValueError, RecursionError):
         return None
+
+
+def device_slots(node: Node, leases: Sequence[Attempt]) -> list[SlotsInfo]:
+    """Slots and leases of each device of a node."""
+    devices = from_text(node.device_slots)
+    busy = Counter(device_here(attempt.device, devices) for attempt in leases)
+    return [
+        SlotsInfo(
+            device=one.device,
+            label=one.label,
+            slots=one.slots,
+            busy=busy[one.device],
+            encoders=list(one.encoders),
+        )
+        for one in devices
+    ]

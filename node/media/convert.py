@@ -19,6 +19,7 @@ from node.media.child import (
 )
 from node.media.command import command_line, decode_command, decode_parts_command
 from node.media.devices import Devices
+from node.media.encoders import FORMS
 from node.media.errors import BadResultError, MediaError
 from node.media.ffmpeg_binary import FFmpegBinary
 from node.media.judge import (
@@ -96,14 +97,19 @@ class Media:
         python: str,
         stall_ms: int = STALL_MS,
         devices: Mapping[str, tuple[str, ...]] | None = None,
+        cards: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        """`devices` are those of each encoder that needs one named."""
+        """`devices` are those of each encoder that needs one named; `cards` the same the other way round.
+
+        A card is a device by the name that leases have, with FFmpeg's name of it for each encoder.
+        """
         self.runner = runner
         self.ffmpeg = ffmpeg
         self.encoders = encoders
         self.python = python
         self.stall_ms = stall_ms
         self._devices = Devices(devices or {})
+        self.cards = dict(cards or {})
 
     async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
         """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
@@ -120,15 +126,18 @@ class Media:
         on_verify: OnProgress | None = None,
         threads: int = 0,
         without: Collection[str] = (),
+        card: str = "",
     ) -> Converted:
         """Makes `output` (which must not exist) of `source` and proves it; `without` these encoders.
+
+        On this `card`, with its encoders alone; on any where none is named.
 
         `probe` is the owner's, from the ledger: a source that changed or was cut since is noticed.
         Raises `ConversionError`, or `MediaError` before anything was started; the caller removes what
         lies at `output` then.  Cancelling kills FFmpeg and everything it started before it returns.
         """
-        plan = plan_whole(probe, profile, self.encoders.difference(without))
-        with self._devices.lent(plan.encoder) as device:
+        plan = plan_whole(probe, profile, self.encoders_at(card).difference(without))
+        with self._devices.lent(plan.encoder, self.cards.get(card, {}).get(plan.encoder)) as device:
             command = command_line(
                 plan, self.ffmpeg.path, source, output, threads=threads, device=device
             )
@@ -136,6 +145,13 @@ class Media:
         made = await self.prove(output, plan, report, on_verify or _ignore, threads)
         made = await self.timed(made, source, output, plan, how=probe.frames_by)
         return await self.looked_at(made, source, output, plan, profile)
+
+    def encoders_at(self, card: str) -> frozenset[str]:
+        """What works on a card; scalers and encoders of sound count everywhere.  Unknown cards: all of it."""
+        places = self.cards.get(card)
+        if places is None:
+            return self.encoders
+        return frozenset(name for name in self.encoders if name not in FORMS or name in places)
 
     async def timed(
         self, made: Converted, source: AnyPath, output: AnyPath, plan: EncodePlan, *, how: str

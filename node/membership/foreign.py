@@ -31,6 +31,7 @@ from ledger.commands import (
     SpeculateLeases,
     StartPlanning,
 )
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import AddWatch, ForgetJobs, StepSweep
 from ledger.queries import Reader
 from ledger.submissions import SubmitFilms, SubmitJobs
@@ -84,6 +85,7 @@ _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
 _OF_THE_COORDINATOR = (
     GrantLeases
     | SpeculateLeases
+    | GrantDevices
     | ExpireLeases
     | FormMesh
     | MigrateLedger
@@ -102,7 +104,12 @@ def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
     match command:
         case SubmitJobs() | SubmitFilms():
             return all(node == caller and is_plain_id(job) for job, node in _new_jobs(command))
-        case ReportNode(node=node) | ReleaseLeases(node=node) | AddWatch(node=node):
+        case (
+            ReportNode(node=node)
+            | ReportSlots(node=node)
+            | ReleaseLeases(node=node)
+            | AddWatch(node=node)
+        ):
             return node == caller
         case AddMember(member=member):
             return _is_itself(member)

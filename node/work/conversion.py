@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from ledger.commands import TEXT_BYTES_MAX
+from ledger.device_slots import CPU
 from ledger.jobs import Attempt, Job
 from mesh.errors import TransferError
 from node.consensus.proposer import bounded_text
@@ -57,6 +58,11 @@ class Shelf(Protocol):
         ...
 
 
+async def _at_once(_: Order) -> bool:
+    """For whoever counts no slots."""
+    return True
+
+
 class MediaConverter:
     """The worker's `Converter`: FFmpeg and the judgement of its result."""
 
@@ -66,6 +72,8 @@ class MediaConverter:
         shelf: Shelf,
         threads: Callable[[], int] = lambda: 0,
     ) -> None:
+        self.to_processor: Callable[[Order], Awaitable[bool]] = _at_once
+        """Waits for a slot of the processor when a chip failed; False: there is none."""
         self._media = media
         self._shelf = shelf
         self._threads = threads
@@ -157,6 +165,7 @@ class MediaConverter:
         probe = probe_from_json(order.job.probe_json)
         profile = profile_from_json(order.job.profile_json)
         failed: dict[str, str] = {}
+        card = order.attempt.device
         while True:
             try:
                 made = await media.convert(
@@ -168,16 +177,22 @@ class MediaConverter:
                     on_verify=watch.verifying,
                     threads=self._threads(),
                     without=failed,
+                    card=card,
                 )
             except ConversionError as error:
                 encoder = error.report.encoder
-                left = media.encoders.difference(failed, (encoder,))
-                if not may_fall_back(error.error, encoder) or not chosen_for(probe, profile, left):
+                if not may_fall_back(error.error, encoder):
                     raise
+                failed[encoder] = error.error.what
+                if not chosen_for(probe, profile, media.encoders_at(card).difference(failed)):
+                    # The processor makes what the chip could not, in a slot of its own.
+                    left = media.encoders_at(CPU).difference(failed)
+                    if not chosen_for(probe, profile, left) or not await self.to_processor(order):
+                        raise
+                    card = CPU
                 _log.warning(
                     "falls back", job=order.job.id, encoder=encoder, reason=error.error.what
                 )
-                failed[encoder] = error.error.what
                 await asyncio.to_thread(result.unlink, True)
             else:
                 return replace(made, report=_with_fallbacks(made.report, failed))

@@ -20,8 +20,9 @@ from ledger.commands import (
     PlanJob,
     PlanPieces,
 )
+from ledger.estimates import with_estimates
 from ledger.planned import planned_tasks
-from ledger.scheduler import decide, with_estimates
+from ledger.scheduler import decide
 from ledger.scheduler_view import (
     JobFacts,
     NodeView,

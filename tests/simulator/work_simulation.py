@@ -35,10 +35,11 @@ from ledger.commands import (
     TaskSpec,
     seal,
 )
+from ledger.estimates import with_estimates
 from ledger.jobs import Attempt, Job
 from ledger.orders import ReleaseNode
 from ledger.queries import Reader
-from ledger.scheduler import plan, with_estimates
+from ledger.scheduler import plan
 from ledger.scheduler_view import SchedulerView
 from ledger.schema import SCHEMA_VERSION
 from ledger.submissions import JobSpec, SubmitJobs
@@ -495,6 +496,7 @@ class WorkSimulation(MeshSimulation):
                     task=run.task.task,
                     attempt=self._attempt_id(),
                     node=self.random.choice(view.nodes).node,
+                    device="",
                     beside=run.attempt,
                 )
                 command = SpeculateLeases(leases=(lease,), granted_at_ms=0)

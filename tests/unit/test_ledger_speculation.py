@@ -18,7 +18,8 @@ from tests.unit.test_ledger_pieces import planned, task_states
 def second(*leases: tuple[str, str, str, str]) -> c.SpeculateLeases:
     """Leases as (task, attempt, node, beside)."""
     given = (
-        c.SpeculativeLease(task=t, attempt=a, node=n, beside=beside) for t, a, n, beside in leases
+        c.SpeculativeLease(task=t, attempt=a, node=n, device="", beside=beside)
+        for t, a, n, beside in leases
     )
     return c.SpeculateLeases(leases=tuple(given), granted_at_ms=8)
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ledger.commands import SpeculateLeases
-from ledger.scheduler import decide, with_estimates
+from ledger.estimates import with_estimates
+from ledger.scheduler import decide
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView
 from ledger.speculation import A_JOB_MAX, GAIN, GAIN_MS, LATE, LATE_MS, explain_second
 from tests.unit.test_scheduler import leased, node, task, view
