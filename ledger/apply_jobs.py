@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
+from ledger.apply_leases import check_batch, live_attempts, name_of
 from ledger.change import Change, RefusedError
 from ledger.commands import (
     ATTEMPTS_MAX,
-    LEASES_PER_COMMAND_MAX,
     TASKS_PER_PLAN_MAX,
     TEXT_BYTES_MAX,
     AcceptResult,
@@ -18,22 +18,16 @@ from ledger.commands import (
     FailJob,
     FinishAttempt,
     FinishJob,
-    GrantLeases,
-    Lease,
     PieceSpec,
     PlanJob,
     PlanPieces,
     RefuseResult,
     ReleaseLeases,
-    SpeculateLeases,
-    SpeculativeLease,
     StartPlanning,
 )
-from ledger.device_slots import DeviceLease, DeviceSlots, GrantDevices, from_text
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
-    LIVE,
     OVERTAKEN,
     PARTS,
     PLANNED_AT_ONCE,
@@ -126,119 +120,9 @@ def fail_job(change: Change, command: FailJob) -> None:
 # --- leases ---------------------------------------------------------------------------------------
 
 
-def grant_leases(change: Change, command: GrantLeases | GrantDevices) -> None:
-    """Leases tasks that are still ready to members that still belong; the rest are skipped."""
-    token = change.token()
-    _check_batch(command.leases)
-    for lease in command.leases:
-        _grant(change, lease, token)
-
-
-def _grant(change: Change, lease: Lease | DeviceLease, token: int) -> None:
-    device = _device_of(change, lease)
-    task = change.rows.get(Task, lease.task)
-    if (
-        task is None
-        or device is None
-        or task.state != "ready"
-        or (task.kind in AT_OWNER and lease.node != task.owner)
-        or not _may_be_leased(change, lease)
-    ):
-        return
-    job = _job(change, task.job)
-    attempt = _begin(change, task, lease, device, token)
-    move_task(change, task, "lease", attempts=attempt.number, backoff_ms=0)
-    move_job(change, job, "lease", node=lease.node, what=_told_of(task, device))
-
-
-_NAMELESS: Final = DeviceSlots(device="", label="", slots=0, encoders=())
-
-
-def _device_of(change: Change, lease: Lease | DeviceLease | SpeculativeLease) -> DeviceSlots | None:
-    """The device that a lease is for; None: its node has it no more."""
-    if isinstance(lease, Lease) or not lease.device:
-        return _NAMELESS
-    node = change.rows.get(Node, lease.node)
-    devices = from_text(node.device_slots) if node is not None else ()
-    return next((one for one in devices if one.device == lease.device), None)
-
-
-def _told_of(task: Task, device: DeviceSlots) -> str:
-    """What the history says of where a film is made: that a chip was wanted and another device took it, too."""
-    if task.kind != "whole" or not device.device:
-        return ""
-    wanted = task.needs[0] if task.needs else ""
-    told = f"on {device.device}"
-    return f"{told}, which falls back from {wanted}" if wanted not in device.encoders else told
-
-
-def speculate_leases(change: Change, command: SpeculateLeases) -> None:
-    """Leases parts a second time beside those who are slow with them; what changed meanwhile is skipped."""
-    token = change.token()
-    _check_batch(command.leases)
-    for lease in command.leases:
-        _speculate(change, lease, token)
-
-
-def _speculate(change: Change, lease: SpeculativeLease, token: int) -> None:
-    task = change.rows.get(Task, lease.task)
-    if task is None or task.state != "leased" or task.kind not in TWICE:
-        return
-    others = _live(change, task)
-    if [other.id for other in others] != [lease.beside] or others[0].node == lease.node:
-        return
-    device = _device_of(change, lease)
-    if device is None or lease.node in task.excluded or not _may_be_leased(change, lease):
-        return
-    job = _job(change, task.job)
-    attempt = _begin(change, task, lease, device, token)
-    change.rows.put(replace(task, attempts=attempt.number))
-    what = f"{task.id} a second time beside {_name(change, others[0].node)}, which is slow with it"
-    move_job(change, job, "lease", node=lease.node, what=what)
-
-
-def _may_be_leased(change: Change, lease: Lease | DeviceLease | SpeculativeLease) -> bool:
-    member = change.rows.get(Member, lease.node)
-    is_new = change.rows.get(Attempt, lease.attempt) is None
-    return member is not None and member.state == "active" and is_new
-
-
-def _begin(
-    change: Change,
-    task: Task,
-    lease: Lease | DeviceLease | SpeculativeLease,
-    device: DeviceSlots,
-    token: int,
-) -> Attempt:
-    attempt = Attempt(
-        id=lease.attempt,
-        task=task.id,
-        job=task.job,
-        node=lease.node,
-        number=task.attempts + 1,
-        state="leased",
-        token=token,
-        granted_at_ms=change.at_ms,
-        device=device.device,
-    )
-    change.rows.put(attempt)
-    return attempt
-
-
-def _live(change: Change, task: Task) -> list[Attempt]:
-    """The attempts at a task that may still give its result; more than one only of parts."""
-    found = change.rows.where(Attempt, task=task.id)
-    return [attempt for attempt in found if attempt.state in LIVE]
-
-
-def _name(change: Change, node: str) -> str:
-    member = change.rows.get(Member, node)
-    return node if member is None else member.name
-
-
 def expire_leases(change: Change, command: ExpireLeases) -> None:
     """Takes leases back from silent workers; what was handed back in time stays."""
-    _check_batch(command.attempts)
+    check_batch(command.attempts)
     for attempt_id in command.attempts:
         attempt = change.rows.get(Attempt, attempt_id)
         if attempt is not None and attempt.state == "leased":
@@ -247,7 +131,7 @@ def expire_leases(change: Change, command: ExpireLeases) -> None:
 
 def release_leases(change: Change, command: ReleaseLeases) -> None:
     """A worker gives its own leases back; nobody is to blame."""
-    _check_batch(command.attempts)
+    check_batch(command.attempts)
     for attempt_id in command.attempts:
         attempt = change.rows.get(Attempt, attempt_id)
         if attempt is not None and attempt.state == "leased" and attempt.node == command.node:
@@ -326,9 +210,9 @@ def accept_result(change: Change, command: AcceptResult) -> None:
 def _keep(change: Change, attempt: Attempt, task: Task, job: Job) -> None:
     """The owner holds a part; who works on it as well stops, and with the last one the film can be assembled."""
     move_attempt(change, attempt, "keep")
-    for other in _live(change, task) if task.kind in TWICE else ():
+    for other in live_attempts(change, task) if task.kind in TWICE else ():
         if other.id != attempt.id:
-            what = f"another machine was faster, {_name(change, attempt.node)}"
+            what = f"another machine was faster, {name_of(change, attempt.node)}"
             move_attempt(change, other, "abandon", error_code=OVERTAKEN, error=what)
     move_task(change, task, "keep")
     move_job(change, job, "part", node=attempt.node)
@@ -386,7 +270,7 @@ def _end(
     excluded = task.excluded
     if ended.failure == "encoder" and attempt.node not in excluded:
         excluded = (*excluded, attempt.node)
-    others = _live(change, task) if task.kind in TWICE else []
+    others = live_attempts(change, task) if task.kind in TWICE else []
     # However often it failed: who works on it as well may bring it to its end.
     hopeless = ended.failure == "input" or (tries >= ATTEMPTS_MAX and not others)
     if hopeless or not (others or _somebody_is_left(change, task, excluded)):
@@ -480,12 +364,6 @@ def _expect(attempt: Attempt, state: str) -> None:
 def _expect_job(attempt: Attempt, job: str) -> None:
     if attempt.job != job:
         raise RefusedError("conflict", f"attempt {attempt.id} is none of job {job}")
-
-
-def _check_batch(batch: Sequence[object]) -> None:
-    # Bounds the history that one command writes as well (EVENTS_PER_COMMAND_BITS).
-    if len(batch) > LEASES_PER_COMMAND_MAX:
-        raise RefusedError("usage", f"at most {LEASES_PER_COMMAND_MAX} leases in one command")
 
 
 def _kept(report: AttemptReport) -> dict[str, Any]:

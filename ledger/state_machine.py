@@ -8,6 +8,7 @@ formed.
 from typing import assert_never
 
 from ledger import apply_jobs as jobs
+from ledger import apply_leases as leases
 from ledger import apply_members as members
 from ledger import apply_orders as orders
 from ledger import apply_submissions as submissions
@@ -112,9 +113,9 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912, PLR09
         case FailJob():
             jobs.fail_job(change, command)
         case GrantLeases() | GrantDevices():
-            jobs.grant_leases(change, command)
+            leases.grant_leases(change, command)
         case SpeculateLeases():
-            jobs.speculate_leases(change, command)
+            leases.speculate_leases(change, command)
         case ExpireLeases():
             jobs.expire_leases(change, command)
         case ReleaseLeases():

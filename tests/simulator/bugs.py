@@ -186,7 +186,7 @@ _keep = apply_jobs._keep
 
 
 def _keep_and_let_the_other_go_on(change: Any, attempt: Any, task: Any, job: Any) -> None:
-    others = [a for a in apply_jobs._live(change, task) if a.id != attempt.id]
+    others = [a for a in apply_jobs.live_attempts(change, task) if a.id != attempt.id]
     _keep(change, attempt, task, job)
     for other in others:
         change.rows.put(other)

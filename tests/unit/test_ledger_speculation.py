@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from ledger import commands as c
+from ledger.device_slots import DeviceSlots, ReportSlots
 from ledger.invariants import violations
 from ledger.jobs import Attempt, Task
 from ledger.orders import Action, ChangeJobs
@@ -236,6 +237,19 @@ def test_what_the_coordinator_saw_too_late_is_skipped() -> None:
     ledger.planned("whole")
     ledger.leased("whole", "w", "bert")
     skipped(ledger, ("whole-t", "b2", "carl", "w"))
+
+
+def test_a_second_lease_names_its_device_as_the_first_does() -> None:
+    ledger = planned(chunks=2, sound=False)
+    cpu = DeviceSlots(device="cpu", label="", slots=2, encoders=("libsvtav1",))
+    ledger.must(ReportSlots(node="carl", devices=(cpu,)))
+    ledger.must(grant(("j-0", "a", "bert")))
+    lease = c.SpeculativeLease(task="j-0", attempt="b", node="carl", device="gpu0", beside="a")
+    ledger.must(c.SpeculateLeases(leases=(lease,), granted_at_ms=8))
+    assert ledger.reader.attempt("b") is None
+    lease = replace(lease, device="cpu")
+    ledger.must(c.SpeculateLeases(leases=(lease,), granted_at_ms=8))
+    assert attempt(ledger, "b").device == "cpu"
 
 
 def test_frames_of_a_part_count_once() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ledger.commands import SpeculateLeases
+from ledger.device_slots import DeviceSlots
 from ledger.estimates import with_estimates
 from ledger.scheduler import decide
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView
@@ -79,6 +80,19 @@ def test_the_fastest_of_those_that_idle_helps() -> None:
 )
 def test_who_cannot_do_it_does_not_help(other: NodeView) -> None:
     assert seconds(at_the_end(10**9, other)) == {}
+
+
+def test_of_a_machine_the_device_that_can_do_it_helps_and_never_another_of_the_slow_one() -> None:
+    cpu = DeviceSlots(device="cpu", label="", slots=1, encoders=("x",))
+    chip = DeviceSlots(device="gpu0", label="", slots=1, encoders=("y",))
+    other = DeviceSlots(device="gpu1", label="", slots=1, encoders=("x",))
+    run = chunk("a", "slow", rest_ms=90_000, device="cpu")
+    beside = slow(devices=(cpu, other))
+    both = view([], [beside, idle(devices=(cpu, chip))], running=(run,))
+    (command,) = decide(both, 0).commands
+    assert isinstance(command, SpeculateLeases)
+    assert [(one.node, one.device) for one in command.leases] == [("bert", "cpu")]
+    assert seconds(view([], [beside, idle(devices=(chip,))], running=(run,))) == {}
 
 
 def test_who_failed_at_it_does_not_help() -> None:
