@@ -13,17 +13,20 @@ done it sooner is asked back.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
 from ledger.device_slots import CPU, DeviceLease, GrantDevices
+from ledger.estimates import Speeds
 from ledger.jobs import AT_OWNER, can_do
 from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
 from ledger.placing import lacks
-from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
+from ledger.scheduler_view import NodeView, SchedulerView, TaskView, Turns
 from ledger.seats import choice_at, is_at_processor, wanted_most, with_seats
+from ledger.speculation import speculate
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
@@ -39,8 +42,6 @@ BACK_MS: Final = 2_000
 """What a lease that is asked back must win by at least: asking and granting anew take a heartbeat."""
 LATE_TIMES: Final = 2
 """Times the time that a lease may be granted ahead: one that likely waits longer, because others take longer than was reckoned or more urgent ones came, is asked back."""
-OVERRUN: Final = 0.1
-"""Of the time that it ran, where that is more than was reckoned for all of it."""
 PRIORITY_MAX: Final = 1 << 31
 NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
@@ -62,18 +63,21 @@ def plan(view: SchedulerView, now_ms: int) -> list[Command]:
 
 def decide(view: SchedulerView, now_ms: int) -> Decision:
     """The leases to grant now, in batches, the turns that follow from them, and what to ask back."""
-    round_ = _Round(with_seats(view), now_ms)
+    seats = with_seats(view)
+    round_ = _Round(seats, now_ms)
     leases = [
         DeviceLease(
             task=task.task, attempt=view.new_attempt_id(), node=node.node, device=node.device
         )
         for task, node in round_.matches()
     ]
-    commands = tuple(
+    commands = [
         _granted(leases[start : start + LEASES_PER_COMMAND_MAX], view.granted_at_ms)
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
-    )
-    return Decision(commands=commands, turns=round_.turns(), back=tuple(round_.back()))
+    ]
+    back = tuple(round_.back())
+    commands += speculate(seats, round_)
+    return Decision(commands=tuple(commands), turns=round_.turns(), back=back)
 
 
 def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Command:
@@ -154,6 +158,27 @@ class _Round:
                 self._take(run.task, best)
                 yield run.node, run.attempt
 
+    # --- what is left when nothing more is leased: `ledger.speculation.Idle` -------------------------
+
+    @cached_property
+    def _not_leased(self) -> list[TaskView]:
+        """One of each kind."""
+        return list({_kind(o): o for o in self._tasks if o.task not in self._leased}.values())
+
+    def idle_for(self, task: TaskView) -> Sequence[NodeView]:
+        """Nodes with a slot that can do it and no task that waits."""
+        if self._quota_left.get(task.tenant, 1) <= 0:
+            return []
+        able = [node for node in self._open_for(task) if self._places.is_free(node)]
+        wanted = self._not_leased
+        can = self._places.can
+        return [n for n in able if can(task, n) and not any(can(other, n) for other in wanted)]
+
+    def takes_ms(self, task: TaskView, node: NodeView) -> float:
+        """How long it takes there; 0 where no speed was measured."""
+        known = self._places.speeds.known(task.profile)
+        return self._places.takes_ms(task, node) if known else 0.0
+
     def _in_turn(self) -> Iterator[TaskView]:
         """Tasks in their order; whose turn is next depends on what was leased so far."""
         queues: dict[int, dict[str, deque[TaskView]]] = {}
@@ -187,13 +212,17 @@ class _Round:
         if node is None:
             return None
         self._leased.add(task.task)
+        self.grant(task, node)
+        return node
+
+    def grant(self, task: TaskView, node: NodeView) -> None:
+        """A slot is taken, and its tenant has had its turn."""
         if task.tenant in self._quota_left:
             self._quota_left[task.tenant] -= 1
         self._take(task, node)
         self._now = self._start(task.tenant)
         share = max(1, self._view.shares.get(task.tenant, 1))
         self._served[task.tenant] = self._now + max(1, task.cost) / share
-        return node
 
     def _has_free(self, task: TaskView) -> bool:
         """Whether a slot is free that such tasks may have."""
@@ -217,7 +246,7 @@ class _Round:
         kind = _kind(task)
         if kind not in self._able:
             self._able[kind] = [
-                node for node in self._view.nodes if _takes_work(node) and not _unable(task, node)
+                node for node in self._view.nodes if node.takes_work and not _unable(task, node)
             ]
         return self._able[kind]
 
@@ -244,11 +273,11 @@ class _Places:
     """Slots, the lines at them and disks, as they are left while leases are chosen."""
 
     def __init__(self, view: SchedulerView) -> None:
-        self.speeds = _Speeds(view)
+        self.speeds = Speeds(view)
         self._ahead = view.ahead
         self._lines = lines_of(view)
         self._disks = {node.node: node.free_bytes for node in view.nodes}
-        working = [node.seat for node in view.nodes if _takes_work(node)]
+        working = [node.seat for node in view.nodes if node.takes_work]
         self.free = sum(max(0, self._lines[name].free) for name in working)
         """Slots that are left."""
 
@@ -325,62 +354,6 @@ def _fetch_ms(task: TaskView, node: NodeView) -> float:
     return 1_000 * task.source_bytes / max(1, node.links.get(task.owner, LINK_BYTES_S))
 
 
-class _Speeds:
-    """Cost units a second of each node by profile; of what was not measured the mean of the others."""
-
-    def __init__(self, view: SchedulerView) -> None:
-        self._nodes = [node for node in view.nodes if _takes_work(node) and node.slots > 0]
-        costs = [task.cost for task in view.tasks]
-        mean = sum(costs) / len(costs) if costs else 0
-        self._left = sum(costs) + view.running_cost + view.later * mean
-        self._means: dict[str, float] = {}
-        self._ends: dict[tuple[str, frozenset[str]], float] = {}
-
-    def known(self, profile: str) -> bool:
-        return self._mean(profile) > 0
-
-    def of(self, node: NodeView, profile: str) -> float:
-        return max(1.0, node.speeds.get(profile) or self._mean(profile))
-
-    def all_done_ms(self, profile: str, able: Sequence[NodeView]) -> float:
-        """When all that is left would be done, were it spread evenly; devices count that can do such tasks."""
-        devices = frozenset(node.seat for node in able if node.device)
-        key = profile, devices
-        if key not in self._ends:
-            speed = sum(
-                self.of(node, profile) * node.slots
-                for node in self._nodes
-                if not node.device or node.seat in devices
-            )
-            self._ends[key] = 1_000 * self._left / max(1.0, speed)
-        return self._ends[key]
-
-    def _mean(self, profile: str) -> float:
-        if profile not in self._means:
-            found = [speed for n in self._nodes if (speed := n.speeds.get(profile, 0)) > 0]
-            self._means[profile] = sum(found) / len(found) if found else 0.0
-        return self._means[profile]
-
-
-def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int) -> SchedulerView:
-    """The view with how long each lease still takes; `since_ms` says since when each attempt runs."""
-    seats = with_seats(view)
-    speeds = _Speeds(seats)
-    nodes = {node.seat: node for node in seats.nodes}
-    running: list[RunningView] = []
-    cost_left = 0.0
-    for run in view.running:
-        if (node := nodes.get(run.seat)) is None:
-            continue
-        speed = speeds.of(node, run.task.profile)
-        ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
-        # What ran longer than was reckoned is likely to do so for some time more.
-        rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
-        running.append(replace(run, rest_ms=rest_ms))
-        cost_left += rest_ms * speed / 1_000
-    return replace(view, running_cost=int(cost_left), running=tuple(running))
-
-
 # --- why a task waits -------------------------------------------------------------------------------
 
 
@@ -445,10 +418,6 @@ def _named(names: Sequence[str]) -> str:
     shown = ", ".join(sorted(names)[:NAMED_MAX])
     more = len(names) - NAMED_MAX
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _takes_work(node: NodeView) -> bool:
-    return node.role != "witness" and node.alive and not node.closed
 
 
 def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -> Iterator[str]:

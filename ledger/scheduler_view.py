@@ -76,13 +76,20 @@ class NodeView:
         """Its name among all devices."""
         return seat_of(self.node, self.device)
 
+    @property
+    def takes_work(self) -> bool:
+        """Whether it may get any task now."""
+        return self.role != "witness" and self.alive and not self.closed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningView:
     """A lease that is out; `task` is what it is for, `device` where on its node.
 
     `waits` says that it likely waits for a slot of its node, `rest_ms` how long it still takes once
-    it has one, as far as that can be reckoned.
+    it has one, as far as that can be reckoned.  `is_alone` says that another attempt may run beside
+    it (ledger.speculation), `ran_ms` since when it is known to run, and `told_ms` how long it still
+    takes by its own progress; None: that tells nothing.
     """
 
     attempt: str
@@ -91,6 +98,9 @@ class RunningView:
     waits: bool = False
     rest_ms: float = 0.0
     device: str = ""
+    is_alone: bool = False
+    ran_ms: int = 0
+    told_ms: float | None = None
 
     @property
     def seat(self) -> str:

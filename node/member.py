@@ -206,6 +206,7 @@ class MemberNode:
                 kept=history,
             ),
             standing=self.standing_of,
+            progress=self.board.of,
         )
 
     def standing_of(self, node: NodeId) -> Standing:

@@ -18,8 +18,9 @@ from ledger.device_slots import (
     speed_key,
     to_text,
 )
+from ledger.estimates import with_estimates
 from ledger.placing import place_of
-from ledger.scheduler import decide, explain, with_estimates
+from ledger.scheduler import decide, explain
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView
 from ledger.seats import with_seats
 from node.media.cards import SlotRules, cards_of, slots_of
