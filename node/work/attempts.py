@@ -105,10 +105,11 @@ class Results(Protocol):
 class Turn:
     """An attempt's slot: it waits for it, has it, and lets it go once its result is kept."""
 
-    def __init__(self, free: Callable[[], None]) -> None:
-        """`free` is called when others may have the slot."""
+    def __init__(self, free: Callable[[], None], device: str = "") -> None:
+        """`free` is called when others may have the slot; it is one of `device`."""
         self._given = asyncio.Event()
         self._free = free
+        self.device = device
         self.is_over = False
 
     @property
@@ -127,6 +128,13 @@ class Turn:
 
     async def wait(self) -> None:
         """Until it has one."""
+        await self._given.wait()
+
+    async def move(self, device: str) -> None:
+        """Lets its slot go and waits for one of another device."""
+        self.device = device
+        self._given.clear()
+        self._free()
         await self._given.wait()
 
     def end(self) -> None:
