@@ -6,7 +6,8 @@ with every coordinator, which waits one lease time before it expires anything.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -37,7 +38,7 @@ from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
 from node.consensus.driver import Driver
-from node.consensus.news import follow
+from node.consensus.news import Look, follow
 from node.consensus.proposer import Proposer
 from node.consensus.replica import Replica
 from node.membership.voters import Voters
@@ -57,7 +58,7 @@ IDLE_ROUND_S: Final = 2.0
 SPEEDS_MS: Final = 15_000
 """Speeds of nodes are measured anew so often: they are means over many films."""
 FIRST_SPEEDS_MS: Final = 1_000
-"""And so often while something is ready whose profile nobody has done yet."""
+"""And so often while something is ready whose profile nobody has done yet, or a node at work not."""
 COMING_MAX: Final = 64
 """Submissions whose first film's plan may follow before they are applied: that takes milliseconds."""
 ORPHANS_MS: Final = 500
@@ -167,21 +168,30 @@ class Coordinator:
     async def _schedule(self) -> None:
         await follow(self._driver.news.work, self._look)
 
-    async def _look(self) -> float:
-        """One round; how long until the next at most."""
-        if not self._driver.is_leader:
-            return IDLE_ROUND_S
+    async def _look(self) -> Look:
+        """One round."""
+        look = Look(IDLE_ROUND_S)
+        if self._driver.is_leader:
+            with self._survived():
+                look = Look(ROUND_S)
+                look = await self._round()
+        return look
+
+    @contextmanager
+    def _survived(self) -> Generator[None]:
+        """Whatever one round meets, the next looks anew: a coordinator never stops deciding."""
         try:
-            return ROUND_S if await self._round() else IDLE_ROUND_S
+            yield
         except StorageError:
             raise
         except DarkStreamError as error:
-            # Whatever one round meets, the next looks anew: a coordinator never stops deciding.
             _log.warning("a round of leases failed", reason=error.what)
-            return ROUND_S
 
-    async def _round(self) -> bool:
-        """Expires and grants; whether a lease runs or a task waits, whose clocks want another look soon."""
+    async def _round(self) -> Look:
+        """Expires and decides.
+
+        While a lease runs or a task waits, their clocks want another look soon.
+        """
         now_ms, seen = clock.monotonic_ms(), self._driver.news.work.count
         self._at_rest = None
         read = await self._read(now_ms)
@@ -198,10 +208,16 @@ class Coordinator:
         for node, attempt in decision.back:
             back[node] = (*back.get(node, ()), attempt)
         self._back = back
-        await self._grant(decision.commands)
         if not view.tasks and not self._granting:
             self._at_rest = seen, read
-        return bool(view.running or view.tasks)
+        again_s = ROUND_S if view.running or view.tasks else IDLE_ROUND_S
+        if not decision.commands:
+            return Look(again_s)
+        return Look(again_s, found=True, then=self._grant_all(decision.commands))
+
+    async def _grant_all(self, commands: Sequence[Granting]) -> None:
+        with self._survived():
+            await self._grant(commands)
 
     async def _grant(self, commands: Sequence[Granting]) -> None:
         for command in commands:
@@ -312,9 +328,14 @@ class Coordinator:
             tasks = tuple(task for task in view.tasks if task.task not in granting)
             view = replace(view, tasks=tasks)
         old_ms = now_ms - self._speeds[0]
-        profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
+        speeds = self._speeds[1]
+        profiles = {profile for known in speeds.values() for profile in known}
         tasks = (*view.tasks, *(run.task for run in view.running if run.is_alone))
         new = any(task.profile not in profiles for task in tasks)
+        # Only where its speed is known a node is leased ahead of its slots.
+        new |= bool(view.tasks) and any(
+            run.task.profile not in speeds.get(run.node, {}) for run in view.running
+        )
         if old_ms > SPEEDS_MS or (new and old_ms > FIRST_SPEEDS_MS):
             self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
         return view
