@@ -160,5 +160,10 @@ def run(words: list[str]) -> dict[str, Any]:
             raise SystemExit(2)
 
 
+def main(words: list[str]) -> int:
+    """Prints one JSON object; the exit code."""
+    return answered(run, words, broken="joining broke off", code="result_damaged")
+
+
 if __name__ == "__main__":
-    sys.exit(answered(run, sys.argv[1:], broken="joining broke off", code="result_damaged"))
+    sys.exit(main(sys.argv[1:]))
