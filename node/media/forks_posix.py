@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -20,7 +20,7 @@ from node.media.child import HELD, ChildRunner, HeldFile, Limits, RunResult, tex
 from node.media.warm import COLD, MESSAGE_BYTES_MAX, Asked, end_of, to_bytes
 
 IDLE_S: Final = 60.0
-"""It holds some 20 MB of its own; between the chunks of a film seconds pass."""
+"""It holds some 35 MB of its own; between the chunks of a film seconds pass."""
 BEGUN_S: Final = 30.0
 """What importing takes on the slowest machine under load; then it hangs."""
 COLD_MS: Final = 60_000
@@ -56,19 +56,24 @@ class WarmChildren:
         child = None if mother is None else mother.ask(message, asked.held)
         if mother is None or child is None:
             return None
+        beginning = asyncio.ensure_future(child.begin())
         try:
-            await child.listen()
             async with asyncio.timeout(BEGUN_S):
-                begun = await child.begun()
+                begun = await asyncio.shield(beginning)
         except TimeoutError:
             begun = False
             self._cold_until_ms = monotonic_ms() + COLD_MS
             mother.kill()
+            await _end_of(beginning)
         except asyncio.CancelledError:
-            await _undo(mother, child)
+            if mother.children == 1:
+                mother.kill()  # with nobody else's beside it both go at once
+            await _end_of(asyncio.ensure_future(_unwanted(beginning, child)))
+            mother.forget(child)
             raise
         if not begun:
             mother.forget(child)
+            child.close()
             return None
         child.on_end(mother.forget)
         return child
@@ -88,16 +93,19 @@ class WarmChildren:
             await self._mother.close()
 
 
-async def _undo(mother: "_Mother", child: "Forked") -> None:
-    """A child on its way that is not wanted any more; with nobody else's beside it, both go at once."""
-    if mother.children == 1:
-        mother.kill()
-    ending = asyncio.ensure_future(child.ended_unwanted())
-    while not ending.done():  # nor cancelled once more
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait((ending,))
+async def _unwanted(beginning: "asyncio.Future[bool]", child: "Forked") -> None:
+    """Ends a child that was on its way, as soon as it is there."""
+    if await beginning:
+        child.kill()
+        await child.wait()
     child.close()
-    mother.forget(child)
+
+
+async def _end_of(task: "asyncio.Future[Any]") -> None:
+    """Waits for a task, however often it is cancelled itself."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait((task,))
 
 
 class _Mother:
@@ -198,10 +206,6 @@ class Forked:
         self._pipes: list[asyncio.BaseTransport] = []
         self._ending: asyncio.Task[int] | None = None
 
-    async def listen(self) -> None:
-        """Begins to hear it."""
-        self.stdout, self.stderr, self._told = [await self._reader(n) for n in self._reads]
-
     async def _reader(self, number: int) -> asyncio.StreamReader:
         reader = asyncio.StreamReader(limit=READ_BYTES)
         pipe_end, _ = await self._loop.connect_read_pipe(
@@ -210,9 +214,9 @@ class Forked:
         self._pipes.append(pipe_end)
         return reader
 
-    async def begun(self) -> bool:
-        """Waits until it leads a group of its own; False when it never will."""
-        assert self._told is not None
+    async def begin(self) -> bool:
+        """Hears it from now on, and waits until it leads a group of its own; False: it never will."""
+        self.stdout, self.stderr, self._told = [await self._reader(n) for n in self._reads]
         pid = end_of(await self._told.readline())
         if pid is None:
             return False
@@ -230,12 +234,6 @@ class Forked:
         """Calls when it is over."""
         assert self._ending is not None
         self._ending.add_done_callback(lambda _: call(self))
-
-    async def ended_unwanted(self) -> None:
-        """Kills it as soon as it is there, and waits for its end."""
-        if self._told is not None and (self.pid or await self.begun()):
-            self.kill()
-            await self.wait()
 
     async def wait(self) -> int:
         """Its exit code, when it is over."""

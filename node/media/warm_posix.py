@@ -112,12 +112,10 @@ def become(data: bytes, given: Sequence[int], readied: int, parent: int) -> None
         place(given, asked.held)
         bounded(parent, asked.nice, asked.memory, asked.size, asked.seconds)
         code = did(asked)
-    except BaseException:  # noqa: BLE001 - as an interpreter ends: told on stderr, with code 1
-        traceback.print_exc()
     finally:
-        # Nothing of the parent's is to be ended here.
-        with suppress(OSError):
-            sys.stderr.flush()
+        # As an interpreter ends, but that nothing of the parent's is ended here.
+        if sys.exc_info()[1] is not None:
+            traceback.print_exc()
         os._exit(code)
 
 
