@@ -19,6 +19,7 @@ from ledger.jobs import Attempt, Job, Task
 from node.media.child import AnyPath, Limits, OnProgress, RunResult
 from node.media.command import Parts
 from node.media.convert import ConversionError, Media
+from node.media.cut_av import CHANGES
 from node.media.errors import MediaError
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
@@ -28,7 +29,7 @@ from node.work.order import Order
 from node.work.splitting import JobPlan
 from tests.film_apart import Apart, media_of, now, quick, whole
 from tests.fingerprint import farthest, frames_of, numbers_of
-from tests.media_clips import Clips, ffmpeg, packaged_clip
+from tests.media_clips import Clips, ffmpeg, make, packaged_clip
 
 OTHERS = [name for name in os.environ.get("DARKSTREAM_TEST_FFMPEG", "").split(":") if name]
 SYNC_US = 5_000
@@ -303,6 +304,23 @@ def test_what_may_not_be_split_says_why(
     )
     assert isinstance(why, str)
     assert why.startswith(("in ", "it ", "its ", "packets "))
+
+
+@pytest.mark.parametrize(("ending", "sizes"), [("mkv", 2), ("ts", 2), ("mkv", 1)])
+def test_a_picture_that_changes_its_size_is_noticed_wherever_it_does(
+    media: Media, tmp_path: Path, ending: str, sizes: int
+) -> None:
+    raw = tmp_path / "raw.h264"
+    for width in (160, 160) if sizes == 1 else (160, 192):
+        words = ("-f", "lavfi", "-i", f"testsrc2=s={width}x120:r=25:d=2", "-bf", "0", "-g", "25")
+        part = make(tmp_path / "part.h264", *words)
+        with raw.open("ab") as file:
+            file.write(part.read_bytes())
+    stamps = ("-bsf:v", "setts=pts=N:dts=N:time_base=1/25")
+    film = make(tmp_path / f"film.{ending}", "-r", "25", "-i", str(raw), "-c", "copy", *stamps)
+    table = now(Pieces(media).index(film, tmp_path / "index", size=film.stat().st_size))
+    assert (table.fault == CHANGES) == (sizes == 2), table.fault
+    assert sizes == 2 or table.frames == 100
 
 
 # --- the wide matrix --------------------------------------------------------------------------------
