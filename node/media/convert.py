@@ -266,7 +266,7 @@ class Media:
     ) -> Converted:
         if verdict.ok:
             try:
-                verdict = judge_result(await self.probe(output, size=plan.source_bytes), plan)
+                verdict = judge_result(await self._read(output, plan.source_bytes), plan)
             except MediaError as error:
                 verdict = _unreadable(error)
         if not verdict.ok or verdict.facts is None:
@@ -286,10 +286,14 @@ class Media:
     async def check(self, path: AnyPath, plan: EncodePlan, claimed: ResultFacts) -> Verdict:
         """Whether a file is what was planned, and the one that its maker judged."""
         try:
-            delivered = await self.probe(path, size=claimed.bytes)
+            delivered = await self._read(path, claimed.bytes)
         except MediaError as error:
             return _unreadable(error)
         return judge_packets(delivered, plan, claimed)
+
+    async def _read(self, path: AnyPath, size: int) -> Probe:
+        """What a result holds."""
+        return await probe_file(self.runner, self.python, path, size=size, made=True)
 
     def encode_limits(self, plan: EncodePlan, output: AnyPath) -> Limits:
         """Bounds of one conversion, from the film's length and size."""

@@ -274,17 +274,21 @@ def probe_limits(size: int) -> Limits:
     )
 
 
-def probe_command(python: str, path: AnyPath) -> tuple[str, ...]:
+def probe_command(python: str, path: AnyPath, *, made: bool = False) -> tuple[str, ...]:
     """The child that reads one film; -P keeps the current folder out of the module search."""
-    return (python, "-P", "-m", "node.media.probe_av", "--", text_of(path))
+    option = "--made" if made else "--"
+    return (python, "-P", "-m", "node.media.probe_av", option, text_of(path))
 
 
-async def probe_file(runner: ChildRunner, python: str, path: AnyPath, *, size: int = 0) -> Probe:
+async def probe_file(
+    runner: ChildRunner, python: str, path: AnyPath, *, size: int = 0, made: bool = False
+) -> Probe:
     """Reads a film in a child process.  `size` in bytes widens the time limit for large files.
 
+    `made`: it is a result, which FFmpeg decodes as a whole; few of its pictures are decoded here.
     Raises a `SourceError` when it is not a sound film.
     """
-    result = await runner.run(probe_command(python, path), limits=probe_limits(size))
+    result = await runner.run(probe_command(python, path, made=made), limits=probe_limits(size))
     said = result.stderr
     return judge_probe(
         _raw_of(result),

@@ -1,5 +1,7 @@
 """Reads a film with PyAV: run as a child process, `python -m node.media.probe_av -- FILE`; JSON on stdout.
 
+`--made` before the file: what was made here, of which a few pictures are enough.
+
 Never imported by the node: a hostile file may hang, crash or bloat this process alone, and PyAV's
 memory goes with it.  Only whitelisted demuxers are used, and only local files are opened.
 """
@@ -29,6 +31,9 @@ from node.media.formats import BEGUN, FORMATS, PROTOCOLS, STREAMS_MAX, is_place
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
+MADE_PACKETS = 8
+"""Of a result: FFmpeg decodes all of it and counts, so that here only colours, shape and HDR data are looked for;
+32 were most of what reading a chunk takes."""
 EARLY_PACKETS_MAX = 4_096
 """A minute of film: no keyframe distance of a recording is longer."""
 HEAD_BYTES = 4 << 10
@@ -167,8 +172,8 @@ def check_file(path: str) -> int:
     return status.st_size
 
 
-def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
-    """The facts of `node.media.probe.RawProbe`."""
+def describe(path: str, sample: int = SAMPLE_PACKETS) -> dict[str, Any]:
+    """The facts of `node.media.probe.RawProbe`; `sample` packets are decoded where that is enough."""
     size = check_file(path)
     tallies: dict[int, Tally] = {}
     read_error = ""
@@ -203,7 +208,8 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
         avi = facts["container"] == "avi"
         there = tallies[index].places if avi else tallies[index].read
         facts |= {"declared_frames": declared_frames, "packets_read": there}
-    return facts | main_facts(path, facts, index, tallies[index].packets, decode_all=decode_all)
+    packets = tallies[index].packets
+    return facts | main_facts(path, facts, index, packets, sample)
 
 
 def main_stream(film: InputContainer) -> VideoStream | None:
@@ -214,18 +220,18 @@ def main_stream(film: InputContainer) -> VideoStream | None:
 
 
 def main_facts(
-    path: str, facts: dict[str, Any], main: int, packets: int, *, decode_all: bool
+    path: str, facts: dict[str, Any], main: int, packets: int, sample: int
 ) -> dict[str, Any]:
-    """Counts the frames of the main stream, by packets where they are frames, else by decoding."""
+    """Counts the frames of the main stream: by packets where a sample shows that they are frames, else by decoding."""
     described = next(s for s in facts["streams"] if s["index"] == main)
     if not described["codec"]:
         return {"main": main}
-    seen = decode(path, main, SAMPLE_PACKETS)
+    seen = decode(path, main, sample)
     container, codec = facts["container"], described["codec"]
     whole = container in FRAMES_ARE_PACKETS or (
         container == "mpegts" and codec in TS_CODECS and not seen.interlaced
     )
-    by_packets = whole and seen.frames == seen.packets and not seen.leading and not decode_all
+    by_packets = whole and seen.frames == seen.packets and not seen.leading
     if not by_packets:
         seen = decode(path, main, None)
         described |= times_of(seen, described["time_base"])
@@ -464,12 +470,12 @@ def answered(
 
 def main(arguments: list[str]) -> int:
     """Prints one JSON object; faults of the file are part of it, so the exit code is 0."""
-    decode_all = "--decode" in arguments[:1]
-    path = arguments[-1]
+    *options, path = arguments
+    sample = MADE_PACKETS if "--made" in options else SAMPLE_PACKETS
     av.logging.restore_default_callback()
     av.logging.set_libav_level(WARNING_LEVEL)
     try:
-        facts = describe(path, decode_all=decode_all)
+        facts = describe(path, sample)
     except FaultError as fault:
         facts = {"fault": fault.code, "what": str(fault)}
     sys.stdout.write(json.dumps(facts))
