@@ -35,6 +35,7 @@ from node.media.judge import (
 from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Probe, probe_file, probe_limits
 from node.media.profiles import Profile
+from node.media.progress import FFmpegProgress
 from node.media.quality import require_quality
 from node.media.stderr_log import StderrSummary
 
@@ -227,7 +228,11 @@ class Media:
         on_verify: OnProgress,
         threads: int,
     ) -> Converted:
-        """The second half: all of the result is decoded and compared with the plan."""
+        """The second half: all of the result is decoded and compared with the plan.
+
+        `on_verify` is told at once that encoding is over.
+        """
+        on_verify(FFmpegProgress())
         decode = await self.runner.run(
             decode_command(self.ffmpeg.path, output, threads=threads),
             limits=self.decode_limits(plan),

@@ -75,10 +75,14 @@ class Converter(Protocol):
         source: Path,
         result: Path,
         *,
+        turn: "Turn",
         on_frames: ReportFrames,
         on_verifying: Callable[[int], None],
     ) -> Conversion:
-        """Writes `result`.  Raises `AttemptError`; cancelling it kills FFmpeg within two seconds."""
+        """Writes `result`, and lets its slot go while it judges it.
+
+        Raises `AttemptError`; cancelling it kills FFmpeg within two seconds.
+        """
         ...
 
 
@@ -103,13 +107,15 @@ class Results(Protocol):
 
 
 class Turn:
-    """An attempt's slot: it waits for it, has it, and lets it go once its result is kept."""
+    """An attempt's slot: it waits for it, has it, and lets it go: while its result is judged, then for good."""
 
     def __init__(self, free: Callable[[], None]) -> None:
         """`free` is called when others may have the slot."""
         self._given = asyncio.Event()
         self._free = free
         self.is_over = False
+        self.is_judged = False
+        """Its result is made and not yet kept: the next one may encode beside it."""
 
     @property
     def is_given(self) -> bool:
@@ -118,8 +124,13 @@ class Turn:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it has none yet and wants one."""
+        """Whether it has none and wants one."""
         return not self._given.is_set() and not self.is_over
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has its slot now, for itself alone."""
+        return self._given.is_set() and not self.is_over and not self.is_judged
 
     def give(self) -> None:
         """From now on it has one."""
@@ -127,6 +138,20 @@ class Turn:
 
     async def wait(self) -> None:
         """Until it has one."""
+        await self._given.wait()
+
+    def lend(self) -> None:
+        """Its result is judged from now on, and the next one may encode."""
+        if self.holds:
+            self.is_judged = True
+            self._free()
+
+    async def encode_again(self) -> None:
+        """Until it has a slot for itself once more."""
+        if self.is_judged:
+            self.is_judged = False
+            self._given.clear()
+            self._free()
         await self._given.wait()
 
     def end(self) -> None:
@@ -216,6 +241,7 @@ class Attempts:
             order,
             source,
             result,
+            turn=turn,
             on_frames=reporter.frames,
             on_verifying=reporter.verifying,
         )

@@ -33,7 +33,7 @@ from node.media.plan import EncodePlan, able, chosen_for, plan_whole
 from node.media.probe import Probe, probe_from_json
 from node.media.profiles import profile_from_json
 from node.media.progress import FFmpegProgress
-from node.work.attempts import AttemptError, Conversion, ReportFrames
+from node.work.attempts import AttemptError, Conversion, ReportFrames, Turn
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import job_plan_from_json, number_of
@@ -76,6 +76,7 @@ class MediaConverter:
         source: Path,
         result: Path,
         *,
+        turn: Turn,
         on_frames: ReportFrames,
         on_verifying: Callable[[int], None],
     ) -> Conversion:
@@ -85,7 +86,11 @@ class MediaConverter:
         def on_progress(block: FFmpegProgress) -> None:
             on_frames(block.frame, frames, block.fps, block.speed or 0.0)
 
-        watch = Watch(on_progress, lambda block: on_verifying(block.frame))
+        def on_verify(block: FFmpegProgress) -> None:
+            turn.lend()
+            on_verifying(block.frame)
+
+        watch = Watch(on_progress, on_verify, turn.encode_again)
         try:
             async with self._shelf.opened(order, source) as film:
                 if order.task.kind == "audio":
@@ -123,6 +128,7 @@ class MediaConverter:
         film, number = film_of(order.job), number_of(order.task.id)
 
         async def encoded(piece: AnyPath, *, from_film: bool) -> Converted:
+            await watch.slot()
             return await pieces.encode_chunk(
                 piece,
                 result,
@@ -158,6 +164,7 @@ class MediaConverter:
         profile = profile_from_json(order.job.profile_json)
         failed: dict[str, str] = {}
         while True:
+            await watch.slot()
             try:
                 made = await media.convert(
                     source,
@@ -221,10 +228,11 @@ def _beginning(told: str, report: RunReport) -> RunReport:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told how far a run is."""
+    """Who is told how far a run is, and who lets it encode."""
 
     encoding: OnProgress
     verifying: OnProgress
+    slot: Callable[[], Awaitable[None]]
 
 
 def frames_of(order: Order) -> int:

@@ -271,15 +271,18 @@ class Worker:
         if not self.accepting:
             return
         waiting = {order.attempt.id: order for order in self._in_wait()}
-        taken = sum(turn.is_given and not turn.is_over for turn, _ in self._runs.values())
+        turns = [turn for turn, _ in self._runs.values() if not turn.is_over]
+        judged = sum(turn.is_judged for turn in turns)
+        # Beside each slot one result may be judged; more would be films that nobody waits for.
+        taken = sum(turn.holds for turn in turns) + max(0, judged - (self._slots or judged))
         slots = taken + len(waiting) if self._slots is None else self._slots
         for _ in range(min(slots - taken, len(waiting))):
             order = waiting.pop(next_turn(waiting.values(), self._begun).attempt.id)
             self._begun += 1
             self._started(order).give()
-        # As many as could begin at once are fetched ahead; on the film's own node there is nothing to fetch.
+        # As many as could begin at once are fetched ahead; on the film's own node only slices are to be cut.
         for order in in_line(waiting.values())[: max(0, slots)]:
-            if order.job.owner != self._own:
+            if order.job.owner != self._own or order.task.kind == "chunk":
                 self._started(order)
 
     def _started(self, order: Order) -> Turn:

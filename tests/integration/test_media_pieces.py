@@ -23,7 +23,7 @@ from node.media.cut_av import CHANGES
 from node.media.errors import MediaError
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
-from node.work.attempts import AttemptError, Conversion
+from node.work.attempts import AttemptError, Conversion, Turn
 from node.work.conversion import MediaConverter
 from node.work.order import Order
 from node.work.splitting import JobPlan
@@ -224,11 +224,15 @@ def test_a_chunk_whose_slice_does_not_do_is_made_of_the_film(
     source = clips.get(name)
     apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
     shelf, number = Shelf(source), 1
+    turns: list[Turn] = []
 
     async def converted(piece: Path) -> Conversion:
         apart.chunks[number].unlink(missing_ok=True)
+        turn = Turn(lambda: None)
+        turn.give()
+        turns.append(turn)
         return await MediaConverter(the_media, shelf).convert(
-            order_of(apart, number), piece, apart.chunks[number],
+            order_of(apart, number), piece, apart.chunks[number], turn=turn,
             on_frames=lambda *_: None, on_verifying=lambda _: None,
         )  # fmt: skip
 
@@ -237,6 +241,7 @@ def test_a_chunk_whose_slice_does_not_do_is_made_of_the_film(
 
     assert "whole film" not in now(converted(now(apart.cut(number)))).stderr_tail
     assert shelf.asked == 0, "a slice that does is enough"
+    assert turns[0].is_judged, "its slot was free while it was judged"
     piece = now(apart.cut(number))
     spoil(piece)
     told = now(converted(piece))
