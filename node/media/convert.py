@@ -17,7 +17,13 @@ from node.media.child import (
     RunResult,
     text_of,
 )
-from node.media.command import command_line, decode_command, decode_parts_command
+from node.media.command import (
+    command_line,
+    decode_command,
+    decode_part_command,
+    decode_sounds_command,
+    encoded_sound,
+)
 from node.media.devices import Devices
 from node.media.errors import BadResultError, MediaError
 from node.media.ffmpeg_binary import FFmpegBinary
@@ -242,29 +248,48 @@ class Media:
         return await self._prove_facts(judge_decode(decode, plan), output, plan, report)
 
     async def prove_copied(
-        self, output: AnyPath, plan: EncodePlan, report: RunReport, seams_us: Sequence[int]
+        self,
+        output: AnyPath,
+        plan: EncodePlan,
+        report: RunReport,
+        *,
+        seams_us: Sequence[int],
+        sounds: Sequence[int],
     ) -> Converted:
-        """The second half for a picture that was copied from parts that are proven: seams and sound are decoded.
+        """The second half for what was copied from parts that are proven: seams and other sounds are decoded.
 
-        `seams_us` are the beginnings of parts, from the start of the file.
+        `seams_us` are the beginnings of parts, from the start of the file; `sounds` the numbers of those
+        that no part holds.
         """
-        parts: list[int | None] = [*seams_us]
-        if any(stream.kind == "audio" for stream in plan.streams):
-            parts.append(None)
+        ffmpeg = self.ffmpeg.path
+        commands = [
+            decode_part_command(ffmpeg, output, begin_us=begin_us, length_us=SEAM_US)
+            for begin_us in seams_us
+        ]
+        if sounds:
+            commands.append(decode_sounds_command(ffmpeg, output, sounds))
         verdict = Verdict(ok=True)
-        for begin_us in parts:
-            decode = await self.runner.run(
-                decode_parts_command(
-                    self.ffmpeg.path, output, begin_us=begin_us, length_us=SEAM_US
-                ),
-                limits=self.decode_limits(plan),
-                on_progress=_ignore,
-            )
-            report = _verified(report, decode)
-            verdict = judge_decode_end(decode)
+        for command in commands:
+            report, verdict = await self._decoded(command, plan, report)
             if not verdict.ok:
                 break
         return await self._prove_facts(verdict, output, plan, report)
+
+    async def prove_sound(self, output: AnyPath, plan: EncodePlan, report: RunReport) -> RunReport:
+        """The second half for sounds alone: all of them are decoded.  Raises `ConversionError`."""
+        numbers = range(len(encoded_sound(plan)))
+        command = decode_sounds_command(self.ffmpeg.path, output, numbers)
+        report, verdict = await self._decoded(command, plan, report)
+        if not verdict.ok:
+            raise ConversionError(verdict.error(), report)
+        return report
+
+    async def _decoded(
+        self, command: Sequence[str], plan: EncodePlan, report: RunReport
+    ) -> tuple[RunReport, Verdict]:
+        limits = self.decode_limits(plan)
+        decode = await self.runner.run(command, limits=limits, on_progress=_ignore)
+        return _verified(report, decode), judge_decode_end(decode)
 
     async def _prove_facts(
         self, verdict: Verdict, output: AnyPath, plan: EncodePlan, report: RunReport

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -197,9 +197,11 @@ class MediaConverter:
         report = await pieces.encode_sound(source, result, film, on_progress=watch.encoding)
         if report is None:
             raise TransferError("the film has no sound to encode", "retry the job")
-        return _conversion(report, "{}")
+        return _conversion(report, SOUND_PROVEN)
 
 
+SOUND_PROVEN: Final = '{"decoded":true}'
+"""What the ledger keeps of a sound: older versions left its decoding to the assembly."""
 _SLICES_FAULTS = (DamagedSourceError, FrameCountError)
 """A slice lacks what stands before it, and its container is not the film's: the film itself may do."""
 _CHIPS_FAULTS = (EncoderUnavailableError, EncodeFailedError, StalledError, BadResultError)

@@ -35,7 +35,7 @@ from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
 from node.work.attempts import ReportBytes
-from node.work.conversion import film_of
+from node.work.conversion import SOUND_PROVEN, film_of
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import (
@@ -294,6 +294,8 @@ class FilmPieces:
                 "wrong_picture: its parameter sets are not those of the other chunks",
                 "it is encoded again",
             )
+        if attempt.node == self._own:
+            return  # these very bytes were judged here, by the same rules
         film, pieces = film_of(job), Pieces(await self._media())
         verdict = await pieces.check_chunk(target, film, number_of(task.id), claimed)
         if not verdict.ok:
@@ -322,11 +324,11 @@ class FilmPieces:
         )
         kinds = {task.id: task.kind for task in tasks}
         chunks: dict[int, Path] = {}
-        sound: Path | None = None
+        sound, sound_is_proven = None, False
         for attempt in attempts:
             part = await self._bring_part(job, attempt, lambda _, __: None)
             if kinds.get(attempt.task) == "audio":
-                sound = part
+                sound, sound_is_proven = part, attempt.result_json == SOUND_PROVEN
             else:
                 chunks[number_of(attempt.task)] = part
         if sorted(chunks) != [chunk.number for chunk in film.split.chunks]:
@@ -337,6 +339,7 @@ class FilmPieces:
             chunks=tuple(chunks[number] for number in sorted(chunks)),
             sound=sound,
             picture=folder / "picture",
+            sound_is_proven=sound_is_proven,
         )
 
     # --- files ------------------------------------------------------------------------------------

@@ -453,7 +453,8 @@ class Films:
             else:
                 handle = f"result/{attempt.id}"
                 await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
-        await judge_delivered(await self._media(), job, attempt, staging)
+        if attempt.node != self._own:  # or these very bytes were judged here, by the same rules
+            await judge_delivered(await self._media(), job, attempt, staging)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
         """Brings staging to its place; says nothing when exactly this result lies there already."""

@@ -21,6 +21,7 @@ from node.media.command import Parts
 from node.media.convert import ConversionError, Media
 from node.media.cut_av import CHANGES
 from node.media.errors import MediaError
+from node.media.join_av import times_apart
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
 from node.work.attempts import AttemptError, Conversion, Turn
@@ -386,14 +387,36 @@ def test_pictures_that_were_only_copied_are_not_decoded_again(
     picture = base.video.model_copy(update={"codec": codec})
     wanted = base.model_copy(update={"video": picture})
     apart = Apart(media, clips.get("split_open.mp4"), wanted, tmp_path, 2_000).encode_all()
-    runner = Recording()
-    media.runner = runner
-    result = apart.assemble()
-    assert [("-ss" in words, words[list(words).index("-map") + 1]) for words in runner.decoded] == [
-        *[(True, "0:v:0")] * (len(apart.film.split.chunks) - 1),
-        (False, "0:a?"),
-    ]
+    seams = [(True, "0:v:0")] * (len(apart.film.split.chunks) - 1)
+    # The sound's maker decodes it, the assembly what nobody did.
+    for is_proven, decoded in (
+        (True, [(False, "0:a:0"), *seams]),
+        (False, [(False, "0:a:0"), *seams, (False, "0:a:0")]),
+    ):
+        media.runner = runner = Recording()
+        result = apart.assemble(sound_is_proven=is_proven)
+        maps = [("-ss" in words, words[list(words).index("-map") + 1]) for words in runner.decoded]
+        assert maps == decoded
     shows_each_frame_once(result, clips.get("split_open.mp4"))
+
+
+def test_a_sound_that_is_not_its_parts_is_told(media: Media, clips: Clips, tmp_path: Path) -> None:
+    source = clips.get("split_open.mp4")
+    apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
+    result = apart.assemble()
+    sound, other, longer = (tmp_path / name for name in ("sound.mp4", "other.mp4", "longer.mp4"))
+    words = ("-c:a", "aac", "-b:a", "160k")
+    make(other, "-i", str(sound), "-af", "volume=0.5", *words)
+    make(longer, "-stream_loop", "1", "-i", str(sound), "-c", "copy")
+
+    def are_same(*words: str) -> object:
+        return times_apart(str(tmp_path / "index"), str(result), [*words])["sounds"]
+
+    assert are_same(str(sound), "0") is True
+    assert are_same(str(other), "0") is False
+    assert are_same(str(longer), "0") is False
+    assert are_same(str(sound), "1") is False, "there is no such sound"
+    assert are_same() is False
 
 
 @pytest.mark.media
