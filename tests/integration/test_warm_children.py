@@ -140,7 +140,7 @@ def test_its_bounds_group_priority_and_descriptors(tmp_path: Path) -> None:
                 task = asyncio.ensure_future(runner.run(command, limits=limits))
                 (child,) = await until_standing()
                 assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid
-                assert child.nice() == 7
+                assert child.nice() == psutil.Process().nice() + 7
                 assert child.rlimit(psutil.RLIMIT_DATA) == (3 * GIB, 3 * GIB)
                 assert child.rlimit(psutil.RLIMIT_FSIZE) == (12_345, 12_345)
                 assert child.rlimit(psutil.RLIMIT_CORE) == (0, 0)
