@@ -16,6 +16,7 @@ from ledger.commands import (
     ReportNode,
     RevokeMember,
 )
+from ledger.device_slots import ReportSlots, fault_of, to_text
 from ledger.jobs import Invitation, Member, MemberState, Mesh, Node
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from mesh.errors import OutdatedError
@@ -171,8 +172,19 @@ def report_node(change: Change, command: ReportNode) -> None:
             reported_at_ms=change.at_ms,
             strikes=known.strikes if known is not None else (),
             quarantine=known.quarantine if known is not None else "",
+            device_slots=known.device_slots if known is not None else "[]",
         )
     )
+
+
+def report_slots(change: Change, command: ReportSlots) -> None:
+    """Remembers how many films each device of a member takes at once."""
+    known = change.rows.get(Node, command.node)
+    if known is None:
+        raise RefusedError("not_found", f"node {command.node} has not said what it can do")
+    if fault := fault_of(command.devices):
+        raise RefusedError("usage", fault)
+    change.rows.put(replace(known, device_slots=to_text(command.devices)))
 
 
 def _use(change: Change, invitation_id: str) -> None:

@@ -11,6 +11,7 @@ only: no decision compares two machines' clocks).  Digests are BLAKE3, 64 hexade
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import Order
 from ledger.schema import FIRST_SCHEMA
 from ledger.submissions import SubmitFilms, SubmitJobs, SubmitPlacedFilms
@@ -264,6 +265,30 @@ class GrantLeases:
     granted_at_ms: int
 
 
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeLease:
+    """One more lease of a task that `beside` holds and is slow with: to another node's `device`, as attempt `attempt`."""
+
+    task: str
+    attempt: str
+    node: str
+    device: str
+    beside: str
+
+
+@COMMANDS.kind("lease.speculate")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculateLeases:
+    """The coordinator has parts of films run a second time; the first result that an owner keeps counts.
+
+    Skipped where `beside` is not what runs alone any more.
+    """
+
+    leases: tuple[SpeculativeLease, ...]
+    granted_at_ms: int
+
+
 @COMMANDS.kind("lease.expire")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpireLeases:
@@ -379,6 +404,7 @@ Command = (
     | RecoverMesh
     | CreateInvitation
     | ReportNode
+    | ReportSlots
     | SubmitJobs
     | SubmitFilms
     | SubmitPlacedFilms
@@ -387,6 +413,8 @@ Command = (
     | PlanPieces
     | FailJob
     | GrantLeases
+    | SpeculateLeases
+    | GrantDevices
     | ExpireLeases
     | ReleaseLeases
     | FinishAttempt
@@ -402,6 +430,9 @@ SINCE: Final[dict[type[Command], int]] = {
     SubmitFilms: 2,
     PlanPieces: 2,
     SubmitPlacedFilms: 3,
+    SpeculateLeases: 3,
+    ReportSlots: 3,
+    GrantDevices: 3,
 } | dict.fromkeys(get_args(Order), 3)
 """The form of the ledger from which on a command may be proposed: members of before cannot read it."""
 

@@ -84,16 +84,16 @@ class Line:
 
 
 def lines_of(view: SchedulerView) -> Mapping[str, Line]:
-    """The line of each node as it is before this round."""
+    """The line of each node, or of each of its devices (ledger.seats), as it is before this round."""
     begun: dict[str, list[float]] = {}
     waiting: dict[str, list[tuple[int, float]]] = {}
     for run in view.running:
         if run.waits:
-            waiting.setdefault(run.node, []).append((run.task.priority, run.rest_ms))
+            waiting.setdefault(run.seat, []).append((run.task.priority, run.rest_ms))
         else:
-            begun.setdefault(run.node, []).append(run.rest_ms)
+            begun.setdefault(run.seat, []).append(run.rest_ms)
     return {
-        node.node: _line(node, begun.get(node.node, []), waiting.get(node.node, []))
+        node.seat: _line(node, begun.get(node.seat, []), waiting.get(node.seat, []))
         for node in view.nodes
     }
 
@@ -103,12 +103,12 @@ def ends_of_waiting(view: SchedulerView) -> Mapping[str, float]:
     slots: dict[str, list[float]] = {}
     for run in view.running:
         if not run.waits:
-            slots.setdefault(run.node, []).append(run.rest_ms)
+            slots.setdefault(run.seat, []).append(run.rest_ms)
     for ends in slots.values():
         heapq.heapify(ends)
     found: dict[str, float] = {}
     for run in sorted((r for r in view.running if r.waits), key=lambda r: -r.task.priority):
-        if begun := slots.get(run.node):
+        if begun := slots.get(run.seat):
             found[run.attempt] = begun[0] + run.rest_ms
             heapq.heapreplace(begun, found[run.attempt])
     return found
@@ -123,11 +123,13 @@ def _line(node: NodeView, begun: Sequence[float], waiting: Sequence[tuple[int, f
 def with_waits(running: Sequence[RunningView], slots: Mapping[str, int]) -> tuple[RunningView, ...]:
     """The leases, in the order in which they were granted, with those that likely wait for a slot.
 
+    `slots` are those of each seat.
+
     Which ones a worker has begun it knows best; who asks for one that has begun is not heard.
     """
     begun: dict[str, int] = {}
     found: list[RunningView] = []
     for run in running:
-        begun[run.node] = begun.get(run.node, 0) + 1
-        found.append(replace(run, waits=begun[run.node] > slots.get(run.node, 0)))
+        begun[run.seat] = begun.get(run.seat, 0) + 1
+        found.append(replace(run, waits=begun[run.seat] > slots.get(run.seat, 0)))
     return tuple(found)

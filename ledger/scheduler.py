@@ -13,15 +13,20 @@ done it sooner is asked back.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
+from ledger.device_slots import CPU, DeviceLease, GrantDevices
+from ledger.estimates import Speeds
 from ledger.jobs import AT_OWNER, can_do
 from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
 from ledger.placing import lacks
-from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
+from ledger.scheduler_view import NodeView, SchedulerView, TaskView, Turns
+from ledger.seats import choice_at, is_at_processor, wanted_most, with_seats
+from ledger.speculation import speculate
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
@@ -37,8 +42,6 @@ BACK_MS: Final = 2_000
 """What a lease that is asked back must win by at least: asking and granting anew take a heartbeat."""
 LATE_TIMES: Final = 2
 """Times the time that a lease may be granted ahead: one that likely waits longer, because others take longer than was reckoned or more urgent ones came, is asked back."""
-OVERRUN: Final = 0.1
-"""Of the time that it ran, where that is more than was reckoned for all of it."""
 PRIORITY_MAX: Final = 1 << 31
 NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
@@ -60,19 +63,29 @@ def plan(view: SchedulerView, now_ms: int) -> list[Command]:
 
 def decide(view: SchedulerView, now_ms: int) -> Decision:
     """The leases to grant now, in batches, the turns that follow from them, and what to ask back."""
-    round_ = _Round(view, now_ms)
+    seats = with_seats(view)
+    round_ = _Round(seats, now_ms)
     leases = [
-        Lease(task=task.task, attempt=view.new_attempt_id(), node=node.node)
+        DeviceLease(
+            task=task.task, attempt=view.new_attempt_id(), node=node.node, device=node.device
+        )
         for task, node in round_.matches()
     ]
-    commands = tuple(
-        GrantLeases(
-            leases=tuple(leases[start : start + LEASES_PER_COMMAND_MAX]),
-            granted_at_ms=view.granted_at_ms,
-        )
+    commands = [
+        _granted(leases[start : start + LEASES_PER_COMMAND_MAX], view.granted_at_ms)
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
-    )
-    return Decision(commands=commands, turns=round_.turns(), back=tuple(round_.back()))
+    ]
+    back = tuple(round_.back())
+    commands += speculate(seats, round_)
+    return Decision(commands=tuple(commands), turns=round_.turns(), back=back)
+
+
+def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Command:
+    """One command; without devices the one that every version reads."""
+    if any(lease.device for lease in leases):
+        return GrantDevices(leases=tuple(leases), granted_at_ms=at_ms)
+    plain = (Lease(task=one.task, attempt=one.attempt, node=one.node) for one in leases)
+    return GrantLeases(leases=tuple(plain), granted_at_ms=at_ms)
 
 
 _Kind = tuple[tuple[str, ...], tuple[str, ...], str]
@@ -118,7 +131,7 @@ class _Round:
             if (node := self._lease(task)) is not None:
                 self._since_oldest += 1
                 yield task, node
-            elif self._places.free <= 0:
+            elif not self._has_free(task):
                 self._left_ahead -= 1
             if self._places.free <= 0 and self._left_ahead <= 0:
                 return
@@ -127,21 +140,44 @@ class _Round:
         """Leases that wait too long where they are, or longer than a slot that is left would take to do them."""
         if not self._view.ahead:
             return
-        nodes = {node.node: node for node in self._view.nodes}
+        nodes = {node.seat: node for node in self._view.nodes}
         ends_ms = ends_of_waiting(self._view)
         for run in reversed([run for run in self._view.running if run.attempt in ends_ms]):
-            lead = lead_ms(_fetch_ms(run.task, nodes[run.node]))
+            lead = lead_ms(_fetch_ms(run.task, nodes[run.seat]))
             if ends_ms[run.attempt] - run.rest_ms > LATE_TIMES * lead:
                 yield run.node, run.attempt
                 continue
             able = [node for node in self._open_for(run.task) if self._places.is_free(node)]
             able = [node for node in able if self._places.can(run.task, node)]
+            held = choice_at(run.task, nodes[run.seat])
+            able = [node for node in able if choice_at(run.task, node) <= held]
             if not able or not self._places.speeds.known(run.task.profile):
                 continue
             best = min(able, key=lambda node: self._places.takes_ms(run.task, node))
             if self._places.takes_ms(run.task, best) + BACK_MS < ends_ms[run.attempt]:
                 self._take(run.task, best)
                 yield run.node, run.attempt
+
+    # --- what is left when nothing more is leased: `ledger.speculation.Idle` -------------------------
+
+    @cached_property
+    def _not_leased(self) -> list[TaskView]:
+        """One of each kind."""
+        return list({_kind(o): o for o in self._tasks if o.task not in self._leased}.values())
+
+    def idle_for(self, task: TaskView) -> Sequence[NodeView]:
+        """Nodes with a slot that can do it and no task that waits."""
+        if self._quota_left.get(task.tenant, 1) <= 0:
+            return []
+        able = [node for node in self._open_for(task) if self._places.is_free(node)]
+        wanted = self._not_leased
+        can = self._places.can
+        return [n for n in able if can(task, n) and not any(can(other, n) for other in wanted)]
+
+    def takes_ms(self, task: TaskView, node: NodeView) -> float:
+        """How long it takes there; 0 where no speed was measured."""
+        known = self._places.speeds.known(task.profile)
+        return self._places.takes_ms(task, node) if known else 0.0
 
     def _in_turn(self) -> Iterator[TaskView]:
         """Tasks in their order; whose turn is next depends on what was leased so far."""
@@ -169,18 +205,28 @@ class _Round:
     def _lease(self, task: TaskView) -> NodeView | None:
         if task.task in self._leased or self._quota_left.get(task.tenant, 1) <= 0:
             return None
+        if self._left_ahead <= 0 and not self._has_free(task):
+            return None
         able = [node for node in self._open_for(task) if self._places.can(task, node)]
-        node = self._chosen(task, able) if able else None
+        node = self._chosen(task, wanted_most(task, able)) if able else None
         if node is None:
             return None
         self._leased.add(task.task)
+        self.grant(task, node)
+        return node
+
+    def grant(self, task: TaskView, node: NodeView) -> None:
+        """A slot is taken, and its tenant has had its turn."""
         if task.tenant in self._quota_left:
             self._quota_left[task.tenant] -= 1
         self._take(task, node)
         self._now = self._start(task.tenant)
         share = max(1, self._view.shares.get(task.tenant, 1))
         self._served[task.tenant] = self._now + max(1, task.cost) / share
-        return node
+
+    def _has_free(self, task: TaskView) -> bool:
+        """Whether a slot is free that such tasks may have."""
+        return any(self._places.is_free(node) for node in self._open_for(task))
 
     def _take(self, task: TaskView, node: NodeView) -> None:
         self._places.take(task, node)
@@ -200,18 +246,18 @@ class _Round:
         kind = _kind(task)
         if kind not in self._able:
             self._able[kind] = [
-                node for node in self._view.nodes if _takes_work(node) and not _unable(task, node)
+                node for node in self._view.nodes if node.takes_work and not _unable(task, node)
             ]
         return self._able[kind]
 
     def _chosen(self, task: TaskView, able: Sequence[NodeView]) -> NodeView | None:
         places = self._places
         if not places.speeds.known(task.profile):
-            return min(able, key=lambda node: _rank(task, node, places.line(node.node).held))
-        took = {node.node: places.ends_ms(task, node) for node in able}
-        best = min(able, key=lambda node: (took[node.node], *_rank(task, node, 0)))
-        ends_ms = took[best.node]
-        if ends_ms <= places.speeds.all_done_ms(task.profile):
+            return min(able, key=lambda node: _rank(task, node, places.line(node.seat).held))
+        took = {node.seat: places.ends_ms(task, node) for node in able}
+        best = min(able, key=lambda node: (took[node.seat], *_rank(task, node, 0)))
+        ends_ms = took[best.seat]
+        if ends_ms <= places.speeds.all_done_ms(task.profile, self._able_for(task)):
             return best
         # What would end after everything else: a faster node may be worth the wait.
         others = (node for node in self._able_for(task) if node.node not in task.excluded)
@@ -227,24 +273,24 @@ class _Places:
     """Slots, the lines at them and disks, as they are left while leases are chosen."""
 
     def __init__(self, view: SchedulerView) -> None:
-        self.speeds = _Speeds(view)
+        self.speeds = Speeds(view)
         self._ahead = view.ahead
         self._lines = lines_of(view)
         self._disks = {node.node: node.free_bytes for node in view.nodes}
-        working = [node.node for node in view.nodes if _takes_work(node)]
+        working = [node.seat for node in view.nodes if node.takes_work]
         self.free = sum(max(0, self._lines[name].free) for name in working)
         """Slots that are left."""
 
-    def line(self, node: str) -> Line:
-        return self._lines[node]
+    def line(self, seat: str) -> Line:
+        return self._lines[seat]
 
     def is_free(self, node: NodeView) -> bool:
         """Whether a lease would begin at once."""
-        return self._lines[node.node].free > 0
+        return self._lines[node.seat].free > 0
 
     def is_open(self, node: NodeView) -> bool:
         """Whether a lease may be granted at all, whatever it is for."""
-        line = self._lines[node.node]
+        line = self._lines[node.seat]
         return line.free > 0 or (self._ahead and line.starts_ms(PRIORITY_MAX) <= AHEAD_MS_MAX)
 
     def can(self, task: TaskView, node: NodeView) -> bool:
@@ -256,10 +302,12 @@ class _Places:
         yield from _obstacles(task, node, slot=self._no_slot(task, node), free=free)
 
     def _no_slot(self, task: TaskView, node: NodeView) -> str:
-        line = self._lines[node.node]
+        line = self._lines[node.seat]
         if line.free > 0:
             return ""
-        taken = f"has no free slot ({min(line.held, node.slots)} of {node.slots} taken"
+        whose = f"all slots of {node.device} are taken" if node.device else "has no free slot"
+        taken = f"{whose} ({min(line.held, node.slots)} of {node.slots}"
+        taken = taken if node.device else f"{taken} taken"
         if not self._ahead or not node.speeds.get(task.profile):
             return (
                 f"{taken})"  # of what was never measured here nobody knows how long it would wait
@@ -271,7 +319,7 @@ class _Places:
         return ""
 
     def take(self, task: TaskView, node: NodeView) -> None:
-        line = self._lines[node.node]
+        line = self._lines[node.seat]
         if line.free > 0:
             self.free -= 1
         line.add(task.priority, self.takes_ms(task, node))
@@ -284,12 +332,12 @@ class _Places:
 
     def ends_ms(self, task: TaskView, node: NodeView) -> float:
         """From now; what waits is fetched meanwhile."""
-        starts_ms = self._lines[node.node].starts_ms(task.priority)
+        starts_ms = self._lines[node.seat].starts_ms(task.priority)
         return max(starts_ms, _fetch_ms(task, node)) + self._encode_ms(task, node)
 
     def _encode_ms(self, task: TaskView, node: NodeView) -> float:
         # Slots share the machine: a node that has nothing else to do is the faster one.
-        held = self._lines[node.node].held
+        held = self._lines[node.seat].held
         load = 1 + max(0, min(held, node.slots - 1)) / max(1, node.slots)
         return 1_000 * task.cost / self.speeds.of(node, task.profile) * load
 
@@ -304,55 +352,6 @@ def _fetch_ms(task: TaskView, node: NodeView) -> float:
     if node.node == task.owner:
         return 0.0
     return 1_000 * task.source_bytes / max(1, node.links.get(task.owner, LINK_BYTES_S))
-
-
-class _Speeds:
-    """Cost units a second of each node by profile; of what was not measured the mean of the others."""
-
-    def __init__(self, view: SchedulerView) -> None:
-        self._nodes = [node for node in view.nodes if _takes_work(node) and node.slots > 0]
-        costs = [task.cost for task in view.tasks]
-        mean = sum(costs) / len(costs) if costs else 0
-        self._left = sum(costs) + view.running_cost + view.later * mean
-        self._means: dict[str, float] = {}
-        self._ends: dict[str, float] = {}
-
-    def known(self, profile: str) -> bool:
-        return self._mean(profile) > 0
-
-    def of(self, node: NodeView, profile: str) -> float:
-        return max(1.0, node.speeds.get(profile) or self._mean(profile))
-
-    def all_done_ms(self, profile: str) -> float:
-        """When all that is left would be done, were it spread evenly."""
-        if profile not in self._ends:
-            speed = sum(self.of(node, profile) * node.slots for node in self._nodes)
-            self._ends[profile] = 1_000 * self._left / max(1.0, speed)
-        return self._ends[profile]
-
-    def _mean(self, profile: str) -> float:
-        if profile not in self._means:
-            found = [speed for n in self._nodes if (speed := n.speeds.get(profile, 0)) > 0]
-            self._means[profile] = sum(found) / len(found) if found else 0.0
-        return self._means[profile]
-
-
-def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int) -> SchedulerView:
-    """The view with how long each lease still takes; `since_ms` says since when each attempt runs."""
-    speeds = _Speeds(view)
-    nodes = {node.node: node for node in view.nodes}
-    running: list[RunningView] = []
-    cost_left = 0.0
-    for run in view.running:
-        if (node := nodes.get(run.node)) is None:
-            continue
-        speed = speeds.of(node, run.task.profile)
-        ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
-        # What ran longer than was reckoned is likely to do so for some time more.
-        rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
-        running.append(replace(run, rest_ms=rest_ms))
-        cost_left += rest_ms * speed / 1_000
-    return replace(view, running_cost=int(cost_left), running=tuple(running))
 
 
 # --- why a task waits -------------------------------------------------------------------------------
@@ -373,10 +372,14 @@ def explain(view: SchedulerView, task: TaskView, now_ms: int) -> list[str]:
     if not view.nodes:
         return [*found, "no node works in this mesh"]
     nodes_of: dict[str, list[str]] = {}
-    places = _Places(view)
+    seats = with_seats(view)
+    places = _Places(seats)
     for node in view.nodes:
-        obstacles = places.obstacles(task, node)
-        nodes_of.setdefault(", ".join(obstacles), []).append(node.name)
+        # Of a machine's devices those that could do it; where none can, one stands for all.
+        own = [seat for seat in seats.nodes if seat.node == node.node]
+        for seat in [seat for seat in own if not _unable(task, seat)] or own[:1]:
+            obstacles = places.obstacles(task, seat)
+            nodes_of.setdefault(", ".join(obstacles), []).append(node.name)
     could = nodes_of.pop("", [])
     found += [f"{_named(names)}: {obstacle}" for obstacle, names in nodes_of.items()]
     if could:
@@ -417,10 +420,6 @@ def _named(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _takes_work(node: NodeView) -> bool:
-    return node.role != "witness" and node.alive and not node.closed
-
-
 def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -> Iterator[str]:
     """Every reason why the node cannot take the task; `slot` is why it has no place for it."""
     if node.role == "witness":
@@ -435,7 +434,9 @@ def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -
         yield node.closed
     if node.node in task.excluded:
         yield "failed this task before"
-    if node.slots <= 0:
+    if node.slots <= 0 and node.device:
+        yield f"{node.device} has no slots (`mesh-cli nodes limit NAME --device {node.device}=N`)"
+    elif node.slots <= 0:
         yield "has no slots (`mesh-cli nodes limit NAME --slots N`)"
     elif slot:
         yield slot
@@ -445,6 +446,8 @@ def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -
 
 
 def _unable(task: TaskView, node: NodeView) -> str:
+    if is_at_processor(task) and node.device not in ("", CPU):
+        return f"{node.device} makes pictures only"
     if task.kind in AT_OWNER:
         at_home = node.node == task.owner
         return "" if at_home else "does not have the film, which this needs as a whole"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ledger.commands import MemberRole
+from ledger.device_slots import DeviceSlots, seat_of
 from ledger.jobs import Task
 
 
@@ -49,7 +50,8 @@ class NodeView:
 
     `closed` is why it takes no work now, in its own words; `free_bytes` its free disk as far as it
     is known.  `speeds` are cost units a second by profile, `links` bytes a second by sender, both
-    as measured.  `labels` are what its owner says of it.
+    as measured.  `labels` are what its owner says of it.  `devices` are those that it told of; to
+    the scheduler each is a node of its own (ledger.seats), which then has its name in `device`.
     """
 
     node: str
@@ -66,14 +68,28 @@ class NodeView:
     speeds: Mapping[str, int] = field(default_factory=dict[str, int])
     links: Mapping[str, int] = field(default_factory=dict[str, int])
     labels: tuple[str, ...] = ()
+    devices: tuple[DeviceSlots, ...] = ()
+    device: str = ""
+
+    @property
+    def seat(self) -> str:
+        """Its name among all devices."""
+        return seat_of(self.node, self.device)
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it may get any task now."""
+        return self.role != "witness" and self.alive and not self.closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningView:
-    """A lease that is out; `task` is what it is for.
+    """A lease that is out; `task` is what it is for, `device` where on its node.
 
     `waits` says that it likely waits for a slot of its node, `rest_ms` how long it still takes once
-    it has one, as far as that can be reckoned.
+    it has one, as far as that can be reckoned.  `is_alone` says that another attempt may run beside
+    it (ledger.speculation), `ran_ms` since when it is known to run, and `told_ms` how long it still
+    takes by its own progress; None: that tells nothing.
     """
 
     attempt: str
@@ -81,6 +97,15 @@ class RunningView:
     task: TaskView
     waits: bool = False
     rest_ms: float = 0.0
+    device: str = ""
+    is_alone: bool = False
+    ran_ms: int = 0
+    told_ms: float | None = None
+
+    @property
+    def seat(self) -> str:
+        """The device's name among all."""
+        return seat_of(self.node, self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

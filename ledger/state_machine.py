@@ -8,6 +8,7 @@ formed.
 from typing import assert_never
 
 from ledger import apply_jobs as jobs
+from ledger import apply_leases as leases
 from ledger import apply_members as members
 from ledger import apply_orders as orders
 from ledger import apply_submissions as submissions
@@ -36,8 +37,10 @@ from ledger.commands import (
     RemoveMember,
     ReportNode,
     RevokeMember,
+    SpeculateLeases,
     StartPlanning,
 )
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import (
     AddWatch,
     ChangeJobs,
@@ -77,7 +80,7 @@ def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Ou
     return change.done()
 
 
-def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one arm for each kind of command
+def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912, PLR0915 - one arm for each kind of command
     match command:
         case FormMesh():
             members.form_mesh(change, command)
@@ -95,6 +98,8 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             members.create_invitation(change, command)
         case ReportNode():
             members.report_node(change, command)
+        case ReportSlots():
+            members.report_slots(change, command)
         case SubmitJobs():
             submissions.submit_jobs(change, command)
         case SubmitFilms():
@@ -107,8 +112,10 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
             jobs.plan_job(change, command)
         case FailJob():
             jobs.fail_job(change, command)
-        case GrantLeases():
-            jobs.grant_leases(change, command)
+        case GrantLeases() | GrantDevices():
+            leases.grant_leases(change, command)
+        case SpeculateLeases():
+            leases.speculate_leases(change, command)
         case ExpireLeases():
             jobs.expire_leases(change, command)
         case ReleaseLeases():

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from ledger.jobs import DISK_FULL, Attempt, Job, Member, Node, Task, Tenant
+from ledger.commands import SINCE, SpeculateLeases
+from ledger.device_slots import from_text, speed_key
+from ledger.jobs import DISK_FULL, TWICE, Attempt, Job, Member, Node, Task, Tenant
 from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
@@ -18,6 +20,7 @@ from ledger.scheduler_view import (
     TaskView,
     task_view,
 )
+from ledger.seats import runs_at_seats, slots_of
 
 READY_TASKS_MAX: Final = 512
 """Ready tasks of each kind of need that one round of the scheduler looks at: more than any mesh has free slots."""
@@ -66,8 +69,20 @@ class WorkReader(RowReader):
             for member in members
             if member.node in reported
         )
+        holders = Counter(attempt.task for attempt in active)
+        twice = self.schema() >= SINCE[SpeculateLeases]
         running = [
-            RunningView(attempt=attempt.id, node=attempt.node, task=views[attempt.task])
+            RunningView(
+                attempt=attempt.id,
+                node=attempt.node,
+                task=views[attempt.task],
+                device=attempt.device,
+                # Where a result waits for its owner, that is likely what will be kept.
+                is_alone=twice
+                and leased[attempt.task].kind in TWICE
+                and leased[attempt.task].state == "leased"
+                and holders[attempt.task] == 1,
+            )
             for attempt in sorted(active, key=lambda attempt: (attempt.token, attempt.id))
             if attempt.task in views  # it ended between two of these reads
         ]
@@ -75,7 +90,7 @@ class WorkReader(RowReader):
         return SchedulerView(
             tasks=tuple(views[task.id] for task in ordered if task.id in views),
             nodes=nodes,
-            running=with_waits(running, {node.node: node.slots for node in nodes}),
+            running=with_waits(runs_at_seats(running, nodes), slots_of(nodes)),
             later=self._later(),
             ahead=self.schema() >= AHEAD_SINCE,
             shares={tenant.name: tenant.share for tenant in tenants},
@@ -87,22 +102,30 @@ class WorkReader(RowReader):
         return self._rows(Tenant, "ORDER BY name") if self.schema() >= 3 else ()
 
     def speeds(self) -> dict[str, dict[str, int]]:
-        """Cost units a second of each node by profile, as its latest attempts went."""
+        """Cost units a second of each node by profile, as its latest attempts went.
+
+        Of its chips under names of their own (`ledger.device_slots.speed_key`).
+        """
+        device = "latest.device" if self.schema() >= 3 else "''"
+        also = ", device" if self.schema() >= 3 else ""
         found: dict[str, dict[str, int]] = {}
         for node in self._rows(Node, "ORDER BY node"):
             rows = self._fetch(
-                "SELECT job.profile, sum(task.cost) * 1000 / sum(latest.encode_ms) FROM ("
-                "  SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
+                "SELECT job.profile, sum(task.cost) * 1000 / sum(latest.encode_ms), "  # noqa: S608 - our own words
+                f" {device} AS device FROM ("
+                f"  SELECT * FROM (SELECT job, task, encode_ms{also} FROM attempt"
                 "    WHERE node = ?1 AND state = 'accepted' ORDER BY rowid DESC LIMIT ?2)"
-                "  UNION ALL SELECT * FROM (SELECT job, task, encode_ms FROM attempt"
+                f"  UNION ALL SELECT * FROM (SELECT job, task, encode_ms{also} FROM attempt"
                 "    WHERE node = ?1 AND state = 'kept' ORDER BY rowid DESC LIMIT ?2)) AS latest"
                 " JOIN job ON job.id = latest.job JOIN task ON task.id = latest.task"
                 # What sound and assembly cost is told in no unit of pictures.
                 " WHERE latest.encode_ms > 0 AND task.cost > 0 AND task.kind IN ('whole', 'chunk')"
-                " GROUP BY job.profile",
+                " GROUP BY job.profile, iif(device = 'cpu', '', device)",
                 (node.node, MEASURED_ATTEMPTS),
             )
-            found[node.node] = {str(profile): int(speed) for profile, speed in rows}
+            found[node.node] = {
+                speed_key(str(profile), str(device)): int(speed) for profile, speed, device in rows
+            }
         return found
 
     def tasks_named(self, tasks: Sequence[str]) -> dict[str, Task]:
@@ -117,6 +140,14 @@ class WorkReader(RowReader):
             (json.dumps(list(jobs)),),
         )
         return {str(job): str(state) for job, state in rows}
+
+    def attempt_states(self, attempts: Sequence[str]) -> dict[str, str]:
+        """The states of these attempts, of those that are there."""
+        rows = self._fetch(
+            "SELECT id, state FROM attempt WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(attempts)),),
+        )
+        return {str(attempt): str(state) for attempt, state in rows}
 
     def is_to_plan(self, job: str) -> bool:
         """Whether a job waits for its plan, or for the end of its planning."""
@@ -286,5 +317,6 @@ def _node_view(member: Member, node: Node, busy: int) -> NodeView:
         slots=node.slots,
         busy=busy,
         cpus=node.cpus,
+        devices=from_text(node.device_slots),
         closed=f"is quarantined: it {node.quarantine}" if node.quarantine else "",
     )

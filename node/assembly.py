@@ -369,7 +369,8 @@ class Assembly:
         group.create_task(duties.run(), name="backup")
 
     def _worker_of(self, member: MemberNode, leases: LeaseTiming) -> Worker:
-        return Worker(
+        converter = MediaConverter(self._machine.media, self._films, lambda: self._keeper.threads)
+        worker = Worker(
             own=member.own,
             name=self._config.name,
             driver=member.driver,
@@ -377,9 +378,7 @@ class Assembly:
             requests=member.requests,
             replica=self._replica,
             board=member.board,
-            converter=MediaConverter(
-                self._machine.media, self._films, lambda: self._keeper.threads
-            ),
+            converter=converter,
             sources=self._films,
             results=self._films,
             folder=self._home / CACHE_FOLDER / "attempts",
@@ -387,6 +386,8 @@ class Assembly:
             fit=lambda: not member.quarantine.fault,
             closed=lambda: self._keeper.closed,
         )
+        converter.to_processor = worker.to_processor
+        return worker
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -451,14 +452,9 @@ class Assembly:
         self._admission.announce()
 
     def _contact(self, node: NodeId) -> Contact:
-        member = self._member
-        peer = member.neighbours.peers.get(node) if member is not None else None
-        known = next((m for m in member.trusted() if m.node == node), None) if member else None
-        if peer is None or peer.address is None or known is None or known.state != "active":
-            raise UnreachableError(f"no address of node {node} is known", "see `mesh-cli nodes`")
-        return Contact(
-            public_key=known.public_key, hosts=peer.address.hosts, port=peer.address.bulk_port
-        )
+        if self._member is None:
+            raise UnreachableError("this node belongs to no mesh yet", "wait until it does")
+        return self._member.contact(node)
 
     def _source_for(self, peer: NodeId, handle: str) -> Source:
         """What the bulk server hands out: ledgers to members, films to those who hold a lease."""

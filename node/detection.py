@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-from node.gateway.models import Detection, DeviceInfo, EncoderInfo
+from node.gateway.device_models import Detection, DeviceInfo, EncoderInfo
 from node.media import hardware
 from node.media.ffmpeg_binary import choose
 from node.media.locate_ffmpeg import ffmpeg_candidates

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -12,10 +13,12 @@ from typing import Final
 import structlog
 
 from ledger.commands import ReportNode
+from ledger.device_slots import CPU, ReportSlots
 from mesh.errors import DarkStreamError
 from node.detection import detection_of
-from node.gateway.models import Detection
+from node.gateway.device_models import Detection
 from node.media import hardware
+from node.media.cards import SlotRules, cards_of, slots_of
 from node.media.convert import Media
 from node.media.ffmpeg_binary import choose
 from node.media.forks_posix import WarmChildren
@@ -29,6 +32,9 @@ from node.settings.config import Config
 
 CPUS_A_SLOT: Final = 8
 """x264 and x265 use about eight processors well; more are worth a second film."""
+
+AGAIN_S: Final = 5.0
+"""A form of the ledger that knows devices comes when the last member is updated."""
 
 _log = structlog.get_logger("media")
 
@@ -55,8 +61,8 @@ class Machine:
         self._software_vulkan = config.software_vulkan
         self._measuring = asyncio.Lock()
         self._cache = cache
-        self._configured_slots = config.slots
-        self._slots = config.slots
+        self._configured = config.slots, config.work.device_slots
+        self._said: tuple[int | None, Mapping[str, int]] = None, {}
         self._slots_changed = asyncio.Event()
         # The Python that forks keeps the node's priority: each of its children lowers its own.
         self._runner = FFmpegRunner(warm=WarmChildren(FFmpegRunner(nice=0), sys.executable))
@@ -82,6 +88,7 @@ class Machine:
             encoders=found.usable,
             devices=found.places,
             python=sys.executable,
+            cards={card.device: card.places for card in cards_of(found)},
         )
         self._found.set_result((media, found))
 
@@ -113,34 +120,47 @@ class Machine:
         """The programs that work for others."""
         return self._runner
 
-    def use_slots(self, slots: int | None) -> None:
-        """So many films at once from now on; None: as configured."""
-        self._slots = self._configured_slots if slots is None else slots
+    def use_slots(self, slots: int | None, devices: Mapping[str, int]) -> None:
+        """So many films at once from now on, on the processor and on devices; None and absent: as configured."""
+        self._said = slots, devices
         self._slots_changed.set()
+
+    @property
+    def _rules(self) -> SlotRules:
+        (configured, configured_devices), (said, said_devices) = self._configured, self._said
+        slots = configured if said is None else said
+        cpu = max(1, (os.cpu_count() or 1) // CPUS_A_SLOT) if slots is None else slots
+        return SlotRules(cpu=cpu, devices={**configured_devices, **said_devices})
 
     async def report(self, member: MemberNode, version: str) -> None:
         """Tells the mesh what this node can do, and again when that changes."""
         while True:
             self._slots_changed.clear()
-            await self._report(member, version)
-            await self._slots_changed.wait()
+            # A mesh that an older member holds back hears of devices once that is updated.
+            wait_s = None if await self._report(member, version) else AGAIN_S
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._slots_changed.wait(), wait_s)
 
-    async def _report(self, member: MemberNode, version: str) -> None:
+    async def _report(self, member: MemberNode, version: str) -> bool:
+        """Whether nothing is left to be told."""
         with suppress(DarkStreamError):
             media, found = await asyncio.shield(self._found)
             cpus = os.cpu_count() or 1
-            await member.report(
+            slots = slots_of(cards_of(found), found.devices, self._rules)
+            return await member.report(
                 ReportNode(
                     node=member.own,
                     ffmpeg=media.ffmpeg.group,
                     encoders=tuple(sorted(found.usable - {VULKAN_SCALER})),
-                    slots=max(1, cpus // CPUS_A_SLOT) if self._slots is None else self._slots,
+                    slots=next(one.slots for one in slots if one.device == CPU),
                     cpus=cpus,
                     platform=f"{platform.system()} {platform.machine()}",
                     version=version,
                     devices=json.dumps([device.model_dump() for device in found.devices]),
-                )
+                ),
+                ReportSlots(node=member.own, devices=slots),
             )
+        return True
 
 
 def _retrieve(future: asyncio.Future[tuple[Media, hardware.Detection]]) -> None:

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from ledger.commands import FormMesh, MemberRole, MemberSpec, ReportNode
+from ledger.commands import SINCE, FormMesh, MemberRole, MemberSpec, ReportNode
+from ledger.device_slots import ReportSlots, to_text
 from ledger.jobs import Member
 from ledger.schema import SCHEMA_VERSION
 from mesh import clock
@@ -18,6 +19,7 @@ from mesh.errors import (
     NotAllowedError,
     OvertakenError,
     RemovedError,
+    UnreachableError,
     WireError,
 )
 from mesh.ids import MeshId, NodeId, RaftId, node_of
@@ -43,6 +45,7 @@ from node.work.coordinator import Coordinator
 from node.work.leases import LeaseTiming
 from node.work.migration import Migration
 from node.work.progress import TOPIC, ProgressBoard
+from node.work.sharing import Contact
 from node.work.standing import Standing, standing_of
 from node.work.sweeps import Sweeps
 
@@ -203,6 +206,7 @@ class MemberNode:
                 kept=history,
             ),
             standing=self.standing_of,
+            progress=self.board.of,
         )
 
     def standing_of(self, node: NodeId) -> Standing:
@@ -346,6 +350,16 @@ class MemberNode:
         """The members as they are trusted now."""
         return self._trusted
 
+    def contact(self, node: NodeId) -> Contact:
+        """How to reach a member's bulk port.  Raises `UnreachableError`."""
+        peer = self.neighbours.peers.get(node)
+        known = next((m for m in self._trusted if m.node == node), None)
+        if peer is None or peer.address is None or known is None or known.state != "active":
+            raise UnreachableError(f"no address of node {node} is known", "see `mesh-cli nodes`")
+        return Contact(
+            public_key=known.public_key, hosts=peer.address.hosts, port=peer.address.bulk_port
+        )
+
     async def leave(self, limit_s: float = LEAVE_S) -> bool:
         """Hands over what others must have to go on without this node; whether that worked in time."""
         return await self.coordinator.voters.leave(limit_s)
@@ -379,11 +393,20 @@ class MemberNode:
                 return
             await self.driver.news.members.wait(seen)
 
-    async def report(self, report: ReportNode) -> None:
-        """Tells the mesh what this node can do, unless it knows already."""
-        known = await self.replica.read(lambda reader: reader.node(self.own))
-        if known is not None and _same(report, known):
-            return
+    async def report(self, report: ReportNode, slots: ReportSlots) -> bool:
+        """Tells the mesh what this node can do, unless it knows already; whether it can hold all of that."""
+        known, schema = await self.replica.read(
+            lambda reader: (reader.node(self.own), reader.schema())
+        )
+        if known is None or not _same(report, known):
+            await self._tell(report)
+        if schema < SINCE[ReportSlots]:
+            return False
+        if known is None or known.device_slots != to_text(slots.devices):
+            await self._tell(slots)
+        return True
+
+    async def _tell(self, report: ReportNode | ReportSlots) -> None:
         while True:
             try:
                 await self.proposer.commit(report, cause="report")

@@ -22,13 +22,12 @@ from mesh.errors import (
 )
 from node.faces.validation import validated
 from node.gateway.config_models import Validated, ValidateRequest
+from node.gateway.device_models import Detection, EncoderInfo
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
     AttemptInfo,
     Check,
-    Detection,
-    EncoderInfo,
     Event,
     Fault,
     Health,

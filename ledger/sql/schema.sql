@@ -48,7 +48,8 @@ CREATE TABLE invitation (
     expires_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- What each member can do, as it said last; strikes is a JSON list of jobs, quarantine why it gets no work.
+-- What each member can do, as it said last; strikes is a JSON list of jobs, quarantine why it gets no work,
+-- device_slots JSON of [device, label, slots, encoders]; slots are the processor's.
 CREATE TABLE node (
     node TEXT PRIMARY KEY,
     ffmpeg TEXT NOT NULL,
@@ -60,7 +61,8 @@ CREATE TABLE node (
     devices TEXT NOT NULL,
     reported_at_ms INTEGER NOT NULL,
     strikes TEXT NOT NULL,
-    quarantine TEXT NOT NULL
+    quarantine TEXT NOT NULL,
+    device_slots TEXT NOT NULL
 ) STRICT;
 
 -- The texts of profiles, as they were when jobs were submitted; id is the seq of the first job.
@@ -163,7 +165,8 @@ CREATE TABLE attempt (
     error_code TEXT NOT NULL,
     error TEXT NOT NULL,
     todo TEXT NOT NULL
-) STRICT;
+    -- As ALTER TABLE writes it.
+    , device TEXT NOT NULL DEFAULT '') STRICT;
 CREATE INDEX attempt_by_job ON attempt (job, number);
 CREATE INDEX attempt_by_task ON attempt (task, state);
 CREATE INDEX attempt_by_node ON attempt (node, state);
@@ -267,14 +270,15 @@ SELECT attempt.id, attempt.task, attempt.job, attempt.number, attempt.state,
        attempt.command_line, attempt.stderr_tail, attempt.fetch_ms, attempt.encode_ms,
        attempt.verify_ms, attempt.fetched_bytes, attempt.frames, attempt.result_bytes,
        attempt.result_digest, attempt.result_json, nullif(attempt.failure, '') AS failure,
-       nullif(attempt.error_code, '') AS error_code, nullif(attempt.error, '') AS error
+       nullif(attempt.error_code, '') AS error_code, nullif(attempt.error, '') AS error,
+       nullif(attempt.device, '') AS device
 FROM attempt;
 
 CREATE VIEW nodes AS
 SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = node.node), node.node)
        AS name, node.ffmpeg, node.encoders, node.slots, node.cpus, node.platform, node.version,
        node.devices, node.reported_at_ms AS reported_ms,
-       nullif(node.quarantine, '') AS quarantine
+       nullif(node.quarantine, '') AS quarantine, node.device_slots
 FROM node;
 
 -- The sources of jobs, as they were when they were planned.

@@ -21,7 +21,16 @@ from node.cli.faults import (
 from node.cli.faults import safe as safe_text
 from node.cli.film_options import film_options, submission
 from node.cli.ledger_cmds import ledger
-from node.cli.options import STATES, Common, Duration, Rate, Since, common_options, given
+from node.cli.options import (
+    STATES,
+    Common,
+    DeviceSlots,
+    Duration,
+    Rate,
+    Since,
+    common_options,
+    given,
+)
 from node.cli.profile_cmds import profiles
 from node.cli.work_cmds import add_work_commands
 from node.settings.config_text import ConfigFault, ConfigFaultsError
@@ -298,6 +307,14 @@ def remove(ctx: click.Context, *, name: str, as_json: bool) -> int:
 @click.option("--slots", type=click.IntRange(-1), metavar="N", help="Films at once; -1: default.")
 @click.option("--up", type=Rate(), metavar="R", help="Sends at most so fast: 20MB/s, off, default.")
 @click.option("--down", type=Rate(), metavar="R", help="Receives at most so fast.")
+@click.option(
+    "--device",
+    "devices",
+    type=DeviceSlots(),
+    multiple=True,
+    metavar="NAME=N",
+    help="Films at once on one device (cpu, gpu0: see `mesh-cli nodes`); -1: default.",
+)
 @click.option("--link", metavar="OTHER", help="The rates hold for films to and from OTHER alone.")
 @common_options
 @click.pass_context
@@ -309,12 +326,13 @@ def limit(
     up: int | None,
     down: int | None,
     link: str | None,
+    devices: tuple[tuple[str, int], ...],
     as_json: bool,
 ) -> int:
     """How much a node does for others; holds at once, for what runs too, and over restarts."""
-    body = {"slots": slots, "up": up, "down": down, "link": link}
-    if slots is None and up is None and down is None:
-        raise UsageError("nothing to change", "give --slots, --up or --down")
+    body = {"slots": slots, "up": up, "down": down, "link": link, "devices": dict(devices)}
+    if slots is None and up is None and down is None and not devices:
+        raise UsageError("nothing to change", "give --slots, --device, --up or --down")
     answer = api_of(ctx).post(f"/nodes/{segment(name)}/limit", body)
     if as_json:
         print_json(answer)
@@ -322,7 +340,8 @@ def limit(
     where = f" with {link}" if link else ""
     slots_text = "as configured" if answer["slots"] is None else answer["slots"]
     rates = f"up {rate_text(answer['up'])}, down {rate_text(answer['down'])}"
-    print(safe_text(f"{answer['name']}{where}: {rates}, slots {slots_text}"))
+    said = "".join(f", {device} {number}" for device, number in answer["devices"].items())
+    print(safe_text(f"{answer['name']}{where}: {rates}, slots {slots_text}{said}"))
     return 0
 
 

@@ -118,6 +118,21 @@ class Rate(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class DeviceSlots(click.ParamType[tuple[str, int]]):
+    """A device of a node and a number of films, written as gpu0=2."""
+
+    name = "device slots"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """The device and the number; -1 for what the node's configuration says."""
+        device, _, number = str(value).partition("=")
+        if not device or re.fullmatch(r"-1|\d{1,4}", number) is None:
+            self.fail(f"{value!r} is not NAME=N, for example gpu0=2", param, ctx)
+        return device, int(number)
+
+
 class Since(click.ParamType[int]):
     """A moment as milliseconds since 1970, written as a duration ago (2h) or as a date (2026-11-24)."""
 

@@ -146,6 +146,10 @@ def print_nodes(answer: Json) -> None:
     for node in answer["nodes"]:
         if node.get("labels"):
             print(safe(f"{node['name']} has the labels {', '.join(node['labels'])}"))
+        # A machine with a processor alone has told all in its line.
+        for one in node.get("devices", []) if len(node.get("devices", [])) > 1 else []:
+            what = f"{one['device']} ({one['label']})"
+            print(safe(f"{node['name']} {what}: {one['busy']}/{one['slots']}"))
     if answer["pending"]:
         print("\nThese ask to join (mesh-cli nodes approve NAME):")
         pending = [
@@ -214,7 +218,7 @@ def _print_attempt(attempt: Json, *, brief: bool) -> None:
     took = f"fetch {duration(attempt['fetch_ms'])}, encode {duration(attempt['encode_ms'])}"
     print(
         safe(
-            f"  attempt {attempt['number']} on {attempt['node']}: {attempt['state']}; {took},"
+            f"  attempt {attempt['number']} on {attempt['node']}{_at(attempt)}: {attempt['state']}; {took},"
             f" verify {duration(attempt['verify_ms'])}; {attempt['frames']} frames"
         )
     )
@@ -226,6 +230,11 @@ def _print_attempt(attempt: Json, *, brief: bool) -> None:
         print(safe(f"    {shlex.join(attempt['command_line'])}"))
     for line in attempt["stderr_tail"].splitlines():
         print(safe(f"    | {line}"))
+
+
+def _at(attempt: Json) -> str:
+    device, encoder = attempt.get("device", ""), attempt["encoder"]
+    return f" ({', '.join(filter(None, (device, encoder)))})" if device or encoder else ""
 
 
 def print_detection(found: Json) -> None:

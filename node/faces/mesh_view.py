@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from ledger.jobs import Member, Node
+from ledger.jobs import Attempt, Member, Node
 from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
@@ -21,7 +21,7 @@ from node.consensus.read_index import ReadIndex
 from node.consensus.replica import Replica
 from node.faces.feed import names_of
 from node.faces.quorum import VoterSeen, why_undecided
-from node.faces.views import Names, progress_view
+from node.faces.views import Names, device_slots, progress_view
 from node.gateway.models import NodeInfo, NodesPage, PendingJoin, Status, SubmitRequest
 from node.membership.admission import Admission
 from node.membership.neighbours import Neighbours
@@ -201,27 +201,29 @@ class MeshView:
                 reader.active_attempts(),
             )
         )
-        jobs_of: dict[str, list[str]] = {}
+        held: dict[str, list[Attempt]] = {}
         for attempt in attempts:
-            jobs_of.setdefault(attempt.node, []).append(attempt.job)
+            held.setdefault(attempt.node, []).append(attempt)
         infos: list[NodeInfo] = []
         for member in members:
             info = self._node_info(parts, member)
             if (node := reported.get(member.node)) is not None:
-                jobs = jobs_of.get(member.node, [])
+                leases = held.get(member.node, [])
+                devices = device_slots(node, leases)
                 standing = parts.standing_of(NodeId(node.node))
                 info = info.model_copy(
                     update={
                         "ffmpeg": node.ffmpeg,
                         "encoders": list(node.encoders),
-                        "slots": node.slots,
+                        "slots": sum(one.slots for one in devices) if devices else node.slots,
+                        "devices": devices,
                         "closed": _closed(node, standing),
                         "labels": list(standing.labels),
-                        "slots_busy": len(jobs),
+                        "slots_busy": len(leases),
                         "cpus": node.cpus,
                         "platform": node.platform,
                         "version": node.version,
-                        "jobs": jobs,
+                        "jobs": [attempt.job for attempt in leases],
                     }
                 )
             infos.append(info)

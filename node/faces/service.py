@@ -35,11 +35,11 @@ from node.faces.views import job_detail, job_summary, live_of
 from node.faces.waiting import Seen, reasons
 from node.faces.work import Work, job_named
 from node.gateway.config_models import Validated, ValidateRequest
+from node.gateway.device_models import Detection
 from node.gateway.events import EventRing
 from node.gateway.models import (
     Approved,
     Check,
-    Detection,
     Event,
     Health,
     JobDetail,
@@ -57,7 +57,7 @@ from node.gateway.models import (
 )
 from node.gateway.work_models import Limited, LimitRequest
 from node.membership.admission import Admission, create_invitation
-from node.work.limiting import LIMITS, SetLimits
+from node.work.limiting import LIMITS, DeviceLimit, SetLimits
 from node.work.limiting import METHOD as LIMIT
 
 APPROVE: Final = "join.approve"
@@ -379,13 +379,19 @@ class Service:
             up=request.up,
             down=request.down,
             link=link.node if link is not None else None,
+            devices=tuple(DeviceLimit(device=d, slots=n) for d, n in request.devices.items()),
         )
         answer = await parts.requests.call(
             NodeId(member.node), LIMIT, LIMITS.encode(wanted), timeout_s=LIMIT_S
         )
         held = LIMITS.decode(answer)
         return Limited(
-            id=member.node, name=member.name, slots=held.slots, up=held.up, down=held.down
+            id=member.node,
+            name=member.name,
+            slots=held.slots,
+            up=held.up,
+            down=held.down,
+            devices={one.device: one.slots for one in held.devices},
         )
 
     async def _named(self, parts: Parts, name: str) -> Member:

@@ -1,12 +1,16 @@
 """Rows of the ledger as the faces show them: pure translation, no decisions."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ledger.jobs import Attempt, Job, Task
+from ledger.device_slots import from_text
+from ledger.jobs import Attempt, Job, Node, Task
 from ledger.placing import labels_in, nodes_in
 from ledger.queries import Reader
+from ledger.seats import device_here
+from node.gateway.device_models import SlotsInfo
 from node.gateway.models import (
     AttemptInfo,
     Fault,
@@ -29,7 +33,8 @@ def live_of(reader: Reader, board: ProgressBoard, job: str) -> Live | None:
     frames = reader.film_frames(job) if parts else None
     if frames is None:
         return together(parts)
-    leased = frozenset(attempt.id for attempt in reader.attempts(job, "leased"))
+    finished = {attempt.task for attempt in reader.attempts(job, "finished")}
+    leased = {a.id: a.task for a in reader.attempts(job, "leased") if a.task not in finished}
     return together(parts, FilmProgress(done=frames[0], total=frames[1], leased=leased))
 
 
@@ -103,6 +108,7 @@ def attempt_info(attempt: Attempt, names: Names) -> AttemptInfo:
         number=attempt.number,
         node=names.get(attempt.node, attempt.node),
         state=attempt.state,
+        device=attempt.device,
         encoder=attempt.encoder,
         ffmpeg=attempt.ffmpeg,
         command_line=[str(word) for word in command] if isinstance(command, list) else [],
@@ -163,7 +169,13 @@ def _result(job: Job, attempts: Sequence[Attempt], names: Names) -> ResultInfo |
         encode_ms=accepted.encode_ms,
         verify_ms=accepted.verify_ms,
         total_ms=max(0, (job.finished_at_ms or job.created_at_ms) - job.created_at_ms),
+        vmaf=_score(facts.get("vmaf")),
     )
+
+
+def _score(value: object) -> float | None:
+    """A number from 0 to 100; another member wrote it."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 100 else None
 
 
 def _fault(code: str, what: str, todo: str, node: str) -> Fault | None:
@@ -186,3 +198,19 @@ def _json(text: str) -> Any:  # noqa: ANN401 - any JSON
         return json.loads(text) if text else None
     except (ValueError, RecursionError):
         return None
+
+
+def device_slots(node: Node, leases: Sequence[Attempt]) -> list[SlotsInfo]:
+    """Slots and leases of each device of a node."""
+    devices = from_text(node.device_slots)
+    busy = Counter(device_here(attempt.device, devices) for attempt in leases)
+    return [
+        SlotsInfo(
+            device=one.device,
+            label=one.label,
+            slots=one.slots,
+            busy=busy[one.device],
+            encoders=list(one.encoders),
+        )
+        for one in devices
+    ]

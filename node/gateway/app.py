@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from ledger.jobs import JobState
 from mesh.errors import BusyError, DarkStreamError, UsageError
 from node.gateway.config_models import Validated, ValidateRequest
+from node.gateway.device_models import Detection
 from node.gateway.guard import Guard
 from node.gateway.models import (
     NAME_CHARS_MAX,
@@ -20,7 +21,6 @@ from node.gateway.models import (
     PAGE_MAX,
     Approved,
     ApproveRequest,
-    Detection,
     Health,
     JobDetail,
     JobFilter,

@@ -2,7 +2,10 @@
 
 from pydantic import Field
 
-from node.gateway.models import PATH_CHARS_MAX, Answer, Question
+from node.gateway.base_models import Answer, Question
+from node.gateway.models import (
+    PATH_CHARS_MAX,
+)
 
 CONFIG_CHARS_MAX = 256 << 10
 """A configuration written by a person is a few KiB."""

@@ -6,10 +6,12 @@ docstring says that it is a duration.  Paths are absolute and mean something on 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ledger.jobs import JobState
 from ledger.placing import LABEL, LABELS_MAX
+from node.gateway.base_models import Answer, Question
+from node.gateway.device_models import SlotsInfo
 
 PATHS_PER_SUBMIT_MAX = 1_000
 """Paths in one request: one command of the ledger carries as many jobs."""
@@ -32,18 +34,6 @@ EventKind = Literal["job", "progress", "node", "mesh", "gap"]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX)]
 Label = Annotated[str, Field(pattern=LABEL)]
 PathText = Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX, pattern=r"^[^\x00]+$")]
-
-
-class Answer(BaseModel):
-    """Base of what the API says."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Question(BaseModel):
-    """Base of what the API hears: unknown fields are faults, nothing is coerced."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Fault(Answer):
@@ -98,6 +88,8 @@ class ResultInfo(Answer):
     verify_ms: int = 0
     total_ms: int = 0
     """From submission to the file in its place."""
+    vmaf: float | None = None
+    """How much the worst sample looks like the film, where the job asked for a floor."""
 
 
 class JobSummary(Answer):
@@ -129,6 +121,8 @@ class AttemptInfo(Answer):
     number: int
     node: str
     state: str
+    device: str = ""
+    """Of its node, as `NodeInfo.devices` names it; empty: any."""
     encoder: str = ""
     ffmpeg: str = ""
     command_line: list[str] = Field(default_factory=list[str])
@@ -210,7 +204,11 @@ class NodeInfo(Answer):
     ffmpeg: str = ""
     encoders: list[str] = Field(default_factory=list[str])
     slots: int = 0
+    """Of all its devices together."""
     slots_busy: int = 0
+    """Leases that it has; more than slots where some wait for one."""
+    devices: list[SlotsInfo] = Field(default_factory=list[SlotsInfo])
+    """Slots of each device; none: an older version, whose slots are for everything."""
     closed: str = ""
     """Why it takes no new work now."""
     labels: list[str] = Field(default_factory=list[str])
@@ -405,47 +403,6 @@ class Removed(Answer):
 
     id: str
     name: str
-
-
-class DeviceInfo(Answer):
-    """A device that can encode or compute."""
-
-    name: str
-    kind: Literal["cpu", "gpu", "other"]
-    detail: str = ""
-
-
-class EncoderInfo(Answer):
-    """An encoder of this FFmpeg: whether it really encoded here (None: not tried), and why not.
-
-    Hardware is proven by its picture: `psnr_db` is the worst one's distance from the source.
-    """
-
-    name: str
-    family: str
-    works: bool | None
-    reason: str = ""
-    devices: list[str] = Field(default_factory=list[str])
-    """Where it works: indexes of Vulkan or NVENC, or a render node."""
-    psnr_db: float | None = None
-    fps: float | None = None
-    """Frames a second at 1280x720 of a test picture; null while it was not measured."""
-
-
-class Detection(Answer):
-    """What this machine can do."""
-
-    ffmpeg: str
-    """Path of the FFmpeg in use; empty when there is none."""
-    ffmpeg_version: str
-    ffmpeg_note: str = ""
-    """Which other FFmpegs were passed over, and why."""
-    cpus: int
-    platform: str
-    devices: list[DeviceInfo]
-    devices_note: str = ""
-    """Why there are no devices."""
-    encoders: list[EncoderInfo]
 
 
 class Check(Answer):

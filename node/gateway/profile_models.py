@@ -4,7 +4,10 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from node.gateway.models import DEFINITION_CHARS_MAX, Answer, Question
+from node.gateway.base_models import Answer, Question
+from node.gateway.models import (
+    DEFINITION_CHARS_MAX,
+)
 
 
 class ProfileInfo(Answer):

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from node.gateway.config_models import Validated, ValidateRequest
+from node.gateway.device_models import Detection
 from node.gateway.models import (
     Approved,
-    Detection,
     Event,
     Health,
     JobDetail,

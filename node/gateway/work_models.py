@@ -7,22 +7,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ledger.device_slots import DEVICES_MAX
 from ledger.jobs import JobState
 from ledger.orders import ORDERED_PER_COMMAND_MAX, SHARE_MAX
 from ledger.placing import LABELS_MAX
 from mesh.limits import RATE_BYTES_S_MAX
+from node.gateway.base_models import Answer, Question
 from node.gateway.models import (
     NAME_CHARS_MAX,
     PATH_CHARS_MAX,
     PRIORITY_MAX,
-    Answer,
     AttemptInfo,
     Label,
     Name,
-    Question,
     SubmitRequest,
 )
-from node.settings.config import SLOTS_MAX
+from node.settings.sections import DEVICE_NAME, SLOTS_MAX
 from node.work.hours import RANGES_MAX
 from node.work.watch_rules import Filters
 from node.work.working import FINISH_S_MAX, MEMORY_MIB_MAX, NICE_MAX, THREADS_MAX
@@ -31,6 +31,7 @@ Id = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=NAME_CHARS_MAX)]
 Moment = Annotated[int, Field(ge=0, lt=1 << 53)]
 Hours = Annotated[str, Field(min_length=1, max_length=64)]
+DeviceName = Annotated[str, Field(pattern=DEVICE_NAME)]
 ActionName = Literal["cancel", "retry", "priority"]
 
 
@@ -104,6 +105,10 @@ class LimitRequest(Question):
     up: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
     down: int | None = Field(default=None, ge=-1, le=RATE_BYTES_S_MAX)
     link: Name | None = None
+    devices: dict[DeviceName, Annotated[int, Field(ge=-1, le=SLOTS_MAX)]] = Field(
+        default_factory=dict[str, int], max_length=DEVICES_MAX
+    )
+    """Films at once on single devices, by the names of `NodeInfo.devices`; -1 for as configured."""
 
 
 class Limited(Answer):
@@ -114,6 +119,8 @@ class Limited(Answer):
     slots: int | None
     up: int
     down: int
+    devices: dict[str, int] = Field(default_factory=dict[str, int])
+    """Films at once on single devices, where a person said so."""
 
 
 class WorkRequest(Question):

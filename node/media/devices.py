@@ -16,12 +16,12 @@ class Devices:
         self._running: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
-    def lent(self, encoder: str) -> Generator[str]:
-        """A device for one run; "" where the encoder has only one.
+    def lent(self, encoder: str, place: str | None = None) -> Generator[str]:
+        """A device for one run, this one where it is named; "" where the encoder has only one.
 
         Turns would not do: a long film holds its device while short ones pass by on the others.
         """
-        places = self._places.get(encoder, ("",))
+        places = self._places.get(encoder, ("",)) if place is None else (place,)
         family = FORMS[encoder].family if encoder in FORMS else encoder
         chosen = min(places, key=lambda place: self._running[family, place])
         self._running[family, chosen] += 1

@@ -15,6 +15,7 @@ MODULES: Final = (
     "node.media.probe_av",
     "node.media.cut_av",
     "node.media.join_av",
+    "node.media.likeness_av",
     "node.media.times_av",
 )
 """What it has imported; each has a `main(words)` that gives an exit code."""

@@ -28,8 +28,10 @@ from ledger.commands import (
     RefuseResult,
     ReleaseLeases,
     ReportNode,
+    SpeculateLeases,
     StartPlanning,
 )
+from ledger.device_slots import GrantDevices, ReportSlots
 from ledger.orders import AddWatch, ForgetJobs, StepSweep
 from ledger.queries import Reader
 from ledger.submissions import SubmitFilms, SubmitJobs
@@ -81,7 +83,15 @@ def check_authority(reader: Reader | None, caller: NodeId, command: Command) -> 
 _OF_A_JOB = StartPlanning | PlanJob | PlanPieces | FailJob | AcceptResult | RefuseResult | FinishJob
 _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
 _OF_THE_COORDINATOR = (
-    GrantLeases | ExpireLeases | FormMesh | MigrateLedger | RecoverMesh | StepSweep | ForgetJobs
+    GrantLeases
+    | SpeculateLeases
+    | GrantDevices
+    | ExpireLeases
+    | FormMesh
+    | MigrateLedger
+    | RecoverMesh
+    | StepSweep
+    | ForgetJobs
 )
 
 
@@ -94,7 +104,12 @@ def _may(reader: Reader | None, caller: NodeId, command: Command) -> bool:
     match command:
         case SubmitJobs() | SubmitFilms():
             return all(node == caller and is_plain_id(job) for job, node in _new_jobs(command))
-        case ReportNode(node=node) | ReleaseLeases(node=node) | AddWatch(node=node):
+        case (
+            ReportNode(node=node)
+            | ReportSlots(node=node)
+            | ReleaseLeases(node=node)
+            | AddWatch(node=node)
+        ):
             return node == caller
         case AddMember(member=member):
             return _is_itself(member)

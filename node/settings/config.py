@@ -23,7 +23,13 @@ from node.backup.destination import Destination, parse_destination
 from node.consensus.compaction import KEEP_BYTES, KEEP_ENTRIES, Keep
 from node.settings.addresses import API_DEFAULT, LOOPBACK_HOSTS, PORT_DEFAULT, split_endpoint
 from node.settings.config_text import ConfigFault, ConfigFaultsError, Place, nearest, parse_toml
-from node.settings.sections import HistoryConfig, ScheduleConfig, Section, WorkConfig
+from node.settings.sections import (
+    SLOTS_MAX,
+    HistoryConfig,
+    ScheduleConfig,
+    Section,
+    WorkConfig,
+)
 
 ENVIRONMENT = {
     "DARKSTREAM_HOME": "home",
@@ -33,8 +39,6 @@ ENVIRONMENT = {
 }
 CONFIG_VARIABLE = "DARKSTREAM_CONFIG"
 SEEDS_MAX = 64
-SLOTS_MAX = 256
-"""More parallel encodes than any machine of today can hold."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 COMPONENTS = (
     "backup",

@@ -4,8 +4,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ledger.device_slots import DEVICES_MAX
 from ledger.placing import LABEL, LABELS_MAX
 from node.work.hours import RANGES_MAX, parse_hours
+
+SLOTS_MAX = 256
+"""More parallel encodes than any machine of today can hold."""
+DEVICE_NAME = r"^[a-z][a-z0-9]{0,31}$"
+"""As `node.media.cards` gives them."""
 
 
 class Section(BaseModel):
@@ -54,6 +60,10 @@ class WorkConfig(Section):
     """The same for the busiest graphics chip; 0: never (NVIDIA)."""
     memory_mib: int = Field(default=0, ge=0, le=1 << 24)
     """Private memory of one FFmpeg at most; 0: as films need, at most 16 GiB (Linux)."""
+    device_slots: dict[
+        Annotated[str, Field(pattern=DEVICE_NAME)], Annotated[int, Field(ge=0, le=SLOTS_MAX)]
+    ] = Field(default_factory=dict[str, int], max_length=DEVICES_MAX)
+    """`{ gpu0 = 2, cpu = 0 }`: films at once on each device, by the names that `mesh-cli nodes` shows."""
     keep_awake: bool = True
     """Sleep is held off while the node works or others work on its films, where its system knows a way."""
     labels: Annotated[

@@ -20,7 +20,7 @@ from node.work.awake_wakepy import SystemWakeLock
 from node.work.films import Films
 from node.work.gpu_nvml import GpuUse
 from node.work.keeper import Draining, Keeper
-from node.work.limiting import LIMITS, Limiting, NodeLimits
+from node.work.limiting import LIMITS, Limiting, NodeLimits, UseSlots
 from node.work.limits_files import KeptFile
 from node.work.probation import Probation
 from node.work.submission import Submission
@@ -40,7 +40,7 @@ def limiting_of(
     config: Config,
     home: Path,
     use_rates: Callable[[LinkRates], None],
-    use_slots: Callable[[int | None], None],
+    use_slots: UseSlots,
 ) -> Limiting:
     """Who holds the limits that a person sets."""
     return Limiting(

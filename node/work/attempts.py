@@ -109,10 +109,11 @@ class Results(Protocol):
 class Turn:
     """An attempt's slot: it waits for it, has it, and lets it go: while its result is judged, then for good."""
 
-    def __init__(self, free: Callable[[], None]) -> None:
-        """`free` is called when others may have the slot."""
+    def __init__(self, free: Callable[[], None], device: str = "") -> None:
+        """`free` is called when others may have the slot; it is one of `device`."""
         self._given = asyncio.Event()
         self._free = free
+        self.device = device
         self.is_over = False
         self.is_judged = False
         """Its result is made and not yet kept: the next one may encode beside it."""
@@ -149,9 +150,15 @@ class Turn:
     async def encode_again(self) -> None:
         """Until it has a slot for itself once more."""
         if self.is_judged:
-            self.is_judged = False
-            self._given.clear()
-            self._free()
+            await self.move(self.device)
+        await self._given.wait()
+
+    async def move(self, device: str) -> None:
+        """Lets its slot go and waits for one of another device."""
+        self.device = device
+        self.is_judged = False
+        self._given.clear()
+        self._free()
         await self._given.wait()
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import structlog
 
 from ledger.commands import TEXT_BYTES_MAX
+from ledger.device_slots import CPU
 from ledger.jobs import Attempt, Job
 from mesh.errors import TransferError
 from node.consensus.proposer import bounded_text
@@ -38,6 +39,9 @@ from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import job_plan_from_json, number_of
 
+UNCUT: Final = "uncut"
+"""The name of a file that is there in place of a slice, and says why."""
+
 _log = structlog.get_logger("media")
 
 
@@ -57,6 +61,11 @@ class Shelf(Protocol):
         ...
 
 
+async def _at_once(_: Order) -> bool:
+    """For whoever counts no slots."""
+    return True
+
+
 class MediaConverter:
     """The worker's `Converter`: FFmpeg and the judgement of its result."""
 
@@ -66,6 +75,8 @@ class MediaConverter:
         shelf: Shelf,
         threads: Callable[[], int] = lambda: 0,
     ) -> None:
+        self.to_processor: Callable[[Order], Awaitable[bool]] = _at_once
+        """Waits for a slot of the processor when a chip failed; False: there is none."""
         self._media = media
         self._shelf = shelf
         self._threads = threads
@@ -124,7 +135,7 @@ class MediaConverter:
     async def _chunk(
         self, pieces: Pieces, order: Order, source: AnyPath, result: Path, watch: "Watch"
     ) -> Converted:
-        """A chunk of its slice; where that cannot be decoded, of the film, as one done whole is."""
+        """A chunk of its slice; where that cannot be cut or decoded, of the film, as one done whole is."""
         film, number = film_of(order.job), number_of(order.task.id)
 
         async def encoded(piece: AnyPath, *, from_film: bool) -> Converted:
@@ -140,15 +151,17 @@ class MediaConverter:
                 from_film=from_film,
             )
 
-        try:
-            return await encoded(source, from_film=False)
-        except ConversionError as error:
-            if not isinstance(error.error, _SLICES_FAULTS):
-                raise
-            why = error.error.what
+        why = await asyncio.to_thread(_why_uncut, source)
+        if not why:
+            try:
+                return await encoded(source, from_film=False)
+            except ConversionError as error:
+                if not isinstance(error.error, _SLICES_FAULTS):
+                    raise
+                why = f"its slice did not do: {error.error.what}"
         _log.warning("falls back to the whole film", job=order.job.id, chunk=number, reason=why)
         await asyncio.to_thread(result.unlink, True)
-        told = f"made of the whole film, its slice did not do: {why}\n"
+        told = f"made of the whole film, {why}\n"
         try:
             async with self._shelf.film(order, result.parent) as whole:
                 made = await encoded(whole, from_film=True)
@@ -163,6 +176,7 @@ class MediaConverter:
         probe = probe_from_json(order.job.probe_json)
         profile = profile_from_json(order.job.profile_json)
         failed: dict[str, str] = {}
+        card = order.attempt.device
         while True:
             await watch.slot()
             try:
@@ -175,16 +189,22 @@ class MediaConverter:
                     on_verify=watch.verifying,
                     threads=self._threads(),
                     without=failed,
+                    card=card,
                 )
             except ConversionError as error:
                 encoder = error.report.encoder
-                left = media.encoders.difference(failed, (encoder,))
-                if not may_fall_back(error.error, encoder) or not chosen_for(probe, profile, left):
+                if not may_fall_back(error.error, encoder):
                     raise
+                failed[encoder] = error.error.what
+                if not chosen_for(probe, profile, media.encoders_at(card).difference(failed)):
+                    # The processor makes what the chip could not, in a slot of its own.
+                    left = media.encoders_at(CPU).difference(failed)
+                    if not chosen_for(probe, profile, left) or not await self.to_processor(order):
+                        raise
+                    card = CPU
                 _log.warning(
                     "falls back", job=order.job.id, encoder=encoder, reason=error.error.what
                 )
-                failed[encoder] = error.error.what
                 await asyncio.to_thread(result.unlink, True)
             else:
                 return replace(made, report=_with_fallbacks(made.report, failed))
@@ -202,6 +222,16 @@ class MediaConverter:
 
 SOUND_PROVEN: Final = '{"decoded":true}'
 """What the ledger keeps of a sound: older versions left its decoding to the assembly."""
+
+
+def _why_uncut(source: AnyPath) -> str:
+    """Why no slice was cut; "" where there is one."""
+    path = Path(source)
+    return (
+        f"no slice could be cut: {path.read_text(encoding='utf-8')}" if path.name == UNCUT else ""
+    )
+
+
 _SLICES_FAULTS = (DamagedSourceError, FrameCountError)
 """A slice lacks what stands before it, and its container is not the film's: the film itself may do."""
 _CHIPS_FAULTS = (EncoderUnavailableError, EncodeFailedError, StalledError, BadResultError)
@@ -291,8 +321,13 @@ def plan_of(job: Job, probe: Probe, digest: str) -> Plan:
     )
 
 
-async def judge_delivered(media: Media, job: Job, attempt: Attempt, path: Path) -> None:
-    """The owner's own judgement of a delivered result.  Raises `TransferError` with what is wrong."""
+async def judge_delivered(
+    media: Media, job: Job, attempt: Attempt, path: Path, source: AnyPath | None
+) -> None:
+    """The owner's own judgement of a delivered result.  Raises `TransferError` with what is wrong.
+
+    `source` is the film, where frames are to be compared with it here once more.
+    """
     try:
         claimed = ResultFacts.model_validate_json(attempt.result_json)
     except ValueError:
@@ -303,6 +338,8 @@ async def judge_delivered(media: Media, job: Job, attempt: Attempt, path: Path) 
         profile_from_json(job.profile_json),
         claimed,
         encoder=attempt.encoder,
+        source=source,
+        seed=attempt.result_digest,
     )
     if not verdict.ok:
         raise TransferError(f"{verdict.code}: {verdict.what}", verdict.todo)

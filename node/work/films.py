@@ -453,8 +453,16 @@ class Films:
             else:
                 handle = f"result/{attempt.id}"
                 await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
-        if attempt.node != self._own:  # or these very bytes were judged here, by the same rules
-            await judge_delivered(await self._media(), job, attempt, staging)
+        if attempt.node == self._own:
+            return  # these very bytes were judged here, by the same rules
+        media = await self._media()
+        try:
+            async with self._held(job) as film:
+                await judge_delivered(media, job, attempt, staging, film)
+        except SourceChangedError as gone:
+            # Who deletes a film early must not lose its result as well; the worker has compared both.
+            _log.warning("result judged without its film", job=job.id, reason=gone.what)
+            await judge_delivered(media, job, attempt, staging, None)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
         """Brings staging to its place; says nothing when exactly this result lies there already."""

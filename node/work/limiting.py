@@ -5,18 +5,20 @@ line alone, holds at once, and the person sees that it does.  What the person ne
 the configuration.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import structlog
 
+from ledger.device_slots import DEVICES_MAX
 from mesh.codec import Vocabulary, value
 from mesh.errors import UsageError, WireError
 from mesh.ids import NodeId
 from mesh.limits import RATE_BYTES_S_MAX, LinkRates, Rates
 from node.requests import Requests
-from node.settings.config import SLOTS_MAX
+from node.settings.sections import DEVICE_NAME, SLOTS_MAX
 
 METHOD: Final = "node.limit"
 AS_CONFIGURED: Final = -1
@@ -25,7 +27,18 @@ LINKS_MAX: Final = 1_000
 
 LIMITS: Final = Vocabulary("limits")
 
+UseSlots = Callable[[int | None, Mapping[str, int]], None]
+
 _log = structlog.get_logger("transfer")
+
+
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimit:
+    """Films at once on one device (`cpu`, `gpu0`)."""
+
+    device: str
+    slots: int
 
 
 @LIMITS.kind("set")
@@ -40,6 +53,7 @@ class SetLimits:
     up: int | None = None
     down: int | None = None
     link: str | None = None
+    devices: tuple[DeviceLimit, ...] = ()
 
 
 @value
@@ -61,6 +75,7 @@ class NodeLimits:
     up: int | None = None
     down: int | None = None
     links: tuple[LinkLimit, ...] = ()
+    devices: tuple[DeviceLimit, ...] = ()
 
 
 @LIMITS.kind("held")
@@ -71,6 +86,7 @@ class Held:
     slots: int | None
     up: int
     down: int
+    devices: tuple[DeviceLimit, ...] = ()
 
 
 class LimitStore(Protocol):
@@ -100,6 +116,7 @@ def changed(limits: NodeLimits, wanted: SetLimits) -> NodeLimits:
             slots=_merged(limits.slots, wanted.slots),
             up=_merged(limits.up, wanted.up),
             down=_merged(limits.down, wanted.down),
+            devices=_devices(limits.devices, wanted.devices),
         )
     before = next((one for one in limits.links if one.node == wanted.link), None)
     link = LinkLimit(
@@ -111,6 +128,23 @@ def changed(limits: NodeLimits, wanted: SetLimits) -> NodeLimits:
     if len(others) >= LINKS_MAX:
         raise UsageError(f"more than {LINKS_MAX} links have limits", "take some back with off")
     return replace(limits, links=(*others, link) if link.up or link.down else others)
+
+
+def _devices(
+    before: tuple[DeviceLimit, ...], wanted: tuple[DeviceLimit, ...]
+) -> tuple[DeviceLimit, ...]:
+    found = {one.device: one for one in before}
+    for one in wanted:
+        if re.fullmatch(DEVICE_NAME, one.device) is None:
+            raise UsageError(f"{one.device[:64]!r} is no device", "see `mesh-cli nodes`")
+        if not AS_CONFIGURED <= one.slots <= SLOTS_MAX:
+            raise UsageError(
+                f"{one.slots} slots of {one.device} are too many", f"at most {SLOTS_MAX}"
+            )
+        found[one.device] = one
+    if len(found) > DEVICES_MAX:
+        raise UsageError(f"more than {DEVICES_MAX} devices", "see `mesh-cli nodes`")
+    return tuple(one for one in found.values() if one.slots != AS_CONFIGURED)
 
 
 def _merged(before: int | None, wanted: int | None) -> int | None:
@@ -139,9 +173,9 @@ class Limiting:
         store: LimitStore,
         configured: Rates,
         use_rates: Callable[[LinkRates], None],
-        use_slots: Callable[[int | None], None],
+        use_slots: UseSlots,
     ) -> None:
-        """`use_slots` takes None for as many as are configured."""
+        """`use_slots` takes None for as many as are configured, and what was said of devices."""
         self._store = store
         self._configured = configured
         self._use_rates = use_rates
@@ -166,11 +200,12 @@ class Limiting:
         self._use()
         rates = self.rates
         held = rates.node if wanted.link is None else rates.links.get(NodeId(wanted.link), Rates())
-        return Held(slots=limits.slots, up=held.up, down=held.down)
+        return Held(slots=limits.slots, up=held.up, down=held.down, devices=limits.devices)
 
     def _use(self) -> None:
         self._use_rates(self.rates)
-        self._use_slots(self._limits.slots)
+        said = {one.device: one.slots for one in self._limits.devices}
+        self._use_slots(self._limits.slots, said)
 
     async def _serve(self, caller: NodeId, body: bytes) -> bytes:
         wanted = LIMITS.decode(body)

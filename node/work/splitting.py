@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from ledger.commands import PieceSpec
+from ledger.device_slots import from_text
 from ledger.jobs import Member, Node, can_do
 from node.media.command import encoded_sound
 from node.media.encoders import FORMS
@@ -84,13 +85,21 @@ def chips_of(nodes: Iterable[Node], members: Iterable[Member], needs: Sequence[s
     Only what software encoders make was proven to fit together, so a chip makes its film whole.
     """
     working = {m.node for m in members if m.state == "active" and m.role != "witness"}
-    there = {e for node in nodes if node.node in working and node.slots > 0 for e in node.encoders}
+    there = {e for node in nodes if node.node in working for e in _encoders_of(node)}
     for name in needs:
         if FORMS[name].family == "CPU":
             return ""
         if name in there:
             return name
     return ""
+
+
+def _encoders_of(node: Node) -> Iterable[str]:
+    """Those that a slot is left for by its person."""
+    devices = from_text(node.device_slots)
+    if not devices:
+        return node.encoders if node.slots > 0 else ()
+    return [name for device in devices if device.slots > 0 for name in device.encoders]
 
 
 def joinable(needs: Sequence[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ when the node takes no work any more, or an idle one would do them sooner.
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 import structlog
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, ReleaseLeases
+from ledger.device_slots import CPU
 from ledger.queries import Reader
 from mesh import clock
 from mesh.errors import DarkStreamError
@@ -29,7 +31,7 @@ from node.work.attempts import BEGUN, Attempts, Converter, Results, Sources, Tur
 from node.work.leases import WORK, Fence, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.order import Order
 from node.work.progress import ProgressBoard
-from node.work.turns import in_line, next_turn
+from node.work.turns import Slots, in_line, next_turn, pool_of, slots_of
 
 HEARTBEAT: Final = "worker.heartbeat"
 RECONCILE_S: Final = 1.0
@@ -86,9 +88,9 @@ class Worker:
         self._held: dict[str, Order] = {}
         """Leases of the last look that are not over, begun or not."""
         self._runs: dict[str, tuple[Turn, asyncio.Task[None]]] = {}
-        self._slots: int | None = None
+        self._slots: Slots | None = None
         """As the mesh knows them; None: it does not yet, and every lease begins at once."""
-        self._begun = 0
+        self._begun: Counter[str] = Counter()
         self._interrupted: set[str] = set()
         self._tidied_ms = -TIDY_MS
         self._fit = fit
@@ -235,16 +237,16 @@ class Worker:
                 _log.info("lease is gone, stopping", attempt=attempt)
                 self._stop(attempt)
         self._begin()
-        if self._in_wait() and not self._draining and (not self.accepting or self._slots == 0):
+        if self._hopeless() and not self._draining:
             # Granted before the coordinator heard that this node is closed: it hears so first, or it
             # would lease here again what is given back.
             await self._beat()
             why = self.closed or "has no slots any more"
-            await self._give_back(self.waiting, f"the node {why}")
+            await self._give_back(self._hopeless(), f"the node {why}")
         await self._tidy(wanted)
         return RECONCILE_S
 
-    def _leased(self, reader: Reader) -> tuple[Sequence[Order], int | None]:
+    def _leased(self, reader: Reader) -> tuple[Sequence[Order], Slots | None]:
         attempts = reader.active_attempts(node=self._own)
         # A job does not change while it is leased; a task's priority may.
         known = {order.attempt.id: order.job for order in tuple(self._held.values())}
@@ -257,7 +259,20 @@ class Worker:
             if task is not None and job is not None and is_plain_id(attempt.id):
                 orders.append(Order(job=job, task=task, attempt=attempt))
         row = reader.node(self._own)
-        return orders, None if row is None else row.slots
+        return orders, None if row is None else slots_of(row)
+
+    def _hopeless(self) -> list[str]:
+        """What waits for a slot that this node will not have."""
+        slots, closed = self._slots, not self.accepting
+        return [
+            order.attempt.id
+            for order in self._in_wait()
+            if closed or (slots is not None and not slots.get(self._pool(order, slots)))
+        ]
+
+    def _pool(self, order: Order, slots: Slots) -> str:
+        run = self._runs.get(order.attempt.id)
+        return pool_of(order.attempt.device if run is None else run[0].device, slots)
 
     def _in_wait(self) -> list[Order]:
         return [
@@ -270,27 +285,49 @@ class Worker:
         """Begins what has a slot, and fetches what is next; a node that is closed begins nothing."""
         if not self.accepting:
             return
-        waiting = {order.attempt.id: order for order in self._in_wait()}
+        known = {"": len(self._held)} if self._slots is None else self._slots
+        lines: dict[str, dict[str, Order]] = {}
+        for order in self._in_wait():
+            lines.setdefault(self._pool(order, known), {})[order.attempt.id] = order
+        taken = self._taken(known)
+        for device, waiting in lines.items():
+            slots = known.get(device, 0)
+            for _ in range(min(slots - taken[device], len(waiting))):
+                order = waiting.pop(next_turn(waiting.values(), self._begun[device]).attempt.id)
+                self._begun[device] += 1
+                self._started(order).give()
+            # As many as could begin at once are fetched ahead; on the film's own node only slices are to be cut.
+            for order in in_line(waiting.values())[: max(0, slots)]:
+                if order.job.owner != self._own or order.task.kind == "chunk":
+                    self._started(order)
+
+    def _taken(self, slots: Slots) -> Counter[str]:
+        """How many slots of each device are in use."""
         turns = [turn for turn, _ in self._runs.values() if not turn.is_over]
-        judged = sum(turn.is_judged for turn in turns)
-        # Beside each slot one result may be judged; more would be films that nobody waits for.
-        taken = sum(turn.holds for turn in turns) + max(0, judged - (self._slots or judged))
-        slots = taken + len(waiting) if self._slots is None else self._slots
-        for _ in range(min(slots - taken, len(waiting))):
-            order = waiting.pop(next_turn(waiting.values(), self._begun).attempt.id)
-            self._begun += 1
-            self._started(order).give()
-        # As many as could begin at once are fetched ahead; on the film's own node only slices are to be cut.
-        for order in in_line(waiting.values())[: max(0, slots)]:
-            if order.job.owner != self._own or order.task.kind == "chunk":
-                self._started(order)
+        taken = Counter(pool_of(turn.device, slots) for turn in turns if turn.holds)
+        judged = Counter(pool_of(turn.device, slots) for turn in turns if turn.is_judged)
+        for device, count in judged.items():
+            # Beside each slot one result may be judged; more would be films that nobody waits for.
+            taken[device] += max(0, count - slots.get(device, 0))
+        return taken
+
+    async def to_processor(self, order: Order) -> bool:
+        """Waits for a slot of the processor, for a film that its chip failed at; False: it has none."""
+        slots = self._slots or {}
+        run = self._runs.get(order.attempt.id)
+        if run is None or not order.attempt.device or CPU not in slots:
+            return True
+        if not slots[CPU]:
+            return False
+        await run[0].move(CPU)
+        return True
 
     def _started(self, order: Order) -> Turn:
         attempt = order.attempt.id
         if attempt in self._runs:
             return self._runs[attempt][0]
         assert self._group is not None, "it begins only while it runs"
-        turn = Turn(self._begin)
+        turn = Turn(self._begin, order.attempt.device)
         run = self._group.create_task(self._run(order, turn), name=f"attempt {attempt}")
         self._runs[attempt] = turn, run
         return turn

@@ -14,8 +14,9 @@ from random import Random
 from typing import Final
 
 from ledger.commands import GrantLeases
+from ledger.estimates import with_estimates
 from ledger.lines import AHEAD_A_SLOT_MAX, AHEAD_MS, with_waits
-from ledger.scheduler import OLDEST_EVERY, decide, with_estimates
+from ledger.scheduler import OLDEST_EVERY, decide
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
 
 PLANNED_AHEAD: Final = 64

@@ -87,7 +87,7 @@ def test_the_third_form_takes_orders_and_keeps_everything() -> None:
     assert outcome.code == "conflict", "members of before cannot read it"
     store.apply([entry(index + 2, c.MigrateLedger(schema=3))])
     new = seen(store)
-    for view in ("nodes", "watches"):  # columns are added, none goes
+    for view in ("nodes", "watches", "attempts"):  # columns are added, none goes
         new[view] = [row[: len(old[view][0])] for row in new[view]]
     assert len(new["nodes"]) == begun
     new["events"] = [line for line in new["events"] if line[3] != "ledger.migrated"]

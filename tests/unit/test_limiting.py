@@ -18,12 +18,12 @@ CONFIGURED = Rates(up=5, down=7)
 class Stand:
     def __init__(self, file: Path) -> None:
         self.rates: list[LinkRates] = []
-        self.slots: list[int | None] = []
+        self.slots: list[tuple[int | None, dict[str, int]]] = []
         self.limiting = Limiting(
             store=KeptFile(file, LIMITS, NodeLimits),
             configured=CONFIGURED,
             use_rates=self.rates.append,
-            use_slots=self.slots.append,
+            use_slots=lambda slots, devices: self.slots.append((slots, dict(devices))),
         )
 
 
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_fresh_node_does_as_configured(file: Path) -> None:
     stand = Stand(file)
     assert stand.rates == [LinkRates(node=CONFIGURED)]
-    assert stand.slots == [None]
+    assert stand.slots == [(None, {})]
     assert not file.exists()
 
 
@@ -46,7 +46,7 @@ def test_what_is_set_holds_at_once_and_after_a_restart(file: Path) -> None:
     assert stand.rates[-1].node == Rates(up=20, down=0)
     again = Stand(file)
     assert again.rates == [LinkRates(node=Rates(up=20, down=0))]
-    assert again.slots == [3]
+    assert again.slots == [(3, {})]
     assert again.limiting.change(SetLimits(slots=-1, up=-1, down=-1)) == Held(
         slots=None, up=5, down=7
     )

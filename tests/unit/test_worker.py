@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
+from ledger.device_slots import CPU, DeviceLease, DeviceSlots, GrantDevices, ReportSlots
 from ledger.orders import ChangeJobs
 from ledger.scheduler import OLDEST_EVERY
 from mesh import clock
@@ -485,3 +486,73 @@ def test_what_a_killed_process_had_only_fetched_is_nobodys_failure(tmp_path: Pat
         return stand
 
     run(made, body)
+
+
+# --- slots of each device ---------------------------------------------------------------------------
+
+
+def with_chip(folder: Path, *, cpu: int = 1, chip: int = 1) -> Stand:
+    """Bert has a processor and a chip; a0 and a1 are leased to the one, a2 and a3 to the other."""
+    stand = crowded(folder, 4)
+    devices = (
+        DeviceSlots(device=CPU, label="processor", slots=cpu, encoders=("libsvtav1",)),
+        DeviceSlots(device="gpu0", label="Chip", slots=chip, encoders=("libsvtav1",)),
+    )
+    assert stand.mesh.do(ReportSlots(node="bert", devices=devices)).ok
+    leases = tuple(
+        DeviceLease(task=f"k{n}-t", attempt=f"a{n}", node="bert", device=CPU if n < 2 else "gpu0")
+        for n in range(4)
+    )
+    assert stand.mesh.do(GrantDevices(leases=leases, granted_at_ms=1)).ok
+    return stand
+
+
+def test_each_device_begins_what_is_its_own(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        await eventually(lambda: sorted(stand.bench.converting) == ["a0", "a2"])
+        await eventually(lambda: sorted(stand.bench.fetched) == ["a0", "a1", "a2", "a3"])
+        assert stand.worker.waiting == ("a1", "a3")
+        stand.mesh.do(c.ExpireLeases(attempts=("a2",), what="silence"))
+        await eventually(lambda: stand.worker.running == ("a0", "a3"))
+        assert stand.worker.waiting == ("a1",)
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a1") == "finished")
+
+    run(lambda: with_chip(tmp_path), body)
+
+
+def test_a_device_that_lost_its_slots_gives_back_what_waits_there_alone(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        await eventually(lambda: stand.state("a2") == stand.state("a3") == "released")
+        assert [stand.state("a0"), stand.state("a1")] == ["leased", "leased"]
+
+    run(lambda: with_chip(tmp_path, chip=0), body)
+
+
+def test_a_film_that_its_chip_fails_at_waits_for_a_slot_of_the_processor(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        await eventually(lambda: sorted(stand.bench.converting) == ["a0", "a2"])
+        worker: Any = stand.worker
+        moved = asyncio.ensure_future(worker.to_processor(worker._held["a2"]))
+        # Its slot of the chip is free for the next at once, and it has none of the processor yet.
+        await eventually(lambda: "a3" in stand.bench.converting)
+        assert not moved.done()
+        assert stand.worker.running == ("a0", "a3")
+        stand.mesh.do(c.ExpireLeases(attempts=("a0", "a1"), what="silence"))
+        assert await moved
+        assert stand.worker.running == ("a2", "a3")
+
+    run(lambda: with_chip(tmp_path), body)
+
+
+def test_without_slots_of_the_processor_nothing_falls_back_to_it(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.goes_on.clear()
+        await eventually(lambda: stand.bench.converting == ["a2"])
+        worker: Any = stand.worker
+        assert await worker.to_processor(worker._held["a2"]) is False
+
+    run(lambda: with_chip(tmp_path, cpu=0), body)

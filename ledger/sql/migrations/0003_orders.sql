@@ -1,8 +1,9 @@
 -- Migration 3: orders about many jobs, nodes that fail too often, watched folders, forgotten jobs,
--- places of jobs, tenants.
+-- places of jobs, tenants, slots of devices.
 -- See ../schema.sql for the prose.
 DROP VIEW nodes;
 DROP VIEW watches;
+DROP VIEW attempts;
 
 ALTER TABLE node RENAME TO node_2;
 CREATE TABLE node (
@@ -16,9 +17,10 @@ CREATE TABLE node (
     devices TEXT NOT NULL,
     reported_at_ms INTEGER NOT NULL,
     strikes TEXT NOT NULL,
-    quarantine TEXT NOT NULL
+    quarantine TEXT NOT NULL,
+    device_slots TEXT NOT NULL
 ) STRICT;
-INSERT INTO node SELECT *, '[]', '' FROM node_2;
+INSERT INTO node SELECT *, '[]', '', '[]' FROM node_2;
 DROP TABLE node_2;
 
 DROP TABLE watch;
@@ -56,6 +58,8 @@ CREATE TABLE converted (
     at_ms INTEGER NOT NULL
 ) STRICT;
 
+ALTER TABLE attempt ADD COLUMN device TEXT NOT NULL DEFAULT '';
+
 ALTER TABLE job ADD COLUMN place TEXT NOT NULL DEFAULT '[]';
 CREATE INDEX job_to_plan_by_kind ON job (owner, tenant, definition, place, priority DESC) WHERE state = 'queued' AND planned = 0;
 
@@ -75,8 +79,21 @@ CREATE VIEW nodes AS
 SELECT node.node AS id, coalesce((SELECT name FROM member WHERE member.node = node.node), node.node)
        AS name, node.ffmpeg, node.encoders, node.slots, node.cpus, node.platform, node.version,
        node.devices, node.reported_at_ms AS reported_ms,
-       nullif(node.quarantine, '') AS quarantine
+       nullif(node.quarantine, '') AS quarantine, node.device_slots
 FROM node;
+
+CREATE VIEW attempts AS
+SELECT attempt.id, attempt.task, attempt.job, attempt.number, attempt.state,
+       attempt.node AS node_id,
+       coalesce((SELECT name FROM member WHERE member.node = attempt.node), attempt.node) AS node,
+       attempt.token, attempt.granted_at_ms AS granted_ms,
+       nullif(attempt.ended_at_ms, 0) AS ended_ms, attempt.encoder, attempt.ffmpeg,
+       attempt.command_line, attempt.stderr_tail, attempt.fetch_ms, attempt.encode_ms,
+       attempt.verify_ms, attempt.fetched_bytes, attempt.frames, attempt.result_bytes,
+       attempt.result_digest, attempt.result_json, nullif(attempt.failure, '') AS failure,
+       nullif(attempt.error_code, '') AS error_code, nullif(attempt.error, '') AS error,
+       nullif(attempt.device, '') AS device
+FROM attempt;
 
 CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;
 
