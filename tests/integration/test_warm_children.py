@@ -233,13 +233,12 @@ def test_a_python_that_is_killed_takes_its_children_along_and_the_next_are_start
 
 
 def test_one_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks_posix, "BEGUN_S", 0.5)
-
     async def scenario() -> RunResult:
         async with warmed() as (runner, _):
             task = asyncio.ensure_future(runner.run(waits(tmp_path / "fifo"), limits=LONG))
             (child,) = await until_standing()
             os.kill(child.ppid(), signal.SIGSTOP)
+            monkeypatch.setattr(forks_posix, "BEGUN_S", 0.5)
             again = await runner.run(probe_command(sys.executable, bunny()), limits=probe_limits(0))
             assert (await task).signal == signal.SIGKILL
             return again
