@@ -50,14 +50,15 @@ class News:
     def tell(self, touched: Touches, changes: int = 1) -> None:
         """A batch of so many entries was applied."""
         tables = None if touched is None else {table for table, _ in touched}
-        if tables is None or tables & {"task", "attempt", "node", "member", "tenant"}:
-            self.work.set()
+        # In this order they wake: whose turn it is on a job's way comes first.
         if touched is None or touched & {("attempt", self._own), ("node", self._own)}:
             self.leases.set()
-        if touched is None or ("node", self._own) in touched:
-            self.row.set()
         if touched is None or touched & {("job", self._own), ("task", self._own), ("job", "")}:
             self.films.set()
+        if tables is None or tables & {"task", "attempt", "node", "member", "tenant"}:
+            self.work.set()
+        if touched is None or ("node", self._own) in touched:
+            self.row.set()
         if tables is None or tables & {"member", "mesh"}:
             self.members.set()
         self.all.set(changes)

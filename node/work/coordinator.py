@@ -110,6 +110,8 @@ class Coordinator:
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
         self._granting: set[str] = set()
         """Tasks whose leases are on their way into the log."""
+        self._leasing: set[asyncio.Task[None]] = set()
+        """Leases that follow a plan, until they are in the ledger."""
         self._coming: dict[str, Job] = {}
         """The first job of each submission that is on its way into the log, or was a moment ago."""
         self._group: asyncio.TaskGroup | None = None
@@ -170,12 +172,19 @@ class Coordinator:
 
     async def _look(self) -> Look:
         """One round."""
+        if self._leasing:
+            return Look(0.0, then=self._leased())
         look = Look(IDLE_ROUND_S)
         if self._driver.is_leader:
             with self._survived():
                 look = Look(ROUND_S)
                 look = await self._round()
         return look
+
+    async def _leased(self) -> None:
+        """What follows a plan goes first: the round that the plan woke would be in its way."""
+        if self._leasing:
+            await asyncio.wait(tuple(self._leasing))
 
     @contextmanager
     def _survived(self) -> Generator[None]:
@@ -239,7 +248,9 @@ class Coordinator:
             while len(self._coming) > COMING_MAX:
                 del self._coming[next(iter(self._coming))]
         if isinstance(command, PlanJob | PlanPieces) and self._group and self._at_rest:
-            self._group.create_task(self._lease_planned(command), name="lease planned")
+            leasing = self._group.create_task(self._lease_planned(command), name="lease planned")
+            self._leasing.add(leasing)
+            leasing.add_done_callback(self._leasing.discard)
 
     async def _lease_planned(self, plan: PlanJob | PlanPieces) -> None:
         try:
