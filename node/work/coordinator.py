@@ -110,6 +110,8 @@ class Coordinator:
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
         self._granting: set[str] = set()
         """Tasks whose leases are on their way into the log."""
+        self._plans: list[PlanJob | PlanPieces] = []
+        """Plans that are about to enter the log, and whose leases may follow."""
         self._leasing: set[asyncio.Task[None]] = set()
         """Leases that follow a plan, until they are in the ledger."""
         self._coming: dict[str, Job] = {}
@@ -134,6 +136,7 @@ class Coordinator:
         self._turns = Turns()
         self._back.clear()
         self._coming.clear()
+        self._plans.clear()
         self._paces = Paces()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         self._at_rest = None
@@ -248,21 +251,26 @@ class Coordinator:
             while len(self._coming) > COMING_MAX:
                 del self._coming[next(iter(self._coming))]
         if isinstance(command, PlanJob | PlanPieces) and self._group and self._at_rest:
-            leasing = self._group.create_task(self._lease_planned(command), name="lease planned")
-            self._leasing.add(leasing)
-            leasing.add_done_callback(self._leasing.discard)
+            self._plans.append(command)
+            if len(self._plans) == 1:
+                leasing = self._group.create_task(self._lease_planned(), name="lease planned")
+                self._leasing.add(leasing)
+                leasing.add_done_callback(self._leasing.discard)
 
-    async def _lease_planned(self, plan: PlanJob | PlanPieces) -> None:
+    async def _lease_planned(self) -> None:
         try:
-            job = await self._replica.read(lambda reader: reader.job(plan.job))
-            coming = self._coming.pop(plan.job, None)
-            job = job or coming  # what is not there yet nobody can have changed
+            plans, self._plans = self._plans, []
+            jobs = await self._replica.read(lambda reader: [reader.job(plan.job) for plan in plans])
+            # What is not there yet nobody can have changed.
+            coming = [self._coming.pop(plan.job, None) for plan in plans]
             rest, self._at_rest = self._at_rest, None
             # Whatever changed meanwhile is for the next round, which reads all of it.
-            if job is None or rest is None or self._driver.news.work.count != rest[0]:
+            if rest is None or self._driver.news.work.count != rest[0]:
                 return
             tasks = [
                 task_view(task, JobFacts(job.tenant, job.profile, plan.source_bytes, job.place))
+                for known, other, plan in zip(jobs, coming, plans, strict=True)
+                if (job := known or other) is not None
                 for task in planned_tasks(job, plan)
                 if task.state == "ready"
             ]
