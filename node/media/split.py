@@ -273,17 +273,22 @@ def _joinable(
     numerator, denominator = video.frame_rate if all(video.frame_rate) else (25, 1)
     match picture.encoder:
         case "libx264":
-            options["x264-params"] = f"fps={numerator}/{denominator}:open-gop=0"
-            if chunk.end is not None and chunk.frames > SEAM_FRAMES:
-                zone = f"{chunk.frames - SEAM_FRAMES},{chunk.frames - 1},b={SEAM_BITS}"
-                options["x264-params"] += f":zones={zone}"
+            more = f"fps={numerator}/{denominator}:open-gop=0"
+            options["x264-params"] = more + _zone(chunk)
         case "libx265":
             # info=0: its SEI in the headers names the number of threads, which differs between nodes.
             given = options.get("x265-params", "")
-            more = f"fps={numerator}/{denominator}:open-gop=0:info=0"
+            more = f"fps={numerator}/{denominator}:open-gop=0:info=0{_zone(chunk)}"
             options["x265-params"] = f"{given}:{more}".lstrip(":")
         case "libsvtav1":
             options["svtav1-params"] = f"fps-num={numerator}:fps-denom={denominator}"
         case _:
             pass
     return tuple(options.items())
+
+
+def _zone(chunk: Chunk) -> str:
+    """More bits for the last frames, in the words of x264 and x265; none for the film's own end."""
+    if chunk.end is None or chunk.frames <= SEAM_FRAMES:
+        return ""
+    return f":zones={chunk.frames - SEAM_FRAMES},{chunk.frames - 1},b={SEAM_BITS}"
