@@ -139,13 +139,10 @@ def test_what_is_wrong_in_one_place_is_seen_there(media: Media, film: Path, tmp_
     assert owner.judges(made, at=4.0) == "", "and nowhere else"
 
 
-def test_sound_that_begins_late_or_early_is_refused(
-    media: Media, film: Path, tmp_path: Path
-) -> None:
+def test_sound_that_begins_late_is_refused(media: Media, film: Path, tmp_path: Path) -> None:
     frames, owner = frames_of("-i", str(film)), Owner(media, film, quick("web"))
-    for name, shift in (("late", "0.06"), ("early", "-0.06")):
-        made = film_of(frames, tmp_path / f"{name}.mp4", "-itsoffset", shift, *LONG_SOUND)
-        assert owner.judges(made) == "duration", name
+    late = film_of(frames, tmp_path / "late.mp4", "-itsoffset", "0.06", *LONG_SOUND)
+    assert owner.judges(late) == "duration"
 
 
 def test_a_frame_at_another_time_is_refused(media: Media, film: Path, tmp_path: Path) -> None:
