@@ -111,6 +111,16 @@ class DuplicateError(ConflictError):
     code = "duplicate"
 
 
+class QuotaError(DarkStreamError):
+    """The tenant has as many films waiting, or as many bytes of them, as its quota allows. Nothing of the submission was taken. Submit fewer, wait until some are done, or ask for more (`mesh-cli tenants set NAME --queued-jobs N --queued-bytes B`)."""
+
+    code = "quota"
+    blame = "user"
+    retry = "here"
+    exit_code = EXIT_NOT_ALLOWED
+    http_status = 429
+
+
 class NotLeaderError(DarkStreamError):
     """This node is not the coordinator at the moment; the request goes to the one that is."""
 

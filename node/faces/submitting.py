@@ -10,6 +10,7 @@ from ledger.queries import Reader
 from ledger.submissions import JobSpec
 from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
+from node.faces.quotas import within_quota
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted
 from node.media.profiles import profile_from_json
 from node.work.submission import Submission, commands_of
@@ -25,9 +26,10 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
     if request.once:
         made = await _without_converted(parts, made, digest)
     schema, place = await parts.replica.read(lambda r: (r.schema(), _place(r, request)))
-    if not request.dry_run:
-        for command in commands_of(made.jobs, schema, place):
-            await parts.proposer.commit(command, cause=made.jobs[0].id)
+    async with within_quota(parts, request.tenant, made.jobs):
+        if not request.dry_run:
+            for command in commands_of(made.jobs, schema, place):
+                await parts.proposer.commit(command, cause=made.jobs[0].id)
     share = await parts.replica.read(lambda reader: reader.result_share(request.profile))
     return SubmitResult(
         jobs=[
