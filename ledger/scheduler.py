@@ -13,8 +13,8 @@ done it sooner is asked back.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
@@ -22,8 +22,9 @@ from ledger.device_slots import CPU, DeviceLease, GrantDevices
 from ledger.jobs import AT_OWNER, can_do
 from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
 from ledger.placing import lacks
-from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
+from ledger.scheduler_view import NodeView, SchedulerView, TaskView, Turns
 from ledger.seats import choice_at, is_at_processor, wanted_most, with_seats
+from ledger.speeds import Speeds
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
@@ -39,8 +40,6 @@ BACK_MS: Final = 2_000
 """What a lease that is asked back must win by at least: asking and granting anew take a heartbeat."""
 LATE_TIMES: Final = 2
 """Times the time that a lease may be granted ahead: one that likely waits longer, because others take longer than was reckoned or more urgent ones came, is asked back."""
-OVERRUN: Final = 0.1
-"""Of the time that it ran, where that is more than was reckoned for all of it."""
 PRIORITY_MAX: Final = 1 << 31
 NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
@@ -217,7 +216,7 @@ class _Round:
         kind = _kind(task)
         if kind not in self._able:
             self._able[kind] = [
-                node for node in self._view.nodes if _takes_work(node) and not _unable(task, node)
+                node for node in self._view.nodes if node.takes_work and not _unable(task, node)
             ]
         return self._able[kind]
 
@@ -244,11 +243,15 @@ class _Places:
     """Slots, the lines at them and disks, as they are left while leases are chosen."""
 
     def __init__(self, view: SchedulerView) -> None:
-        self.speeds = _Speeds(view)
+        self.speeds = Speeds(view)
         self._ahead = view.ahead
         self._lines = lines_of(view)
         self._disks = {node.node: node.free_bytes for node in view.nodes}
-        working = [node.seat for node in view.nodes if _takes_work(node)]
+        self._kept: Counter[str] = Counter()
+        """Bytes of disks that are free and spoken for: what runs has not written them yet."""
+        for run in view.running:
+            self._kept[run.node] += int(run.left * run.task.bytes_at(run.node))
+        working = [node.seat for node in view.nodes if node.takes_work]
         self.free = sum(max(0, self._lines[name].free) for name in working)
         """Slots that are left."""
 
@@ -269,8 +272,10 @@ class _Places:
 
     def obstacles(self, task: TaskView, node: NodeView) -> Iterator[str]:
         """Every reason why the node cannot have the task now."""
+        kept = self._kept[node.node]
         free = self._disks[node.node]
-        yield from _obstacles(task, node, slot=self._no_slot(task, node), free=free)
+        disk = "" if free is None else _no_room(task, node, free - kept, kept)
+        yield from _obstacles(task, node, slot=self._no_slot(task, node), disk=disk)
 
     def _no_slot(self, task: TaskView, node: NodeView) -> str:
         line = self._lines[node.seat]
@@ -294,8 +299,7 @@ class _Places:
         if line.free > 0:
             self.free -= 1
         line.add(task.priority, self.takes_ms(task, node))
-        if (free := self._disks[node.node]) is not None:
-            self._disks[node.node] = free - task.bytes_at(node.node)
+        self._kept[node.node] += task.bytes_at(node.node)
 
     def takes_ms(self, task: TaskView, node: NodeView) -> float:
         """From the moment that it has a slot and nothing was fetched before."""
@@ -323,62 +327,6 @@ def _fetch_ms(task: TaskView, node: NodeView) -> float:
     if node.node == task.owner:
         return 0.0
     return 1_000 * task.source_bytes / max(1, node.links.get(task.owner, LINK_BYTES_S))
-
-
-class _Speeds:
-    """Cost units a second of each node by profile; of what was not measured the mean of the others."""
-
-    def __init__(self, view: SchedulerView) -> None:
-        self._nodes = [node for node in view.nodes if _takes_work(node) and node.slots > 0]
-        costs = [task.cost for task in view.tasks]
-        mean = sum(costs) / len(costs) if costs else 0
-        self._left = sum(costs) + view.running_cost + view.later * mean
-        self._means: dict[str, float] = {}
-        self._ends: dict[tuple[str, frozenset[str]], float] = {}
-
-    def known(self, profile: str) -> bool:
-        return self._mean(profile) > 0
-
-    def of(self, node: NodeView, profile: str) -> float:
-        return max(1.0, node.speeds.get(profile) or self._mean(profile))
-
-    def all_done_ms(self, profile: str, able: Sequence[NodeView]) -> float:
-        """When all that is left would be done, were it spread evenly; devices count that can do such tasks."""
-        devices = frozenset(node.seat for node in able if node.device)
-        key = profile, devices
-        if key not in self._ends:
-            speed = sum(
-                self.of(node, profile) * node.slots
-                for node in self._nodes
-                if not node.device or node.seat in devices
-            )
-            self._ends[key] = 1_000 * self._left / max(1.0, speed)
-        return self._ends[key]
-
-    def _mean(self, profile: str) -> float:
-        if profile not in self._means:
-            found = [speed for n in self._nodes if (speed := n.speeds.get(profile, 0)) > 0]
-            self._means[profile] = sum(found) / len(found) if found else 0.0
-        return self._means[profile]
-
-
-def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int) -> SchedulerView:
-    """The view with how long each lease still takes; `since_ms` says since when each attempt runs."""
-    seats = with_seats(view)
-    speeds = _Speeds(seats)
-    nodes = {node.seat: node for node in seats.nodes}
-    running: list[RunningView] = []
-    cost_left = 0.0
-    for run in view.running:
-        if (node := nodes.get(run.seat)) is None:
-            continue
-        speed = speeds.of(node, run.task.profile)
-        ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
-        # What ran longer than was reckoned is likely to do so for some time more.
-        rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
-        running.append(replace(run, rest_ms=rest_ms))
-        cost_left += rest_ms * speed / 1_000
-    return replace(view, running_cost=int(cost_left), running=tuple(running))
 
 
 # --- why a task waits -------------------------------------------------------------------------------
@@ -447,12 +395,19 @@ def _named(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _takes_work(node: NodeView) -> bool:
-    return node.role != "witness" and node.alive and not node.closed
+def _no_room(task: TaskView, node: NodeView, free: int, kept: int) -> str:
+    """Why a disk will not do of which so much is free beside what is kept for what the node has already."""
+    needed = task.bytes_at(node.node) + SPARE_BYTES
+    if free >= needed:
+        return ""
+    besides = f" beside {kept >> 20} MiB for what it has" if kept >> 20 else ""
+    return (
+        f"has too little disk ({max(0, free) >> 20} MiB free{besides}, {needed >> 20} MiB needed)"
+    )
 
 
-def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -> Iterator[str]:
-    """Every reason why the node cannot take the task; `slot` is why it has no place for it."""
+def _obstacles(task: TaskView, node: NodeView, *, slot: str, disk: str) -> Iterator[str]:
+    """Every reason why the node cannot take the task; `slot` and `disk` are why it has no place or room for it."""
     if node.role == "witness":
         yield "is a witness and does no work"
         return
@@ -471,9 +426,8 @@ def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -
         yield "has no slots (`mesh-cli nodes limit NAME --slots N`)"
     elif slot:
         yield slot
-    needed = task.bytes_at(node.node) + SPARE_BYTES
-    if free is not None and free < needed:
-        yield f"has too little disk ({free >> 20} MiB free, {needed >> 20} MiB needed)"
+    if disk:
+        yield disk
 
 
 def _unable(task: TaskView, node: NodeView) -> str:

@@ -72,6 +72,11 @@ class NodeView:
     device: str = ""
 
     @property
+    def takes_work(self) -> bool:
+        """Whether it is heard, works at all, and nothing closes it."""
+        return self.role != "witness" and self.alive and not self.closed
+
+    @property
     def seat(self) -> str:
         """Its name among all devices."""
         return seat_of(self.node, self.device)
@@ -82,7 +87,7 @@ class RunningView:
     """A lease that is out; `task` is what it is for, `device` where on its node.
 
     `waits` says that it likely waits for a slot of its node, `rest_ms` how long it still takes once
-    it has one, as far as that can be reckoned.
+    it has one, `left` which part of it that is, as far as both can be reckoned.
     """
 
     attempt: str
@@ -90,6 +95,7 @@ class RunningView:
     task: TaskView
     waits: bool = False
     rest_ms: float = 0.0
+    left: float = 1.0
     device: str = ""
 
     @property

@@ -96,8 +96,10 @@ class Assembly:
         self._incarnation = secrets.token_hex(4)
         self._member: MemberNode | None = None
         self._worker: Worker | None = None
+        self._owner: Owner | None = None
         self._duties: Duties | None = None
-        self._machine = Machine(config, home / CACHE_FOLDER)
+        self._cache = home / CACHE_FOLDER
+        self._machine = Machine(config, self._cache)
         self._replica = Replica(reader)
         (control_port, bulk_port, join_port), host = config.ports, config.listen_host
         self._control = ZmqControl(identity.keys, host=host, port=control_port)
@@ -313,7 +315,7 @@ class Assembly:
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
         self._films.pieces.serve(member.requests)
         self._worker = worker = self._worker_of(member, leases)
-        owner = Owner(
+        self._owner = owner = Owner(
             own=member.own,
             name=self._config.name,
             driver=member.driver,
@@ -349,7 +351,7 @@ class Assembly:
                 traffic=self._traffic,
                 refusals=self._refusals,
                 backups=duties.states,
-                disk_free_bytes=lambda: free_bytes(self._home),
+                disk_free_bytes=lambda: min(free_bytes(self._home), free_bytes(self._cache)),
                 standing_of=member.standing_of,
                 digest_of=self._films.digest_of,
                 own=member.own,
@@ -474,7 +476,9 @@ class Assembly:
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
         closed = self._worker.closed if self._worker is not None else "has only just started"
-        standing = told_standing(closed, free_bytes(self._home), self._working.labels)
+        waits = self._owner.waits if self._owner is not None else ""
+        # Work lies in the cache, which may be a disk of its own.
+        standing = told_standing(closed, free_bytes(self._cache), self._working.labels, waits)
         return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:

@@ -21,7 +21,7 @@ from ledger.commands import (
     PlanPieces,
 )
 from ledger.planned import planned_tasks
-from ledger.scheduler import decide, with_estimates
+from ledger.scheduler import decide
 from ledger.scheduler_view import (
     JobFacts,
     NodeView,
@@ -30,6 +30,7 @@ from ledger.scheduler_view import (
     Turns,
     task_view,
 )
+from ledger.speeds import with_estimates
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id

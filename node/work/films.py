@@ -59,6 +59,7 @@ from node.work.attempts import ReportBytes
 from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.order import Order
+from node.work.output_files import check_output, least_bytes
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 from node.work.sharing import CACHED, Contacts, Sharers
@@ -408,7 +409,7 @@ class Films:
     async def plan(self, job: Job) -> Plan:
         """Digest, probe and plan of a source that is what it was when it was submitted."""
         root, path = self._allowed.source(job.source)
-        self._allowed.split(job.output)
+        await self._run(lambda _: self._check_output(job))
         manifest = await self._run(
             lambda should_stop: make_manifest(
                 path, should_stop=should_stop, tables=self._tables, below=root
@@ -427,6 +428,11 @@ class Films:
             probe = await (await self._media()).probe(film, size=manifest.size)
             plan = plan_of(job, probe, manifest.digest)
             return await self.pieces.plan(job, film, probe, plan, whole_plan(job, probe))
+
+    def _check_output(self, job: Job) -> None:
+        self._allowed.split(job.output)
+        share = self._reader.result_share(job.profile)
+        check_output(Path(job.output), least_bytes(job.source_bytes, share))
 
     async def digest_of(self, source: str) -> str:
         """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""
