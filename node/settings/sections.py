@@ -57,7 +57,7 @@ class WorkConfig(Section):
     busy_percent: int = Field(default=0, ge=0, le=100)
     """While others use more of all processors, FFmpeg stands still and nothing new is taken; 0: never (Linux)."""
     gpu_percent: int = Field(default=0, ge=0, le=100)
-    """The same for the busiest graphics chip; 0: never (NVIDIA)."""
+    """The same for the busiest graphics chip; 0: never (NVIDIA, AMD on Linux)."""
     memory_mib: int = Field(default=0, ge=0, le=1 << 24)
     """Private memory of one FFmpeg at most; 0: as films need, at most 16 GiB (Linux)."""
     device_slots: dict[

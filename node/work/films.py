@@ -44,6 +44,7 @@ from mesh.transfer_files import (
     FileSource,
     PartialFile,
     digest_file,
+    free_bytes,
     make_manifest,
     remove_old_partials,
     require_space,
@@ -432,7 +433,7 @@ class Films:
     def _check_output(self, job: Job) -> None:
         self._allowed.split(job.output)
         share = self._reader.result_share(job.profile)
-        check_output(Path(job.output), least_bytes(job.source_bytes, share))
+        check_output(Path(job.output), least_bytes(job.source_bytes, share), free_bytes)
 
     async def digest_of(self, source: str) -> str:
         """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""

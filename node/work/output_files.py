@@ -1,11 +1,11 @@
 """Whether a result will have a place: looked at before its film is read, not when it is made hours later."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from mesh.errors import OutputDiskFullError, OutputError
-from mesh.transfer_files import free_bytes
 
 UNKNOWN_SHARE: Final = 0.05
 """Of a film, of a profile that made none yet: few results are smaller."""
@@ -18,8 +18,8 @@ def least_bytes(source_bytes: int, share: float | None) -> int:
     return int(source_bytes * (UNKNOWN_SHARE if share is None else SURELY * share))
 
 
-def check_output(path: Path, result_bytes: int) -> None:
-    """Whether a file of this size may be made here.  Raises `OutputError`, `OutputDiskFullError`."""
+def check_output(path: Path, result_bytes: int, free_bytes: Callable[[Path], int]) -> None:
+    """Whether a file of this size may be made here; `free_bytes` tells of a folder's disk.  Raises `OutputError`, `OutputDiskFullError`."""
     folder = next(place for place in path.parents if place.exists())
     if not folder.is_dir():
         raise OutputError(f"{folder} is no folder", "choose another --output")
