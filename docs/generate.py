@@ -63,6 +63,10 @@ OUTCOMES: tuple[tuple[str, str], ...] = (
     ("no_approval", "Joining: nothing is pending for this node; it asks anew by itself."),
     ("no_mesh", "Ledger: it belongs to no mesh yet; try again in a moment."),
     ("other_mesh", "Joining: the token belongs to another mesh; create one in this mesh."),
+    (
+        "overtaken",
+        "Ledger: another machine was faster with this part of a film; nothing is to be done.",
+    ),
     ("owner_revoked", "Ledger: the node that has the film was revoked; submit it on a member."),
     ("released", "Ledger: the worker gave its lease back because it stops; nobody is to blame."),
     ("replayed", "Joining: a proof was sent twice; the node begins anew by itself."),

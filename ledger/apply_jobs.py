@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
+from ledger.apply_leases import check_batch, live_attempts, name_of
 from ledger.change import Change, RefusedError
 from ledger.commands import (
     ATTEMPTS_MAX,
-    LEASES_PER_COMMAND_MAX,
     TASKS_PER_PLAN_MAX,
     TEXT_BYTES_MAX,
     AcceptResult,
@@ -18,8 +18,6 @@ from ledger.commands import (
     FailJob,
     FinishAttempt,
     FinishJob,
-    GrantLeases,
-    Lease,
     PieceSpec,
     PlanJob,
     PlanPieces,
@@ -27,12 +25,13 @@ from ledger.commands import (
     ReleaseLeases,
     StartPlanning,
 )
-from ledger.device_slots import DeviceLease, DeviceSlots, GrantDevices, from_text
 from ledger.jobs import (
     AT_OWNER,
     COUNTED_ENDS,
+    OVERTAKEN,
     PARTS,
     PLANNED_AT_ONCE,
+    TWICE,
     Attempt,
     AttemptEvent,
     Job,
@@ -121,71 +120,9 @@ def fail_job(change: Change, command: FailJob) -> None:
 # --- leases ---------------------------------------------------------------------------------------
 
 
-def grant_leases(change: Change, command: GrantLeases | GrantDevices) -> None:
-    """Leases tasks that are still ready to members that still belong; the rest are skipped."""
-    token = change.token()
-    _check_batch(command.leases)
-    for lease in command.leases:
-        _grant(change, lease, token)
-
-
-def _grant(change: Change, lease: Lease | DeviceLease, token: int) -> None:
-    device = _device_of(change, lease)
-    task = change.rows.get(Task, lease.task)
-    member = change.rows.get(Member, lease.node)
-    if (
-        task is None
-        or device is None
-        or task.state != "ready"
-        or (task.kind in AT_OWNER and lease.node != task.owner)
-        or member is None
-        or member.state != "active"
-        or change.rows.get(Attempt, lease.attempt) is not None
-    ):
-        return
-    job = _job(change, task.job)
-    number = task.attempts + 1
-    change.rows.put(
-        Attempt(
-            id=lease.attempt,
-            task=task.id,
-            job=task.job,
-            node=lease.node,
-            number=number,
-            state="leased",
-            token=token,
-            granted_at_ms=change.at_ms,
-            device=device.device,
-        )
-    )
-    move_task(change, task, "lease", attempts=number, backoff_ms=0)
-    move_job(change, job, "lease", node=lease.node, what=_told_of(task, device))
-
-
-_NAMELESS: Final = DeviceSlots(device="", label="", slots=0, encoders=())
-
-
-def _device_of(change: Change, lease: Lease | DeviceLease) -> DeviceSlots | None:
-    """The device that a lease is for; None: its node has it no more."""
-    if isinstance(lease, Lease) or not lease.device:
-        return _NAMELESS
-    node = change.rows.get(Node, lease.node)
-    devices = from_text(node.device_slots) if node is not None else ()
-    return next((one for one in devices if one.device == lease.device), None)
-
-
-def _told_of(task: Task, device: DeviceSlots) -> str:
-    """What the history says of where a film is made: that a chip was wanted and another device took it, too."""
-    if task.kind != "whole" or not device.device:
-        return ""
-    wanted = task.needs[0] if task.needs else ""
-    told = f"on {device.device}"
-    return f"{told}, which falls back from {wanted}" if wanted not in device.encoders else told
-
-
 def expire_leases(change: Change, command: ExpireLeases) -> None:
     """Takes leases back from silent workers; what was handed back in time stays."""
-    _check_batch(command.attempts)
+    check_batch(command.attempts)
     for attempt_id in command.attempts:
         attempt = change.rows.get(Attempt, attempt_id)
         if attempt is not None and attempt.state == "leased":
@@ -194,7 +131,7 @@ def expire_leases(change: Change, command: ExpireLeases) -> None:
 
 def release_leases(change: Change, command: ReleaseLeases) -> None:
     """A worker gives its own leases back; nobody is to blame."""
-    _check_batch(command.attempts)
+    check_batch(command.attempts)
     for attempt_id in command.attempts:
         attempt = change.rows.get(Attempt, attempt_id)
         if attempt is not None and attempt.state == "leased" and attempt.node == command.node:
@@ -271,8 +208,12 @@ def accept_result(change: Change, command: AcceptResult) -> None:
 
 
 def _keep(change: Change, attempt: Attempt, task: Task, job: Job) -> None:
-    """The owner holds a part; with the last one the film can be assembled."""
+    """The owner holds a part; who works on it as well stops, and with the last one the film can be assembled."""
     move_attempt(change, attempt, "keep")
+    for other in live_attempts(change, task) if task.kind in TWICE else ():
+        if other.id != attempt.id:
+            what = f"another machine was faster, {name_of(change, attempt.node)}"
+            move_attempt(change, other, "abandon", error_code=OVERTAKEN, error=what)
     move_task(change, task, "keep")
     move_job(change, job, "part", node=attempt.node)
     open_states: tuple[TaskState, ...] = ("ready", "leased", "finished")
@@ -329,14 +270,21 @@ def _end(
     excluded = task.excluded
     if ended.failure == "encoder" and attempt.node not in excluded:
         excluded = (*excluded, attempt.node)
-    hopeless = ended.failure == "input" or tries >= ATTEMPTS_MAX
-    if hopeless or not _somebody_is_left(change, task, excluded):
+    others = live_attempts(change, task) if task.kind in TWICE else []
+    # However often it failed: who works on it as well may bring it to its end.
+    hopeless = ended.failure == "input" or (tries >= ATTEMPTS_MAX and not others)
+    if hopeless or not (others or _somebody_is_left(change, task, excluded)):
         change.rows.put(replace(task, tries=tries, excluded=excluded))
         if change.rows.schema >= 3 and tries >= ATTEMPTS_MAX:
             what, todo = _story(change, task, what, todo)
         _fail(change, job, attempt.node, code=code, what=what, todo=todo)
         return
-    move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
+    if not others:
+        move_task(change, task, "again", tries=tries, excluded=excluded, backoff_ms=backoff_ms)
+    elif task.state == "finished" and all(other.state == "leased" for other in others):
+        move_task(change, task, "go_on", tries=tries, excluded=excluded)
+    else:
+        change.rows.put(replace(task, tries=tries, excluded=excluded))
     waits: JobEvent = "wait" if backoff_ms and job.state == "running" else "again"
     if task.kind != "whole":
         waits = "part"  # the others of the film go on
@@ -416,12 +364,6 @@ def _expect(attempt: Attempt, state: str) -> None:
 def _expect_job(attempt: Attempt, job: str) -> None:
     if attempt.job != job:
         raise RefusedError("conflict", f"attempt {attempt.id} is none of job {job}")
-
-
-def _check_batch(batch: Sequence[object]) -> None:
-    # Bounds the history that one command writes as well (EVENTS_PER_COMMAND_BITS).
-    if len(batch) > LEASES_PER_COMMAND_MAX:
-        raise RefusedError("usage", f"at most {LEASES_PER_COMMAND_MAX} leases in one command")
 
 
 def _kept(report: AttemptReport) -> dict[str, Any]:

@@ -265,6 +265,30 @@ class GrantLeases:
     granted_at_ms: int
 
 
+@value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeLease:
+    """One more lease of a task that `beside` holds and is slow with: to another node's `device`, as attempt `attempt`."""
+
+    task: str
+    attempt: str
+    node: str
+    device: str
+    beside: str
+
+
+@COMMANDS.kind("lease.speculate")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculateLeases:
+    """The coordinator has parts of films run a second time; the first result that an owner keeps counts.
+
+    Skipped where `beside` is not what runs alone any more.
+    """
+
+    leases: tuple[SpeculativeLease, ...]
+    granted_at_ms: int
+
+
 @COMMANDS.kind("lease.expire")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpireLeases:
@@ -389,6 +413,7 @@ Command = (
     | PlanPieces
     | FailJob
     | GrantLeases
+    | SpeculateLeases
     | GrantDevices
     | ExpireLeases
     | ReleaseLeases
@@ -405,6 +430,7 @@ SINCE: Final[dict[type[Command], int]] = {
     SubmitFilms: 2,
     PlanPieces: 2,
     SubmitPlacedFilms: 3,
+    SpeculateLeases: 3,
     ReportSlots: 3,
     GrantDevices: 3,
 } | dict.fromkeys(get_args(Order), 3)

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from ledger.jobs import PARTS, Attempt, Job, Task
+from ledger.jobs import LIVE, PARTS, TWICE, Attempt, AttemptState, Job, Task
 from ledger.rows import Rows
 
-_LIVE: frozenset[str] = frozenset({"leased", "finished", "kept", "accepted"})
-_TASK_NEEDS: dict[str, str] = {state: state for state in _LIVE}
+LIVE_MAX = 2
+"""Attempts at one part that run side by side."""
 
 
 def violations(rows: Rows) -> list[str]:
@@ -17,7 +17,7 @@ def violations(rows: Rows) -> list[str]:
     attempts = rows.where(Attempt)
     return [
         *_orphans(jobs, tasks, attempts),
-        *_one_live_attempt(tasks, attempts),
+        *_live_attempts_fit(tasks, attempts),
         *_tokens_grow(attempts),
         *_states_fit(jobs, tasks, attempts),
     ]
@@ -32,15 +32,28 @@ def _orphans(
     ]
 
 
-def _one_live_attempt(tasks: dict[str, Task], attempts: Sequence[Attempt]) -> list[str]:
-    live = Counter(a.task for a in attempts if a.state in _LIVE)
-    found = [f"task {task} has {count} live attempts" for task, count in live.items() if count > 1]
-    states = {a.task: a.state for a in attempts if a.state in _LIVE}
-    for task in tasks.values():
-        expected = _TASK_NEEDS.get(task.state)
-        if expected is not None and states.get(task.id) != expected:
-            found.append(f"task {task.id} is {task.state}, its attempt {states.get(task.id)}")
-    return found
+def _live_attempts_fit(tasks: dict[str, Task], attempts: Sequence[Attempt]) -> list[str]:
+    """A task has the live attempt that its state says; while a part runs, another may beside it."""
+    live: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        if attempt.state in LIVE:
+            live.setdefault(attempt.task, []).append(attempt)
+    return [
+        f"task {task.id} is {task.state} with live attempts {sorted(a.state for a in of_task)}"
+        f" on {len({a.node for a in of_task})} nodes"
+        for task in tasks.values()
+        if not _fits(task, of_task := live.get(task.id, []))
+    ]
+
+
+def _fits(task: Task, live: Sequence[Attempt]) -> bool:
+    states: set[AttemptState] = {attempt.state for attempt in live}
+    if len(live) < LIVE_MAX:
+        return states == ({task.state} if task.state in LIVE else set())
+    apart = len({attempt.node for attempt in live}) == len(live) <= LIVE_MAX
+    # One result is enough for `finished`; of `kept` there is one alone.
+    both = {"leased": [{"leased"}], "finished": [{"finished"}, {"leased", "finished"}]}
+    return task.kind in TWICE and apart and states in both.get(task.state, [])
 
 
 def _tokens_grow(attempts: Sequence[Attempt]) -> list[str]:

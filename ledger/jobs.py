@@ -59,9 +59,20 @@ JobEvent = Literal[
 """again: the task is ready once more at once; wait: it is, after a wait; part: something became of
 one task of a film in pieces, which goes on."""
 TaskEvent = Literal[
-    "unblock", "lease", "finish", "again", "keep", "accept", "fail", "cancel", "revive", "hold"
+    "unblock",
+    "lease",
+    "finish",
+    "again",
+    "go_on",
+    "keep",
+    "accept",
+    "fail",
+    "cancel",
+    "revive",
+    "hold",
 ]
-"""revive, hold: a person wants the job once more; its parts are ready, its assembly waits for them."""
+"""go_on: a result was refused while another attempt runs beside it; revive, hold: a person wants the
+job once more, its parts are ready, its assembly waits for them."""
 AttemptEvent = Literal["finish", "keep", "accept", "fail", "expire", "release", "refuse", "abandon"]
 
 JOB_TRANSITIONS: Final[dict[tuple[JobState, JobEvent], JobState]] = {
@@ -107,6 +118,8 @@ TASK_TRANSITIONS: Final[dict[tuple[TaskState, TaskEvent], TaskState]] = {
     ("finished", "keep"): "kept",
     ("finished", "accept"): "accepted",
     ("finished", "again"): "ready",
+    ("finished", "finish"): "finished",  # both attempts at it came to their ends
+    ("finished", "go_on"): "leased",
     ("finished", "fail"): "failed",
     ("kept", "fail"): "failed",
     ("accepted", "fail"): "failed",
@@ -144,6 +157,12 @@ WAITING_JOB_STATES: Final[tuple[JobState, ...]] = ("queued", "planning", "waitin
 """What a quota of queued jobs counts: nobody works on them."""
 PARTS: Final = frozenset({"chunk", "audio"})
 """Kinds of tasks whose results the owner keeps until the film is assembled of them."""
+TWICE: Final = frozenset({"chunk"})
+"""Kinds of which a second attempt may run beside one that is slow: other nodes can do them, and the film goes on with the first result."""
+LIVE: Final[tuple[AttemptState, ...]] = ("leased", "finished", "kept", "accepted")
+"""States of attempts that may still give, or gave, their task's result."""
+OVERTAKEN: Final = "overtaken"
+"""Code of an attempt that was ended because another one's result was kept: nobody's failure."""
 AT_OWNER: Final = frozenset({"audio", "assemble"})
 """Kinds that only the node with the film can do: they need all of it."""
 COUNTED_ENDS: Final[frozenset[AttemptState]] = frozenset({"failed", "expired", "refused"})

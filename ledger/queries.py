@@ -263,9 +263,10 @@ class Reader(WorkReader, OrderReader, HistoryReader):
             " AND json_valid(plan_json) AND json_extract(plan_json, '$.split') IS NOT NULL",
             (job,),
         )
+        # Two results of one part may be there, until the owner keeps one of them.
         done = self._value(
-            "SELECT coalesce(sum(frames), 0) FROM attempt"
-            " WHERE job = ? AND state IN ('finished', 'kept')",
+            "SELECT coalesce(sum(frames), 0) FROM (SELECT max(frames) AS frames FROM attempt"
+            " WHERE job = ? AND state IN ('finished', 'kept') GROUP BY task)",
             (job,),
         )
         return (int(done), total) if isinstance(total, int) else None

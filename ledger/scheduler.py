@@ -15,16 +15,18 @@ done it sooner is asked back.
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
 from ledger.device_slots import CPU, DeviceLease, GrantDevices
+from ledger.estimates import Speeds
 from ledger.jobs import AT_OWNER, can_do
 from ledger.lines import AHEAD_MS_MAX, Line, ends_of_waiting, lead_ms, lines_of
 from ledger.placing import lacks
 from ledger.scheduler_view import NodeView, SchedulerView, TaskView, Turns
 from ledger.seats import choice_at, is_at_processor, wanted_most, with_seats
-from ledger.speeds import Speeds
+from ledger.speculation import speculate
 
 OLDEST_EVERY: Final = 8
 """Leases of which one goes to the oldest task: an eighth of the mesh is what its wait may cost."""
@@ -61,18 +63,21 @@ def plan(view: SchedulerView, now_ms: int) -> list[Command]:
 
 def decide(view: SchedulerView, now_ms: int) -> Decision:
     """The leases to grant now, in batches, the turns that follow from them, and what to ask back."""
-    round_ = _Round(with_seats(view), now_ms)
+    seats = with_seats(view)
+    round_ = _Round(seats, now_ms)
     leases = [
         DeviceLease(
             task=task.task, attempt=view.new_attempt_id(), node=node.node, device=node.device
         )
         for task, node in round_.matches()
     ]
-    commands = tuple(
+    commands = [
         _granted(leases[start : start + LEASES_PER_COMMAND_MAX], view.granted_at_ms)
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
-    )
-    return Decision(commands=commands, turns=round_.turns(), back=tuple(round_.back()))
+    ]
+    back = tuple(round_.back())
+    commands += speculate(seats, round_)
+    return Decision(commands=tuple(commands), turns=round_.turns(), back=back)
 
 
 def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Command:
@@ -153,6 +158,27 @@ class _Round:
                 self._take(run.task, best)
                 yield run.node, run.attempt
 
+    # --- what is left when nothing more is leased: `ledger.speculation.Idle` -------------------------
+
+    @cached_property
+    def _not_leased(self) -> list[TaskView]:
+        """One of each kind."""
+        return list({_kind(o): o for o in self._tasks if o.task not in self._leased}.values())
+
+    def idle_for(self, task: TaskView) -> Sequence[NodeView]:
+        """Nodes with a slot that can do it and no task that waits."""
+        if self._quota_left.get(task.tenant, 1) <= 0:
+            return []
+        able = [node for node in self._open_for(task) if self._places.is_free(node)]
+        wanted = self._not_leased
+        can = self._places.can
+        return [n for n in able if can(task, n) and not any(can(other, n) for other in wanted)]
+
+    def takes_ms(self, task: TaskView, node: NodeView) -> float:
+        """How long it takes there; 0 where no speed was measured."""
+        known = self._places.speeds.known(task.profile)
+        return self._places.takes_ms(task, node) if known else 0.0
+
     def _in_turn(self) -> Iterator[TaskView]:
         """Tasks in their order; whose turn is next depends on what was leased so far."""
         queues: dict[int, dict[str, deque[TaskView]]] = {}
@@ -186,13 +212,17 @@ class _Round:
         if node is None:
             return None
         self._leased.add(task.task)
+        self.grant(task, node)
+        return node
+
+    def grant(self, task: TaskView, node: NodeView) -> None:
+        """A slot is taken, and its tenant has had its turn."""
         if task.tenant in self._quota_left:
             self._quota_left[task.tenant] -= 1
         self._take(task, node)
         self._now = self._start(task.tenant)
         share = max(1, self._view.shares.get(task.tenant, 1))
         self._served[task.tenant] = self._now + max(1, task.cost) / share
-        return node
 
     def _has_free(self, task: TaskView) -> bool:
         """Whether a slot is free that such tasks may have."""

@@ -87,7 +87,9 @@ class RunningView:
     """A lease that is out; `task` is what it is for, `device` where on its node.
 
     `waits` says that it likely waits for a slot of its node, `rest_ms` how long it still takes once
-    it has one, `left` which part of it that is, as far as both can be reckoned.
+    it has one, `left` which part of it that is, as far as both can be reckoned.  `is_alone` says that
+    another attempt may run beside it (ledger.speculation), `ran_ms` since when it is known to run, and
+    `told_ms` how long it still takes by its own progress; None: that tells nothing.
     """
 
     attempt: str
@@ -97,6 +99,9 @@ class RunningView:
     rest_ms: float = 0.0
     left: float = 1.0
     device: str = ""
+    is_alone: bool = False
+    ran_ms: int = 0
+    told_ms: float | None = None
 
     @property
     def seat(self) -> str:

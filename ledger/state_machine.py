@@ -8,6 +8,7 @@ formed.
 from typing import assert_never
 
 from ledger import apply_jobs as jobs
+from ledger import apply_leases as leases
 from ledger import apply_members as members
 from ledger import apply_orders as orders
 from ledger import apply_submissions as submissions
@@ -36,6 +37,7 @@ from ledger.commands import (
     RemoveMember,
     ReportNode,
     RevokeMember,
+    SpeculateLeases,
     StartPlanning,
 )
 from ledger.device_slots import GrantDevices, ReportSlots
@@ -78,7 +80,7 @@ def apply(rows: Rows, command: Command, *, index: int, envelope: Envelope) -> Ou
     return change.done()
 
 
-def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one arm for each kind of command
+def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912, PLR0915 - one arm for each kind of command
     match command:
         case FormMesh():
             members.form_mesh(change, command)
@@ -111,7 +113,9 @@ def _dispatch(change: Change, command: Command) -> None:  # noqa: PLR0912 - one 
         case FailJob():
             jobs.fail_job(change, command)
         case GrantLeases() | GrantDevices():
-            jobs.grant_leases(change, command)
+            leases.grant_leases(change, command)
+        case SpeculateLeases():
+            leases.speculate_leases(change, command)
         case ExpireLeases():
             jobs.expire_leases(change, command)
         case ReleaseLeases():

@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+from ledger.commands import SINCE, SpeculateLeases
 from ledger.device_slots import from_text, speed_key
-from ledger.jobs import DISK_FULL, WAITING_JOB_STATES, Attempt, Job, Member, Node, Task, Tenant
+from ledger.jobs import (
+    DISK_FULL,
+    TWICE,
+    WAITING_JOB_STATES,
+    Attempt,
+    Job,
+    Member,
+    Node,
+    Task,
+    Tenant,
+)
 from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
@@ -68,12 +79,19 @@ class WorkReader(RowReader):
             for member in members
             if member.node in reported
         )
+        holders = Counter(attempt.task for attempt in active)
+        twice = self.schema() >= SINCE[SpeculateLeases]
         running = [
             RunningView(
                 attempt=attempt.id,
                 node=attempt.node,
                 task=views[attempt.task],
                 device=attempt.device,
+                # Where a result waits for its owner, that is likely what will be kept.
+                is_alone=twice
+                and leased[attempt.task].kind in TWICE
+                and leased[attempt.task].state == "leased"
+                and holders[attempt.task] == 1,
             )
             for attempt in sorted(active, key=lambda attempt: (attempt.token, attempt.id))
             if attempt.task in views  # it ended between two of these reads
@@ -141,6 +159,14 @@ class WorkReader(RowReader):
             (json.dumps(list(jobs)),),
         )
         return {str(job): str(state) for job, state in rows}
+
+    def attempt_states(self, attempts: Sequence[str]) -> dict[str, str]:
+        """The states of these attempts, of those that are there."""
+        rows = self._fetch(
+            "SELECT id, state FROM attempt WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(attempts)),),
+        )
+        return {str(attempt): str(state) for attempt, state in rows}
 
     def is_to_plan(self, job: str) -> bool:
         """Whether a job waits for its plan, or for the end of its planning."""

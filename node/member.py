@@ -214,6 +214,7 @@ class MemberNode:
                 kept=history,
             ),
             standing=self.standing_of,
+            progress=self.board.of,
         )
 
     def standing_of(self, node: NodeId) -> Standing:

@@ -33,7 +33,8 @@ def live_of(reader: Reader, board: ProgressBoard, job: str) -> Live | None:
     frames = reader.film_frames(job) if parts else None
     if frames is None:
         return together(parts)
-    leased = frozenset(attempt.id for attempt in reader.attempts(job, "leased"))
+    finished = {attempt.task for attempt in reader.attempts(job, "finished")}
+    leased = {a.id: a.task for a in reader.attempts(job, "leased") if a.task not in finished}
     return together(parts, FilmProgress(done=frames[0], total=frames[1], leased=leased))
 
 

@@ -6,6 +6,7 @@ from typing import Final
 from ledger.jobs import Job
 from ledger.scheduler import PLANNED_AHEAD_MAX, explain, explain_lease, find
 from ledger.scheduler_view import SchedulerView, TaskView
+from ledger.speculation import explain_second
 
 _WAITS: Final = frozenset({"queued", "planning", "waiting", "running"})
 _OWNERS_TURN: Final = frozenset({"queued", "planning", "verifying", "publishing"})
@@ -36,7 +37,7 @@ def reasons(job: Job, seen: Seen) -> list[str]:
     if not seen.owner_heard and (job.state in _OWNERS_TURN or not seen.leased):
         found.append(f"its owner {seen.owner}, which has the film, is not heard")
     if seen.leased or job.state not in _WAITS:
-        return found + explain_lease(seen.view, job.id)
+        return found + explain_lease(seen.view, job.id) + explain_second(seen.view, job.id)
     if job.state == "planning":
         return found or [f"its owner {seen.owner} reads and plans it now"]
     if not job.planned:

@@ -28,6 +28,7 @@ from ledger.commands import (
     RefuseResult,
     ReleaseLeases,
     ReportNode,
+    SpeculateLeases,
     StartPlanning,
 )
 from ledger.device_slots import GrantDevices, ReportSlots
@@ -83,6 +84,7 @@ _OF_A_JOB = StartPlanning | PlanJob | PlanPieces | FailJob | AcceptResult | Refu
 _OF_AN_ATTEMPT = FinishAttempt | FailAttempt
 _OF_THE_COORDINATOR = (
     GrantLeases
+    | SpeculateLeases
     | GrantDevices
     | ExpireLeases
     | FormMesh

@@ -20,6 +20,7 @@ from ledger.commands import (
     PlanJob,
     PlanPieces,
 )
+from ledger.estimates import with_estimates
 from ledger.planned import planned_tasks
 from ledger.scheduler import decide
 from ledger.scheduler_view import (
@@ -30,7 +31,6 @@ from ledger.scheduler_view import (
     Turns,
     task_view,
 )
-from ledger.speeds import with_estimates
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
@@ -42,6 +42,8 @@ from node.membership.voters import Voters
 from node.requests import Requests
 from node.work.leases import WORK, LeaseClock, LeaseTiming, WorkerHeartbeat, WorkerHeartbeatAck
 from node.work.migration import Migration
+from node.work.paces import Paces
+from node.work.progress import Progress
 from node.work.standing import Standing, standing_as
 from node.work.sweeps import Sweeps
 from node.work.worker import HEARTBEAT
@@ -77,10 +79,13 @@ class Coordinator:
         migration: Migration,
         sweeps: Sweeps,
         standing: Callable[[NodeId], Standing],
+        progress: Callable[[str], Sequence[Progress]],
     ) -> None:
-        """`standing` is how a node says that it stands to work."""
+        """`standing` is how a node says that it stands to work, `progress` how far a job's attempts are."""
         self.voters = voters
         self._standing = standing
+        self._progress = progress
+        self._paces = Paces()
         self._migration = migration
         self._sweeps = sweeps
         self._driver = driver
@@ -117,6 +122,7 @@ class Coordinator:
         self._eligible_ms.clear()
         self._turns = Turns()
         self._back.clear()
+        self._paces = Paces()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         self._at_rest = None
         async with asyncio.TaskGroup() as group:
@@ -262,6 +268,9 @@ class Coordinator:
             a: now_ms if run.waits else self._began_ms.get(a, now_ms) for a, run in running.items()
         }
         self._note_waits(view, now_ms)
+        jobs = {run.task.job for run in view.running}
+        told = (progress for job in jobs for progress in self._progress(job))
+        self._paces.note(running, told, now_ms)
         return self._known(view, now_ms)
 
     def _note_waits(self, view: SchedulerView, now_ms: int) -> None:
@@ -276,7 +285,8 @@ class Coordinator:
         view = await self._replica.read(lambda reader: reader.schedulable())
         old_ms = now_ms - self._speeds[0]
         profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
-        new = any(task.profile not in profiles for task in view.tasks)
+        tasks = (*view.tasks, *(run.task for run in view.running if run.is_alone))
+        new = any(task.profile not in profiles for task in tasks)
         if old_ms > SPEEDS_MS or (new and old_ms > FIRST_SPEEDS_MS):
             self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
         return view
@@ -296,6 +306,7 @@ class Coordinator:
                 replace(self._seen(node, now_ms), speeds=speeds.get(node.node, {}))
                 for node in view.nodes
             ),
+            running=self._paces.told(view.running, now_ms),
             new_attempt_id=self._new_attempt_id,
             turns=self._turns,
         )

@@ -342,7 +342,7 @@ class FilmPieces:
     # --- files ------------------------------------------------------------------------------------
 
     def sweep(self, reader: Reader) -> None:
-        """Deletes slices whose leases are over and all of jobs that are."""
+        """Deletes slices whose leases are over, parts that are not kept, and all of jobs that are."""
         if not self._folder.exists():
             return
         for folder in self._folder.iterdir():
@@ -356,6 +356,12 @@ class FilmPieces:
                 if attempt is None or attempt.state != "leased":
                     path.unlink(missing_ok=True)
                     self._slices.pop(path.stem.removeprefix("slice-"), None)
+            # Also what lies beside a part while it comes.
+            parts = {p: p.name.removeprefix("part-").split(".")[0] for p in folder.glob("part-*")}
+            states = reader.attempt_states(list(parts.values())) if parts else {}
+            for path, name in parts.items():
+                if states.get(name) not in ("finished", "kept"):
+                    path.unlink(missing_ok=True)
 
     def _of(self, job: Job) -> Path:
         return self._folder / plain(job.id)

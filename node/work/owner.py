@@ -167,10 +167,13 @@ class Owner:
         """What is to be done, and which of what is being done nobody wants any more."""
         busy = tuple(self._busy.items())
         states = reader.states_of([job.id for _, (job, _) in busy])
+        parts = reader.attempt_states([key for key, (job, _) in busy if key != job.id])
         gone = [
             key
             for key, (job, _) in busy
-            if states.get(job.id, "cancelled") == "cancelled" and key not in self._unwanted
+            if key not in self._unwanted
+            # Of a part another attempt's result may be kept meanwhile.
+            and (states.get(job.id, "cancelled") == "cancelled" or parts.get(key) == "abandoned")
         ]
         return self._steps(reader), gone
 
@@ -203,9 +206,10 @@ class Owner:
             if key not in self._unwanted:
                 raise  # this node stops
             self._unwanted.discard(key)
-            _log.info("cancelled", job=job.id)
-            await self._discard(job)
-            self._board.over(job.id)
+            _log.info("not wanted any more", job=job.id, step=key)
+            if key == job.id:
+                await self._discard(job)
+                self._board.over(job.id)
         except NoCoordinatorError:
             _log.info("waits for a coordinator", job=job.id)
         except UnreachableError as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Final, Literal
@@ -75,11 +75,14 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilmProgress:
-    """Of a film in pieces, as the ledger knows it: frames of finished parts and of all, and who runs."""
+    """Of a film in pieces, as the ledger knows it: frames of finished parts and of all, and who runs.
+
+    `leased` are the attempts at parts that nobody has finished, each with its part.
+    """
 
     done: int
     total: int
-    leased: frozenset[str]
+    leased: Mapping[str, str]
 
 
 def together(parts: Sequence[Progress], film: FilmProgress | None = None) -> Progress | None:
@@ -93,7 +96,13 @@ def together(parts: Sequence[Progress], film: FilmProgress | None = None) -> Pro
         return None
     if film is None or film.done >= film.total:
         return parts[-1]
-    running = sum(p.frames_total if p.phase == "verifying" else p.frames for p in parts)
+    # Of a part that runs twice counts who is further.
+    of_part: dict[str, int] = {}
+    for one in parts:
+        frames = one.frames_total if one.phase == "verifying" else one.frames
+        part = film.leased[one.attempt]
+        of_part[part] = max(of_part.get(part, 0), frames)
+    running = sum(of_part.values())
     phases = [part.phase for part in parts]
     busy = [part for part in parts if part.phase == "encoding"]
     return replace(

@@ -182,6 +182,16 @@ def _finish_with_any_token(change: Any, command: Any) -> None:
     _finish_attempt(change, command)
 
 
+_keep = apply_jobs._keep
+
+
+def _keep_and_let_the_other_go_on(change: Any, attempt: Any, task: Any, job: Any) -> None:
+    others = [a for a in apply_jobs.live_attempts(change, task) if a.id != attempt.id]
+    _keep(change, attempt, task, job)
+    for other in others:
+        change.rows.put(other)
+
+
 BUGS: dict[str, Bug] = {
     "vote-not-persisted": Bug(what="vote not persisted", node_class=_VoteNotPersisted),
     "term-not-persisted": Bug(what="term not persisted", node_class=_TermNotPersisted),
@@ -247,6 +257,11 @@ BUGS: dict[str, Bug] = {
         what="result with an old token accepted",
         kind="work",
         patches=((apply_jobs, "finish_attempt", _finish_with_any_token),),
+    ),
+    "both-kept": Bug(
+        what="second attempt goes on when the first one's result is kept",
+        kind="work",
+        patches=((apply_jobs, "_keep", _keep_and_let_the_other_go_on),),
     ),
 }
 

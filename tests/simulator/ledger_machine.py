@@ -12,6 +12,7 @@ from ledger.commands import (
     GrantLeases,
     RefuseResult,
     ReleaseLeases,
+    SpeculateLeases,
     unseal,
 )
 from ledger.invariants import violations
@@ -115,19 +116,25 @@ class Judge:
 
     def after(self, command: Command, before: _Before) -> None:
         """Lease fencing: only who holds the newest lease of a task moves it, and each lease ends once."""
-        if isinstance(command, GrantLeases):
+        if isinstance(command, GrantLeases | SpeculateLeases):
             for lease in command.leases:
                 self._granted(lease.attempt)
             return
         for attempt_id, (attempt, task, job) in before.items():
+            # Of a part two leases may run; an older one that still does is the other of them.
+            holds = self._newest(task.id) == attempt_id or (
+                task.kind == "chunk" and attempt.state in _LIVE
+            )
             if isinstance(command, FinishAttempt | AcceptResult) and not (
-                command.token == attempt.token and self._newest(task.id) == attempt_id
+                command.token == attempt.token and holds
             ):
                 raise Violation(
                     f"lease fencing: {command} is taken, the newest lease of {task.id} is "
                     f"{self._newest(task.id)}"
                 )
-            if attempt.state in _LIVE:
+            # A command may name both attempts at a part, of which one is over.
+            moved = any(t.id == task.id and a.state in _LIVE for a, t, _ in before.values())
+            if moved:
                 continue
             # The other parts of a film may have moved its job meanwhile.
             now = self._reader.task(task.id), self._reader.job(job.id)

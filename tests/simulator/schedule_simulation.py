@@ -14,10 +14,10 @@ from random import Random
 from typing import Final
 
 from ledger.commands import GrantLeases
+from ledger.estimates import with_estimates
 from ledger.lines import AHEAD_A_SLOT_MAX, AHEAD_MS, with_waits
 from ledger.scheduler import OLDEST_EVERY, decide
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
-from ledger.speeds import with_estimates
 
 PLANNED_AHEAD: Final = 64
 """Ready tasks that the scheduler sees at once, as owners plan ahead; the others are `later`."""

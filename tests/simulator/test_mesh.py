@@ -10,7 +10,8 @@ from tests.simulator.__main__ import main, report
 from tests.simulator.bugs import BUGS
 from tests.simulator.campaign import hunt
 from tests.simulator.mesh_simulation import Result, simulate
-from tests.simulator.work_simulation import simulate_work
+from tests.simulator.parameters import Parameters
+from tests.simulator.work_simulation import WorkSimulation, simulate_work
 
 SEEDS = 275
 WORK_SEEDS = 25
@@ -20,6 +21,7 @@ WORK_CHUNK = 5
 BUG_SEEDS = {
     "acknowledged-before-sync": 0,
     "applied-twice": 1,
+    "both-kept": 3,
     "commit-of-old-term": 46,
     "commit-past-new": 257,
     "expired-twice": 9,
@@ -59,6 +61,12 @@ def test_no_violation_with_jobs_on_real_ledgers(first: int) -> None:
     results = [simulate_work(seed) for seed in range(first, first + WORK_CHUNK)]
     assert [report(result) for result in results if result.violation] == []
     assert sum(result.decided for result in results) > 50 * WORK_CHUNK
+
+
+def test_parts_run_twice_in_the_simulation() -> None:
+    runs = [WorkSimulation(Parameters.draw(seed)) for seed in (3, 9)]
+    assert [run.run().violation for run in runs] == [None, None]
+    assert min(len(run.twice) for run in runs) > 2
 
 
 @pytest.mark.parametrize("seed", SEEDS_THAT_STOOD_STILL)

@@ -5,6 +5,7 @@ and vanish; whoever leads grants and expires.  All of them act on their own repl
 far behind.  Films that were published outlive crashes and wiped data directories.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -28,13 +29,18 @@ from ledger.commands import (
     ReleaseLeases,
     ReportNode,
     RevokeMember,
+    SpeculateLeases,
+    SpeculativeLease,
     StartPlanning,
     TaskSpec,
     seal,
 )
+from ledger.estimates import with_estimates
 from ledger.jobs import Attempt, Job
+from ledger.orders import ReleaseNode
 from ledger.queries import Reader
 from ledger.scheduler import plan
+from ledger.scheduler_view import SchedulerView
 from ledger.schema import SCHEMA_VERSION
 from ledger.submissions import JobSpec, SubmitJobs
 from mesh.ids import NodeId, RaftId, node_of
@@ -53,6 +59,9 @@ LATE_MS_MAX = 1_500
 SILENT_MS_MAX = 2_000
 JOBS_MAX = 32
 PARTS_MAX = 4
+SLOW = 0.3
+"""Of the looks at an attempt that find it slow, as if its progress told so."""
+SLOW_MS = 1_000_000
 REPORT = AttemptReport(
     command_line="[]",
     stderr_tail="",
@@ -105,8 +114,12 @@ class Actor:
         for key, (_, data, again_ms) in tuple(self.asked.items()):
             if now_ms >= again_ms:
                 self._propose(key, data)
-        if reader.node(self.node) is None:
+        row = reader.node(self.node)
+        if row is None:
             self.ask(("report",), self._report())
+        elif row.quarantine:
+            # It proves its encoder anew, and nothing is wrong with that.
+            self.ask(("release node",), ReleaseNode(node=self.node, by=self.node))
         if self.mesh.is_faulty(self.random, 0.04):
             # Its heartbeats are lost and nothing else is: leases end under workers that go on.
             self.silent_until_ms = now_ms + self.random.randrange(SILENT_MS_MAX)
@@ -273,6 +286,8 @@ class WorkSimulation(MeshSimulation):
         super().__init__(parameters.at_work(), node_class)
         self.published: dict[str, str] = {}
         self.jobs = 0
+        self.twice: set[str] = set()
+        """Tasks that had two leases at a time."""
         self.submitted: dict[str, str] = {}
         self.clocks: dict[tuple[RaftId, int], LeaseClock] = {}
         self.seen_ms: dict[tuple[RaftId, int], dict[str, int]] = {}
@@ -434,6 +449,8 @@ class WorkSimulation(MeshSimulation):
             silent = ExpireLeases(attempts=expired, what="silent")
             self._propose_as_coordinator(node, silent)
         view = machine.reader.schedulable()
+        # Speeds that are known make of all nodes one line; in half of the runs nobody measures any.
+        twice = bool(self.parameters.seed % 2)
         waiting = {
             f"{task.task}/{task.attempts}": self.eligible_ms[key].get(
                 f"{task.task}/{task.attempts}", now_ms + task.backoff_ms
@@ -449,13 +466,41 @@ class WorkSimulation(MeshSimulation):
                 for task in view.tasks
             ),
             nodes=tuple(
-                replace(peer, alive=clock.takes_work(NodeId(peer.node), now_ms))
+                replace(
+                    peer,
+                    alive=clock.takes_work(NodeId(peer.node), now_ms),
+                    speeds={"web": 1} if twice else {},
+                )
                 for peer in view.nodes
+            ),
+            running=tuple(
+                replace(run, told_ms=SLOW_MS if self.is_faulty(self.random, SLOW) else None)
+                if twice
+                else run
+                for run in view.running
             ),
             new_attempt_id=self._attempt_id,
         )
-        for command in plan(view, now_ms):
+        held = Counter(run.task.task for run in view.running)
+        self.twice |= {task for task, count in held.items() if count > 1}
+        for command in plan(with_estimates(view, seen, now_ms), now_ms):
             self._propose_as_coordinator(node, command)
+        if twice:
+            self._speculate(node, view)
+
+    def _speculate(self, node: Node, view: SchedulerView) -> None:
+        """Second leases also where the scheduler grants none, for in so small a mesh few nodes idle."""
+        for run in view.running:
+            if run.is_alone and self.is_faulty(self.random, SLOW):
+                lease = SpeculativeLease(
+                    task=run.task.task,
+                    attempt=self._attempt_id(),
+                    node=self.random.choice(view.nodes).node,
+                    device="",
+                    beside=run.attempt,
+                )
+                command = SpeculateLeases(leases=(lease,), granted_at_ms=0)
+                self._propose_as_coordinator(node, command)
 
     def _propose_as_coordinator(self, node: Node, command: Command) -> None:
         """At once, or late and to whoever leads then: what it rested on may have changed."""

@@ -18,11 +18,11 @@ from ledger.device_slots import (
     speed_key,
     to_text,
 )
+from ledger.estimates import with_estimates
 from ledger.placing import place_of
 from ledger.scheduler import decide, explain
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView
 from ledger.seats import with_seats
-from ledger.speeds import with_estimates
 from node.media.cards import SlotRules, cards_of, slots_of
 from node.media.hardware import Detection, Device, Encoder
 from tests.ledger_helper import Ledger, grant, node_report

@@ -141,6 +141,7 @@ def test_more_leases_than_one_command_holds_expire_and_the_coordinator_lives_on(
             migration=mesh,
             sweeps=mesh,
             standing=lambda _: Standing(),
+            progress=lambda _: (),
         )
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             task = group.create_task(coordinator._schedule())

@@ -49,7 +49,7 @@ TASKS = """
 blocked   unblock>ready fail>failed cancel>cancelled
 ready     lease>leased fail>failed cancel>cancelled
 leased    finish>finished again>ready fail>failed cancel>cancelled
-finished  keep>kept accept>accepted again>ready fail>failed cancel>cancelled
+finished  finish>finished go_on>leased keep>kept accept>accepted again>ready fail>failed cancel>cancelled
 kept      fail>failed cancel>cancelled
 accepted  fail>failed
 failed    revive>ready hold>blocked
@@ -60,6 +60,7 @@ TASK_EVENTS = [
     "lease",
     "finish",
     "again",
+    "go_on",
     "keep",
     "accept",
     "fail",

@@ -296,8 +296,8 @@ def _row(rows: SqliteRows, cls: type, key: str) -> object:
     [
         (Task, "j-t", {"job": "x"}, "of a job that does not exist"),
         (Attempt, "a", {"task": "x"}, "of no task"),
-        (Attempt, "a", {"id": "b"}, "2 live attempts"),
-        (Task, "j-t", {"state": "finished"}, "its attempt leased"),
+        (Attempt, "a", {"id": "b"}, "live attempts ['leased', 'leased']"),
+        (Task, "j-t", {"state": "finished"}, "is finished with live attempts ['leased']"),
         (Attempt, "a", {"id": "b", "number": 2, "state": "expired"}, "does not grow"),
         (Job, "j", {"state": "verifying"}, "verifying with tasks"),
         (Job, "j", {"state": "done"}, "without an accepted attempt"),

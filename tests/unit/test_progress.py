@@ -11,7 +11,7 @@ def part(attempt: str, phase: str = "encoding", frames: int = 0, **v: object) ->
 
 
 def film(done: int, *leased: str, total: int = 400) -> FilmProgress:
-    return FilmProgress(done=done, total=total, leased=frozenset(leased))
+    return FilmProgress(done=done, total=total, leased={attempt: attempt for attempt in leased})
 
 
 def test_parts_that_run_and_parts_that_are_done_make_one_film() -> None:

@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from ledger.commands import GrantLeases
+from ledger.estimates import with_estimates
 from ledger.jobs import Job
 from ledger.lines import AHEAD_A_SLOT_MAX, AHEAD_MS, ends_of_waiting, lines_of
 from ledger.placing import place_of
@@ -16,7 +17,6 @@ from ledger.scheduler import (
     explain,
 )
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView, Turns
-from ledger.speeds import with_estimates
 from node.faces.waiting import Seen, reasons
 
 

@@ -1,4 +1,4 @@
-"""How fast each device is with each profile, and what follows for what runs and for the end of all; pure."""
+"""How fast nodes are and how long what runs still takes: pure, as far as it was measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ class Speeds:
         return self._mean(profile) > 0
 
     def of(self, node: NodeView, profile: str) -> float:
-        """Of this node; at least 1."""
+        """Of one node."""
         return max(1.0, node.speeds.get(profile) or self._mean(profile))
 
     def all_done_ms(self, profile: str, able: Sequence[NodeView]) -> float:
@@ -64,7 +64,9 @@ def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int
         ran_ms = 0 if run.waits else now_ms - since_ms.get(run.attempt, now_ms)
         # What ran longer than was reckoned is likely to do so for some time more.
         rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
+        if run.told_ms is not None:
+            rest_ms = run.told_ms
         left = rest_ms / (rest_ms + ran_ms) if ran_ms else 1.0
-        running.append(replace(run, rest_ms=rest_ms, left=left))
-        cost_left += rest_ms * speed / 1_000
+        running.append(replace(run, rest_ms=rest_ms, ran_ms=ran_ms, left=left))
+        cost_left += min(rest_ms * speed / 1_000, run.task.cost)
     return replace(view, running_cost=int(cost_left), running=tuple(running))

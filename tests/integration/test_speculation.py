@@ -1,0 +1,75 @@
+"""A part whose worker hangs does not hold up its film: an idle node does it as well, and the first result counts."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.clock import monotonic_ms
+from node.media.run_ffmpeg import SILENT_MS
+from tests.cluster import Node, cluster, form, wait_for
+from tests.fingerprint import frames_of, numbers_of
+from tests.integration.test_orders import encoders_of
+from tests.local_api import ask
+from tests.media_clips import make
+
+SECONDS = 40
+
+
+def film(path: Path) -> Path:
+    return make(
+        path, "-f", "lavfi", "-i", f"testsrc2=s=320x180:r=25:d={SECONDS}", "-c:v", "libx264",
+        "-preset", "ultrafast", "-g", "25", "-pix_fmt", "yuv420p",
+    )  # fmt: skip
+
+
+def show(node: Node, job: str) -> dict[str, Any]:
+    return dict(ask(node, f"/jobs/{job}")[1])
+
+
+def attempts(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return [attempt for task in job["tasks"] for attempt in task["attempts"]]
+
+
+def files_of(node: Node) -> list[Path]:
+    folders = [node.home / "cache" / name for name in ("attempts", "results", "pieces")]
+    return [path for folder in folders if folder.exists() for path in folder.iterdir()]
+
+
+@pytest.mark.slow
+def test_a_part_that_hangs_is_done_by_another_node_meanwhile(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["anna", "bert", "cleo"]) as nodes:
+        anna, _, cleo = nodes
+        form(nodes, "--slots", "1")
+        wait_for("all can work", lambda: all(n["slots"] for n in anna.cli("nodes")["nodes"]), 30)
+        source = film(anna.films / "film.mkv")
+        (made,) = anna.cli("submit", str(source), "--profile", "archive")["jobs"]
+        job = made["id"]
+        (hung,) = wait_for("cleo encodes", lambda: encoders_of(cleo), 60)
+        os.kill(hung, signal.SIGSTOP)
+        hung_ms = monotonic_ms()
+        twice = wait_for(
+            "somebody helps",
+            lambda: next((w for w in show(anna, job)["waiting"] if "both work on" in w), ""),
+            SILENT_MS / 1_000,
+        )
+        assert twice.startswith("cleo and ")
+        wait_for("it is gone", lambda: hung not in encoders_of(cleo), 60)
+        done = wait_for("done", lambda: (j := show(anna, job))["state"] == "done" and j, 60)
+        took_s = (monotonic_ms() - hung_ms) / 1_000
+        print(f"done {took_s:.1f} s after a worker hung, which itself is told after a minute")
+        (lost,) = [a for a in attempts(done) if a["fault"] and a["fault"]["code"] == "overtaken"]
+        assert (lost["node"], lost["state"]) == ("cleo", "abandoned")
+        assert "another machine was faster" in lost["fault"]["what"]
+        parts = [task for task in done["tasks"] if task["kind"] != "assemble"]
+        for task in parts:
+            assert [a["state"] for a in task["attempts"]].count("kept") == 1
+        assert [a["state"] for a in attempts(done)].count("accepted") == 1
+        lines = ask(anna, f"/jobs/{job}/history")[1]["lines"]
+        assert any("a second time beside cleo" in line["what"] for line in lines)
+        before, after = frames_of(source), frames_of(Path(done["result"]["output"]))
+        assert numbers_of(after, before) == list(range(25 * SECONDS))
+        wait_for("no file is left", lambda: not [f for n in nodes for f in files_of(n)], 20)
+        assert not [pid for node in nodes for pid in encoders_of(node)]
