@@ -1,5 +1,7 @@
 """What is said of tenants: shares and quotas, as commands and answers."""
 
+from dataclasses import replace
+
 from ledger.jobs import Tenant
 from ledger.orders import NO_LIMIT, PutTenant, RemoveTenant
 from ledger.queries import Reader
@@ -47,8 +49,13 @@ async def put(parts: Parts, request: TenantRequest, by: str) -> TenantInfo:
         by=by,
     )
     await parts.proposer.commit(command, cause="tenants set")
-    now = await _known(parts, request.name)
-    assert now is not None, "this replica holds what was committed"
+    now = replace(
+        before,
+        share=command.share,
+        slots=command.slots,
+        queued_jobs=command.queued_jobs,
+        queued_bytes=command.queued_bytes,
+    )
     return await _with_waiting(parts, now)
 
 
