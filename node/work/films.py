@@ -410,7 +410,10 @@ class Films:
     async def plan(self, job: Job) -> Plan:
         """Digest, probe and plan of a source that is what it was when it was submitted."""
         root, path = self._allowed.source(job.source)
-        await self._run(lambda _: self._check_output(job))
+        self._allowed.split(job.output)
+        share = await self._run(lambda _: self._reader.result_share(job.profile))
+        least = least_bytes(job.source_bytes, share)
+        await self._run(lambda _: check_output(Path(job.output), least, free_bytes))
         manifest = await self._run(
             lambda should_stop: make_manifest(
                 path, should_stop=should_stop, tables=self._tables, below=root
@@ -429,11 +432,6 @@ class Films:
             probe = await (await self._media()).probe(film, size=manifest.size)
             plan = plan_of(job, probe, manifest.digest)
             return await self.pieces.plan(job, film, probe, plan, whole_plan(job, probe))
-
-    def _check_output(self, job: Job) -> None:
-        self._allowed.split(job.output)
-        share = self._reader.result_share(job.profile)
-        check_output(Path(job.output), least_bytes(job.source_bytes, share), free_bytes)
 
     async def digest_of(self, source: str) -> str:
         """The digest of an allowed film's content, as plans tell it.  Raises `PathError` and others."""
