@@ -44,7 +44,6 @@ from mesh.transfer_files import (
     FileSource,
     PartialFile,
     digest_file,
-    free_bytes,
     make_manifest,
     remove_old_partials,
     require_space,
@@ -412,8 +411,8 @@ class Films:
         root, path = self._allowed.source(job.source)
         self._allowed.split(job.output)
         share = await self._run(lambda _: self._reader.result_share(job.profile))
-        least = least_bytes(job.source_bytes, share)
-        await self._run(lambda _: check_output(Path(job.output), least, free_bytes))
+        output, least = Path(job.output), least_bytes(job.source_bytes, share)
+        await self._run(lambda _: check_output(output, least))
         manifest = await self._run(
             lambda should_stop: make_manifest(
                 path, should_stop=should_stop, tables=self._tables, below=root

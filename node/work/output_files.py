@@ -1,7 +1,7 @@
 """Whether a result will have a place: looked at before its film is read, not when it is made hours later."""
 
 import os
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,8 @@ def least_bytes(source_bytes: int, share: float | None) -> int:
     return int(source_bytes * (UNKNOWN_SHARE if share is None else SURELY * share))
 
 
-def check_output(path: Path, result_bytes: int, free_bytes: Callable[[Path], int]) -> None:
-    """Whether a file of this size may be made here; `free_bytes` tells of a folder's disk.  Raises `OutputError`, `OutputDiskFullError`."""
+def check_output(path: Path, result_bytes: int) -> None:
+    """Whether a file of this size may be made here.  Raises `OutputError`, `OutputDiskFullError`."""
     folder = next(place for place in path.parents if place.exists())
     if not folder.is_dir():
         raise OutputError(f"{folder} is no folder", "choose another --output")
@@ -28,7 +28,7 @@ def check_output(path: Path, result_bytes: int, free_bytes: Callable[[Path], int
             f"this node may not write to {folder}",
             "mend its permissions, or choose another --output",
         )
-    free = free_bytes(folder)
+    free = shutil.disk_usage(folder).free
     if free < result_bytes:
         raise OutputDiskFullError(
             f"{folder} has {free >> 20} MiB free, a result needs {max(1, result_bytes >> 20)} or more",
