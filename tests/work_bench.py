@@ -16,8 +16,9 @@ from mesh.errors import ConflictError, NoCoordinatorError, TransferError, Unreac
 from mesh.ids import NodeId, RaftId
 from node.consensus.news import News
 from node.consensus.replica import Replica
+from node.requests import error_of
 from node.signals import Signal
-from node.work.attempts import Conversion, ReportBytes, ReportFrames
+from node.work.attempts import Conversion, ReportBytes, ReportFrames, Turn
 from node.work.leases import WORK, WorkerHeartbeatAck
 from node.work.order import Order
 from node.work.owner import Plan
@@ -82,6 +83,12 @@ class Mesh:
         self.applied_index = 0
         self.down = False
         self.silent = False
+        self.asked: list[c.Command] = []
+        """Everything that was proposed, in the order in which it would enter the log."""
+        self.held: type[Any] | None = None
+        """Commands of this kind do not get any further, and what is behind them neither."""
+        self.goes_on = asyncio.Event()
+        self._log = asyncio.Lock()
         self.proposed: list[tuple[c.Command, c.Outcome]] = []
         self.beats: list[str] = []
         self.back: tuple[str, ...] = ()
@@ -90,12 +97,22 @@ class Mesh:
         self.board = ProgressBoard(NodeId(own), lambda _: None, lambda: 0)
 
     async def propose(self, command: c.Command, *, cause: str, timeout_s: float = 15) -> c.Outcome:
+        self.asked.append(command)
         await asyncio.sleep(0)
         if self.down:
             raise NoCoordinatorError("nobody decides", "wait")
-        outcome = self.do(command)
+        async with self._log:
+            if self.held is type(command):
+                await self.goes_on.wait()
+            outcome = self.do(command)
         self.proposed.append((command, outcome))
         return outcome
+
+    async def commit(self, command: c.Command, *, cause: str, timeout_s: float = 15) -> int:
+        outcome = await self.propose(command, cause=cause, timeout_s=timeout_s)
+        if not outcome.ok:
+            raise error_of(outcome.code, outcome.what, outcome.todo)
+        return outcome.index
 
     async def call(
         self, node: NodeId, method: str, body: bytes, *, timeout_s: float, cause: str = ""
@@ -144,6 +161,12 @@ class Bench:
         self.sweep_fault: Exception | None = None
         self.goes_on = asyncio.Event()
         self.goes_on.set()
+        self.judged = asyncio.Event()
+        self.judged.set()
+        self.one_by_one = False
+        """Whether `goes_on` is for one that encodes, and the next waits for it anew."""
+        self.again: dict[str, bool] = {}
+        """Attempts whose first result does not do."""
 
     async def fetch(self, order: Order, folder: Path, on_bytes: ReportBytes) -> tuple[Path, int]:
         self.fetched.append(order.attempt.id)
@@ -158,6 +181,7 @@ class Bench:
         source: Path,
         result: Path,
         *,
+        turn: Turn,
         on_frames: ReportFrames,
         on_verifying: Callable[[int], None],
     ) -> Conversion:
@@ -167,10 +191,18 @@ class Bench:
         except asyncio.CancelledError:
             self.cancelled.append(order.attempt.id)
             raise
+        if self.one_by_one:
+            self.goes_on.clear()
         if self.fault is not None:
             raise self.fault
         on_frames(24, 24, 1.0, 1.0)
+        turn.lend()
         on_verifying(24)
+        await self.judged.wait()
+        if self.again.pop(order.attempt.id, False):
+            await turn.encode_again()
+            self.converting.append(order.attempt.id)
+            await self.goes_on.wait()
         _convert(source, result)
         return CONVERSION
 
@@ -200,6 +232,7 @@ class Shelf:
         self.outputs: dict[str, str] = {}
         self.taken: list[str] = []
         self.plan_fault: Exception | None = None
+        self.planned = Signal()
         self.take_fault: Exception | None = None
         self.publish_fault: Exception | None = None
         self.discard_fault: Exception | None = None
@@ -210,6 +243,7 @@ class Shelf:
 
     async def plan(self, job: Job) -> Plan:
         self.plans.append(job.id)
+        self.planned.set()
         try:
             await self.goes_on.wait()
         except asyncio.CancelledError:

@@ -12,12 +12,13 @@ from node.faces.mesh_view import Parts
 
 
 @asynccontextmanager
-async def within_quota(parts: Parts, tenant: str, jobs: Sequence[JobSpec]) -> AsyncGenerator[None]:
-    """Holds up other submissions of this node with a quota until these are in the ledger.
+async def within_quota(
+    parts: Parts, said: Tenant | None, jobs: Sequence[JobSpec]
+) -> AsyncGenerator[None]:
+    """Holds up other submissions of this node with a quota until these are in the ledger; `said` is of `quota_of`.
 
     Raises `QuotaError` where they do not fit, all of them.
     """
-    said = await parts.replica.read(lambda reader: _said(reader, tenant))
     if said is None or not jobs:
         yield
         return
@@ -25,13 +26,14 @@ async def within_quota(parts: Parts, tenant: str, jobs: Sequence[JobSpec]) -> As
         # What was acknowledged elsewhere counts, too.
         await parts.read_index.catch_up()
         count, size = await parts.replica.read(
-            lambda reader: reader.waiting_by_tenant().get(tenant, (0, 0))
+            lambda reader: reader.waiting_by_tenant().get(said.name, (0, 0))
         )
         check_quota(said, count, size, [job.source_bytes for job in jobs])
         yield
 
 
-def _said(reader: Reader, tenant: str) -> Tenant | None:
+def quota_of(reader: Reader, tenant: str) -> Tenant | None:
+    """What is said of a tenant, where that bounds what it may have waiting."""
     found = next((one for one in reader.tenants() if one.name == tenant), None)
     if found is None or found.queued_jobs == found.queued_bytes == NO_LIMIT:
         return None

@@ -41,7 +41,7 @@ from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
 from node.work.attempts import ReportBytes
-from node.work.conversion import UNCUT, film_of
+from node.work.conversion import SOUND_PROVEN, UNCUT, film_of
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import (
@@ -143,6 +143,8 @@ class FilmPieces:
         self._requests: Requests | None = None
         self._cutting = asyncio.Semaphore(CUTS_AT_ONCE)
         self._indexing: dict[str, asyncio.Lock] = {}
+        self._planning: set[str] = set()
+        """Films that are being planned: the ledger may not know the job yet."""
         self._slices: dict[str, Manifest] = {}
 
     def serve(self, requests: Requests) -> None:
@@ -156,7 +158,11 @@ class FilmPieces:
         self, job: Job, path: AnyPath, probe: Probe, plan: Plan, whole: EncodePlan
     ) -> Plan:
         """The plan with its pieces, or with the reason why it has none."""
-        made = await self._split(job, path, probe, plan)
+        self._planning.add(job.id)
+        try:
+            made = await self._split(job, path, probe, plan)
+        finally:
+            self._planning.discard(job.id)
         if isinstance(made, str):
             return _told(plan, JobPlan(**dict(whole), why_whole=made))
         group, split = made
@@ -323,6 +329,8 @@ class FilmPieces:
                 "wrong_picture: its parameter sets are not those of the other chunks",
                 "it is encoded again",
             )
+        if attempt.node == self._own:
+            return  # these very bytes were judged here, by the same rules
         film, pieces = film_of(job), Pieces(await self._media())
         async with self._opened(job) as source:
             number = number_of(task.id)
@@ -353,11 +361,11 @@ class FilmPieces:
         )
         kinds = {task.id: task.kind for task in tasks}
         chunks: dict[int, Path] = {}
-        sound: Path | None = None
+        sound, sound_is_proven = None, False
         for attempt in attempts:
             part = await self._bring_part(job, attempt, lambda _, __: None)
             if kinds.get(attempt.task) == "audio":
-                sound = part
+                sound, sound_is_proven = part, attempt.result_json == SOUND_PROVEN
             else:
                 chunks[number_of(attempt.task)] = part
         if sorted(chunks) != [chunk.number for chunk in film.split.chunks]:
@@ -368,6 +376,7 @@ class FilmPieces:
             chunks=tuple(chunks[number] for number in sorted(chunks)),
             sound=sound,
             picture=folder / "picture",
+            sound_is_proven=sound_is_proven,
         )
 
     # --- files ------------------------------------------------------------------------------------
@@ -377,6 +386,8 @@ class FilmPieces:
         if not self._folder.exists():
             return
         for folder in self._folder.iterdir():
+            if folder.name in self._planning:
+                continue
             job = reader.job(folder.name)
             if job is None or job.is_final:
                 shutil.rmtree(folder, ignore_errors=True)

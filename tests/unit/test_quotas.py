@@ -9,7 +9,7 @@ import pytest
 from ledger import orders as o
 from ledger.jobs import Tenant
 from mesh.errors import QuotaError
-from node.faces.quotas import check_quota, within_quota
+from node.faces.quotas import check_quota, quota_of, within_quota
 from tests.ledger_helper import job_spec
 from tests.work_bench import Mesh
 
@@ -75,7 +75,8 @@ class Parts:
     async def submit(self, *names: str) -> None:
         jobs = [job_spec(name, tenant="guests") for name in names]
         some: Any = self
-        async with within_quota(some, "guests", jobs):
+        said = await self.replica.read(lambda reader: quota_of(reader, "guests"))
+        async with within_quota(some, said, jobs):
             for name in names:
                 await asyncio.sleep(0)
                 self.mesh.ledger.submitted(name, tenant="guests")
