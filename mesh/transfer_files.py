@@ -287,11 +287,8 @@ def _changed(path: Path, how: str) -> SourceChangedError:
 
 
 def free_bytes(folder: Path) -> int:
-    """What an ordinary user may still write to the disk of this folder, or where it would be made."""
-    for place in (folder, *folder.parents):
-        with contextlib.suppress(FileNotFoundError):
-            return shutil.disk_usage(place).free
-    return 0
+    """What an ordinary user may still write to the disk of this folder."""
+    return shutil.disk_usage(folder).free
 
 
 def require_space(folder: Path, wanted_bytes: int) -> None:

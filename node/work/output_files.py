@@ -1,7 +1,8 @@
-"""Whether a result will have a place: looked at before its film is read, not when it is made hours later."""
+"""Room on disks, and whether a result will have a place: looked at before its film is read, not when it is made hours later."""
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,14 @@ def least_bytes(source_bytes: int, share: float | None) -> int:
     return int(source_bytes * (UNKNOWN_SHARE if share is None else SURELY * share))
 
 
+def room_at(folder: Path) -> int:
+    """What an ordinary user may still write to the disk of this folder, or where it would be made."""
+    for place in (folder, *folder.parents):
+        with suppress(FileNotFoundError):  # a person may have cleaned up
+            return shutil.disk_usage(place).free
+    return 0
+
+
 def check_output(path: Path, result_bytes: int) -> None:
     """Whether a file of this size may be made here.  Raises `OutputError`, `OutputDiskFullError`."""
     folder = next(place for place in path.parents if place.exists())
@@ -28,7 +37,7 @@ def check_output(path: Path, result_bytes: int) -> None:
             f"this node may not write to {folder}",
             "mend its permissions, or choose another --output",
         )
-    free = shutil.disk_usage(folder).free
+    free = room_at(folder)
     if free < result_bytes:
         raise OutputDiskFullError(
             f"{folder} has {free >> 20} MiB free, a result needs {max(1, result_bytes >> 20)} or more",

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import OutputDiskFullError, OutputError
-from mesh.transfer_files import free_bytes
-from node.work.output_files import check_output, least_bytes
+from node.work.output_files import check_output, least_bytes, room_at
 from node.work.standing import standing_of, told_standing
 from tests.small_disk import fill, make_read_only, mounted
 
@@ -46,7 +45,7 @@ def test_only_what_surely_finds_no_room_waits() -> None:
 
 def test_a_folder_that_is_not_there_yet_is_on_its_parents_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", 1_024) as disk:
-        assert free_bytes(disk / "cache" / "sources") == free_bytes(disk) <= 1 << 20
+        assert room_at(disk / "cache" / "sources") == room_at(disk) <= 1 << 20
 
 
 def test_what_keeps_an_owner_from_planning_is_told_to_all() -> None:
