@@ -160,6 +160,11 @@ class Media:
         film = Shown(source, probe.video.start_us)
         return await self.looked_at(made, film, output, plan, profile)
 
+    @property
+    def chips_at_work(self) -> bool:
+        """Whether a film is on a chip now."""
+        return self._devices.chips_at_work
+
     def encoders_at(self, card: str) -> frozenset[str]:
         """What works on a card; scalers and encoders of sound count everywhere.  Unknown cards: all of it."""
         places = self.cards.get(card)
