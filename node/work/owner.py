@@ -35,6 +35,7 @@ from mesh.errors import (
     ConflictError,
     DarkStreamError,
     NoCoordinatorError,
+    OutputDiskFullError,
     PathError,
     StorageError,
     TransferError,
@@ -57,6 +58,7 @@ TOLD_S: Final = 0.2
 """Planning that is over sooner nobody sees: it is not told."""
 RESTART_S: Final = 60.0
 """A job that needs a restart of its node is tried and told so again after a minute."""
+ROOM_S: Final = 10.0  # somebody may have made some
 WORKER_GONE_MS: Final = 60_000
 """A finished result whose holder stays silent this long is encoded again elsewhere."""
 
@@ -141,8 +143,14 @@ class Owner:
         self._group: asyncio.TaskGroup | None = None
         self._planned = 0
         self._silent_since_ms: dict[str, int] = {}
+        self._no_room: dict[str, str] = {}
         self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
         self._takes = asyncio.Semaphore(TAKES_AT_ONCE)
+
+    @property
+    def waits(self) -> str:
+        """What keeps a film from being planned; empty: nothing."""
+        return next(iter(self._no_room.values()), "")
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -250,6 +258,10 @@ class Owner:
         except UnreachableError as error:
             _log.info("waits for a node", job=job.id, reason=error.what)
             await self._driver.ledger_changed.wait(self._driver.ledger_changed.count, RECONCILE_S)
+        except OutputDiskFullError as error:
+            _log.warning("waits for room", job=job.id, reason=error.what, todo=error.todo)
+            self._no_room[key] = f"{error.what}; {error.todo}"
+            await asyncio.sleep(ROOM_S)
         except MixedSoftwareError as error:
             _log.warning("waits for a restart of this node", job=job.id, reason=error.what)
             await asyncio.sleep(RESTART_S)
@@ -265,6 +277,7 @@ class Owner:
         finally:
             self._busy.pop(key, None)
             self._ended.add(key)
+            self._no_room.pop(key, None)
 
     async def _reject(self, job: Job) -> None:
         # Such an id would name a file elsewhere; no node of ours draws one.

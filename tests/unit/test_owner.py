@@ -14,6 +14,7 @@ from mesh.errors import (
     ConflictError,
     DiskFullError,
     NotAllowedError,
+    OutputDiskFullError,
     SourceChangedError,
     TransferError,
     UnreachableError,
@@ -154,6 +155,24 @@ def test_a_node_whose_software_was_replaced_keeps_its_jobs_until_it_is_restarted
         stand.shelf.plan_fault = None
         stand.mesh.ledger_changed.set()
         await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    run(Stand(), body)
+
+
+def test_a_film_whose_result_finds_no_room_waits_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner_module, "ROOM_S", 0.01)
+
+    async def body(stand: Stand) -> None:
+        stand.shelf.plan_fault = OutputDiskFullError("/out has 1 MiB free", "free some")
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.owner.waits == "/out has 1 MiB free; free some")
+        assert stand.state() == "queued"
+        stand.shelf.plan_fault = None
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+        await eventually(lambda: not stand.owner.waits)
 
     run(Stand(), body)
 
