@@ -97,15 +97,14 @@ def left_ms(run: RunningView, node: NodeView | None, idle: Idle) -> float:
 
 
 def explain_second(view: SchedulerView, job: str) -> list[str]:
-    """Which parts of a job run twice."""
+    """Which parts of a job run twice; the view's leases are in the order in which they were granted."""
     names = {node.node: node.name for node in view.nodes}
     runs: dict[str, list[str]] = {}
     for run in view.running:
         if run.task.job == job:
             runs.setdefault(run.task.task, []).append(names.get(run.node, run.node))
     return [
-        f"{' and '.join(who)} both work on {task}, with which the first was slow: the result that"
-        " is there first counts"
+        f"its part {task} is slow on {who[0]}: {who[1]} does it as well, and the first result counts"
         for task, who in runs.items()
         if len(who) > 1
     ]
