@@ -79,7 +79,11 @@ class Apart:
     async def encode(self, number: int) -> Converted:
         piece, chunk = await self.cut(number), self.folder / f"chunk{number}.mkv"
         self.chunks[number] = chunk
-        return await self.pieces.encode_chunk(piece, chunk, self.film, number, on_progress=nothing)
+        pieces, film = self.pieces, self.film
+        made = await pieces.encode_chunk(piece, chunk, film, number, on_progress=nothing)
+        verdict = await pieces.check_chunk(chunk, film, number, made.facts, self.source)
+        assert verdict.ok, verdict
+        return made
 
     def encode_all(self) -> "Apart":
         async def work() -> None:
@@ -104,5 +108,16 @@ class Apart:
 
 
 def whole(media: Media, probe: Probe, source: AnyPath, profile: Profile, folder: Path) -> Path:
-    now(media.convert(source, folder / "whole", probe, profile, on_progress=nothing))
-    return folder / "whole"
+    """Made by a worker, and judged by its owner."""
+    output = folder / "whole"
+
+    async def work() -> None:
+        made = await media.convert(source, output, probe, profile, on_progress=nothing)
+        verdict = await media.check_delivered(
+            output, probe, profile, made.facts,
+            encoder=made.report.encoder, source=source, seed=output.name,
+        )  # fmt: skip
+        assert verdict.ok, verdict
+
+    now(work())
+    return output

@@ -137,9 +137,10 @@ def result_lines(job: Json) -> list[str]:
     result = job["result"]
     seconds = result["duration_ms"] / 1_000
     counted = f"frames in {result['frames_in']}, out {result['frames_out']}"
+    looks = f"; VMAF {result['vmaf']:.1f} and more" if result.get("vmaf") is not None else ""
     return [
         f"{job['source']} -> {result['output']}",
-        f"  {counted}; plays {seconds:.3f} s; {size(result['bytes'])}",
+        f"  {counted}; plays {seconds:.3f} s; {size(result['bytes'])}{looks}",
         f"  {_encoded(job)}; {duration(result['total_ms'])} in all",
     ]
 

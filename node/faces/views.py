@@ -169,7 +169,13 @@ def _result(job: Job, attempts: Sequence[Attempt], names: Names) -> ResultInfo |
         encode_ms=accepted.encode_ms,
         verify_ms=accepted.verify_ms,
         total_ms=max(0, (job.finished_at_ms or job.created_at_ms) - job.created_at_ms),
+        vmaf=_score(facts.get("vmaf")),
     )
+
+
+def _score(value: object) -> float | None:
+    """A number from 0 to 100; another member wrote it."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 100 else None
 
 
 def _fault(code: str, what: str, todo: str, node: str) -> Fault | None:

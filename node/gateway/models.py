@@ -88,6 +88,8 @@ class ResultInfo(Answer):
     verify_ms: int = 0
     total_ms: int = 0
     """From submission to the file in its place."""
+    vmaf: float | None = None
+    """How much the worst sample looks like the film, where the job asked for a floor."""
 
 
 class JobSummary(Answer):

@@ -33,10 +33,11 @@ from node.media.judge import (
     judge_run,
     judge_times,
 )
+from node.media.likeness import places, tells
 from node.media.plan import EncodePlan, plan_whole
-from node.media.probe import Probe, probe_file, probe_limits
+from node.media.probe import Beside, Probe, probe_file, probe_limits
 from node.media.profiles import Profile
-from node.media.quality import require_quality
+from node.media.quality import Shown, can_measure, require_quality, unable
 from node.media.stderr_log import StderrSummary
 
 STALL_MS: Final = 5 * MINUTE_MS
@@ -74,6 +75,8 @@ class Converted:
 
     report: RunReport
     facts: ResultFacts
+    start_us: int = 0
+    """When its first picture is shown, on its own clock."""
 
 
 class ConversionError(Exception):
@@ -109,11 +112,12 @@ class Media:
         self.python = python
         self.stall_ms = stall_ms
         self._devices = Devices(devices or {})
+        self._measures: bool | None = None
         self.cards = dict(cards or {})
 
-    async def probe(self, path: AnyPath, *, size: int = 0) -> Probe:
-        """Reads a film in a child.  Raises `SourceError` when it is not a sound film."""
-        return await probe_file(self.runner, self.python, path, size=size)
+    async def probe(self, path: AnyPath, *, size: int = 0, beside: Beside | None = None) -> Probe:
+        """Reads a film in a child, or a result `beside` its film.  Raises `SourceError` when it is not a sound film."""
+        return await probe_file(self.runner, self.python, path, size=size, beside=beside)
 
     async def convert(
         self,
@@ -136,6 +140,7 @@ class Media:
         Raises `ConversionError`, or `MediaError` before anything was started; the caller removes what
         lies at `output` then.  Cancelling kills FFmpeg and everything it started before it returns.
         """
+        await self.may_measure(profile)
         plan = plan_whole(probe, profile, self.encoders_at(card).difference(without))
         with self._devices.lent(plan.encoder, self.cards.get(card, {}).get(plan.encoder)) as device:
             command = command_line(
@@ -144,7 +149,8 @@ class Media:
             report = await self.run_judged(command, output, plan, on_progress)
         made = await self.prove(output, plan, report, on_verify or _ignore, threads)
         made = await self.timed(made, source, output, plan, how=probe.frames_by)
-        return await self.looked_at(made, source, output, plan, profile)
+        film = Shown(source, probe.video.start_us)
+        return await self.looked_at(made, film, output, plan, profile)
 
     def encoders_at(self, card: str) -> frozenset[str]:
         """What works on a card; scalers and encoders of sound count everywhere.  Unknown cards: all of it."""
@@ -160,19 +166,33 @@ class Media:
 
         Span and number do not tell: of a flipped bit in a table of times FFmpeg made frames 160 ms off.
         """
-        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how)
-        limits = replace(probe_limits(plan.source_bytes), stdout_bytes=TIMES_JSON_BYTES_MAX)
-        run = await self.runner.run((self.python, *words), limits=limits)
+        run = await self._times(source, output, plan, how)
         report = replace(made.report, verify_ms=made.report.verify_ms + run.duration_ms)
         verdict = times_verdict(run, plan)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
         return replace(made, report=report)
 
+    async def _times(
+        self, source: AnyPath, output: AnyPath, plan: EncodePlan, how: str
+    ) -> RunResult:
+        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how)
+        limits = replace(probe_limits(plan.source_bytes), stdout_bytes=TIMES_JSON_BYTES_MAX)
+        return await self.runner.run((self.python, *words), limits=limits)
+
+    async def may_measure(self, profile: Profile) -> None:
+        """Raises `EncoderUnavailableError` where the profile's floor cannot be measured: before an hour of encoding."""
+        if profile.quality is None:
+            return
+        if self._measures is None:
+            self._measures = await can_measure(self.runner, self.ffmpeg.path)
+        if not self._measures:
+            raise unable()
+
     async def looked_at(
         self,
         made: Converted,
-        source: AnyPath,
+        film: Shown,
         output: AnyPath,
         plan: EncodePlan,
         profile: Profile,
@@ -180,15 +200,18 @@ class Media:
         """The result, if it looks like its film as the profile asks.  Raises `ConversionError`."""
         if profile.quality is None:
             return made
+        result = Shown(output, made.start_us)
         try:
             vmaf = await require_quality(
-                self.runner, self.ffmpeg.path, source, output, plan=plan, policy=profile.quality
+                self.runner, self.ffmpeg.path, film, result, plan=plan, policy=profile.quality
             )
         except MediaError as error:
             raise ConversionError(error, made.report) from None
         told = f"VMAF of the samples: {vmaf:.1f} and more\n"
         return replace(
-            made, report=replace(made.report, stderr_tail=told + made.report.stderr_tail)
+            made,
+            report=replace(made.report, stderr_tail=told + made.report.stderr_tail),
+            facts=made.facts.model_copy(update={"vmaf": vmaf}),
         )
 
     async def make(
@@ -280,29 +303,58 @@ class Media:
     async def _prove_facts(
         self, verdict: Verdict, output: AnyPath, plan: EncodePlan, report: RunReport
     ) -> Converted:
+        start_us = 0
         if verdict.ok:
             try:
-                verdict = judge_result(await self.probe(output, size=plan.source_bytes), plan)
+                result = await self.probe(output, size=plan.source_bytes)
             except MediaError as error:
                 verdict = _unreadable(error)
+            else:
+                verdict, start_us = judge_result(result, plan), result.video.start_us
         if not verdict.ok or verdict.facts is None:
             raise ConversionError(verdict.error(), report)
-        return Converted(report=report, facts=verdict.facts)
+        return Converted(report=report, facts=verdict.facts, start_us=start_us)
 
     async def check_delivered(
-        self, path: AnyPath, probe: Probe, profile: Profile, claimed: ResultFacts, *, encoder: str
+        self,
+        path: AnyPath,
+        probe: Probe,
+        profile: Profile,
+        claimed: ResultFacts,
+        *,
+        encoder: str,
+        source: AnyPath | None = None,
+        seed: str = "",
     ) -> Verdict:
-        """The owner's judgement of a file that another node made with `encoder`."""
+        """The owner's judgement of a file that another node made with `encoder`.
+
+        With `source` each frame's time, and the look of some, is compared by its own reading; the worker's
+        word counts for nothing.
+        """
         try:
             plan = plan_whole(probe, profile, (encoder,))
         except MediaError as error:
             return _unreadable(error)
-        return await self.check(path, plan, claimed)
+        beside = None
+        if source is not None and looks(probe, profile):
+            looked = places(probe.video.span_us, seed)
+            beside = Beside(film=source, first=None, places=looked)
+        verdict = await self.check(path, plan, claimed, beside)
+        if source is None or not verdict.ok:
+            return verdict
+        timed = times_verdict(await self._times(source, path, plan, probe.frames_by), plan)
+        return verdict if timed.ok else replace(timed, facts=verdict.facts)
 
-    async def check(self, path: AnyPath, plan: EncodePlan, claimed: ResultFacts) -> Verdict:
+    async def check(
+        self,
+        path: AnyPath,
+        plan: EncodePlan,
+        claimed: ResultFacts,
+        beside: Beside | None = None,
+    ) -> Verdict:
         """Whether a file is what was planned, and the one that its maker judged."""
         try:
-            delivered = await self.probe(path, size=claimed.bytes)
+            delivered = await self.probe(path, size=claimed.bytes, beside=beside)
         except MediaError as error:
             return _unreadable(error)
         return judge_packets(delivered, plan, claimed)
@@ -337,6 +389,11 @@ class Media:
             frames=0 if run.progress is None else run.progress.frame,
             notes=plan.notes,
         )
+
+
+def looks(probe: Probe, profile: Profile) -> bool:
+    """Whether frames of a result can be laid beside its film's."""
+    return tells(profile.video.codec, profile.video.crf) and not probe.video.mirrored
 
 
 def times_verdict(run: RunResult, plan: EncodePlan) -> Verdict:

@@ -205,6 +205,12 @@ class WrongPictureError(BadResultError):
     code = "wrong_picture"
 
 
+class UnlikeError(BadResultError):
+    """Frames of the result do not show what the film shows there: another picture, other colours, or none. It is made again; memory or chip of the node that made it may be bad."""
+
+    code = "unlike"
+
+
 class PoorPictureError(BadResultError):
     """The result looks less like its film than the job asked for. It is thrown away; another try would make the same."""
 

@@ -41,3 +41,14 @@ def is_place(tag: str) -> bool:
     return any(
         word in name for word in ("location", "iso6709", "gps", "latitude", "longitude")
     ) or name in ("xyz", "©xyz")
+
+
+# Names of ITU-T H.273 code points as FFmpeg's options spell them; 2 is "unspecified".
+RANGES = {1: "tv", 2: "pc"}
+SPACES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco",
+          9: "bt2020nc", 10: "bt2020c", 14: "ictcp"}  # fmt: skip
+TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
+             11: "iec61966-2-4", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
+             18: "arib-std-b67"}  # fmt: skip
+PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
+             9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip

@@ -7,7 +7,7 @@ probed and decoded from beginning to end, and compared with the plan that was ma
 from dataclasses import dataclass
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from node.media.child import RunResult
 from node.media.errors import (
@@ -30,6 +30,7 @@ from node.media.errors import (
     PlaceLeftError,
     StalledError,
     TimeLimitError,
+    UnlikeError,
     WorkDiskFullError,
     WrongPictureError,
 )
@@ -64,6 +65,8 @@ class ResultFacts(BaseModel):
     pixel_format: str
     extradata: str = ""
     """Digest of the picture's parameter sets: chunks of one film must have the same."""
+    vmaf: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of the worst sample, where the job asked for a floor."""
 
     def to_json(self) -> str:
         """What the ledger keeps."""
@@ -220,7 +223,15 @@ def judge_decode_end(run: RunResult) -> Verdict:
 def judge_result(result: Probe, plan: EncodePlan) -> Verdict:
     """Whether what lies in the file is what was planned: frames, times, streams, picture."""
     facts = facts_of(result)
-    for check in (_check_frames, _check_times, _check_streams, _check_picture, _check_policy):
+    checks = (
+        _check_frames,
+        _check_times,
+        _check_streams,
+        _check_picture,
+        _check_look,
+        _check_policy,
+    )
+    for check in checks:
         fault = check(result, plan)
         if fault is not None:
             return Verdict(ok=False, code=fault.code, what=fault.what, todo=fault.todo, facts=facts)
@@ -248,7 +259,8 @@ def judge_times(found: TimesFound, plan: EncodePlan) -> Verdict:
 def judge_packets(delivered: Probe, plan: EncodePlan, claimed: ResultFacts) -> Verdict:
     """The owner's second judgement of a delivered file: the plan again, and the worker's own claim."""
     verdict = judge_result(delivered, plan)
-    if verdict.ok and verdict.facts != claimed:
+    # How it looks is measured once, by who made it.
+    if verdict.ok and verdict.facts != claimed.model_copy(update={"vmaf": None}):
         return Verdict(
             ok=False,
             code=WrongPictureError.code,
@@ -330,6 +342,14 @@ def _check_picture(result: Probe, plan: EncodePlan) -> MediaError | None:
     if video.mastering_display and not plan.mastering_display:
         return WrongPictureError("it carries HDR data of a picture that is none", "retry the job")
     return None
+
+
+def _check_look(result: Probe, _: EncodePlan) -> MediaError | None:
+    if not result.unlike:
+        return None
+    return UnlikeError(
+        f"its picture is not the film's: {result.unlike}", "watch the node that made it"
+    )
 
 
 def _check_policy(result: Probe, plan: EncodePlan) -> MediaError | None:

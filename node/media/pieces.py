@@ -17,21 +17,23 @@ from node.media.command import (
     encoded_sound,
     sound_command,
 )
-from node.media.convert import ConversionError, Converted, Media, RunReport
+from node.media.convert import ConversionError, Converted, Media, RunReport, looks
 from node.media.encoders import needs
 from node.media.errors import (
     ERRORS,
     BadResultError,
     EncodeFailedError,
     EncoderUnavailableError,
+    MediaError,
     ProbeLimitError,
     WorkDiskFullError,
 )
 from node.media.index import CutTable
 from node.media.judge import ResultFacts, TimesFound, Verdict, judge_end, judge_times
 from node.media.plan import EncodePlan, plan_whole
-from node.media.probe import Probe, probe_limits
+from node.media.probe import Beside, Probe, probe_limits
 from node.media.profiles import Profile
+from node.media.quality import Shown
 from node.media.split import SplitPlan, chunk_ms, chunk_plan, plan_split, why_whole
 
 TABLE_JSON_BYTES_MAX: Final = 8 << 20
@@ -89,6 +91,10 @@ class Pieces:
         reason = why_whole(probe, plan_whole(probe, profile, needs(profile)))
         if reason:
             return reason
+        try:
+            await self._media.may_measure(profile)
+        except MediaError:
+            return "the FFmpeg of its node has no libvmaf, and that node would have to measure the film"
         table = await self.index(source, index_file, size=probe.bytes)
         if not table.fault and table.frames != probe.frames:
             return f"its index names {table.frames} frames, {probe.frames} were counted"
@@ -160,11 +166,16 @@ class Pieces:
         )
 
     async def check_chunk(
-        self, path: AnyPath, film: Film, number: int, claimed: ResultFacts
+        self, path: AnyPath, film: Film, number: int, claimed: ResultFacts, source: AnyPath
     ) -> Verdict:
-        """The owner's judgement of a chunk that another node made."""
-        plan = chunk_plan(film.plan, film.split, film.split.chunks[number], film.probe)
-        return await self._media.check(path, plan, claimed)
+        """The owner's judgement of a chunk: it is whole, and begins as its part of the film does."""
+        chunk = film.split.chunks[number]
+        plan = chunk_plan(film.plan, film.split, chunk, film.probe)
+        # Both begin with a keyframe there, so a look at the beginning costs a few frames.
+        beside = None
+        if looks(film.probe, film.profile):
+            beside = Beside(film=source, first=chunk.start, places=(0,))
+        return await self._media.check(path, plan, claimed, beside)
 
     async def encode_sound(
         self, source: AnyPath, output: AnyPath, film: Film, *, on_progress: OnProgress
@@ -215,7 +226,8 @@ class Pieces:
             made = await media.prove_copied(output, plan, report, seams_us(film.split))
         else:
             made = await media.prove(output, plan, report, on_verify or (lambda _: None), 0)
-        return await media.looked_at(made, parts.source, output, plan, film.profile)
+        shown = Shown(parts.source, film.probe.video.start_us)
+        return await media.looked_at(made, shown, output, plan, film.profile)
 
     async def _said(
         self,

@@ -4,6 +4,7 @@ A probe is taken on the owner's node before any transfer and kept in the ledger;
 made of the film is judged against it (FACTS.md, "Success is not an exit code").
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -126,6 +127,8 @@ class Probe(_Strict):
     """Packets at the very start that no decoder can show (a recording that begins between two keyframes)."""
     places: tuple[str, ...] = Field(default=(), exclude=True)
     """Tags that tell where it was taken: looked for in results, and not kept of sources."""
+    unlike: str = Field(default="", exclude=True)
+    """Of a result that was read beside its film: what is wrong with its picture."""
 
     @property
     def video(self) -> StreamInfo:
@@ -159,11 +162,15 @@ class RawProbe(_Strict):
     undecodable: int = 0
     damaged_packets: int = 0
     """Packets after the first picture that no decoder accepts, as far as the film was decoded."""
+    misplaced: int = 0
+    """Frames on their neighbour's time whose own place is empty."""
     declared_frames: int = 0
     packets_read: int = 0
     """Of the main stream, discarded ones included: what `declared_frames` counts."""
     read_error: str = ""
     places: tuple[str, ...] = ()
+    unlike: str = ""
+    """Of a result that was read beside its film: what is wrong with its picture."""
 
 
 _RAW = TypeAdapter(RawProbe)
@@ -224,6 +231,7 @@ def judge_probe(
         frames_by=raw.frames_by,
         undecodable=raw.undecodable,
         places=raw.places,
+        unlike=raw.unlike,
     )
 
 
@@ -241,6 +249,10 @@ def _check_whole(raw: RawProbe, cut: str | None, damaged: str | None) -> None:
         _damaged(f"its index names {raw.declared_frames} frames, {raw.packets_read} are there")
     if raw.damaged_packets:
         _damaged(f"{raw.damaged_packets} of its packets cannot be decoded")
+    if raw.misplaced:
+        _damaged(
+            f"{raw.misplaced} of its frames lie on the time of another and leave their own empty"
+        )
     if cut is not None:
         _damaged(plain(cut))
     if damaged is not None:
@@ -279,12 +291,40 @@ def probe_command(python: str, path: AnyPath) -> tuple[str, ...]:
     return (python, "-P", "-m", "node.media.probe_av", "--", text_of(path))
 
 
-async def probe_file(runner: ChildRunner, python: str, path: AnyPath, *, size: int = 0) -> Probe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """The film that a result was made of, and where the two are looked at."""
+
+    film: AnyPath
+    first: int | None
+    """When the result's first frame is shown in the film, in its ticks; None: as the film's own first."""
+    places: tuple[int, ...]
+    """In microseconds from the result's first frame; 0 is its beginning."""
+
+
+def beside_command(python: str, path: AnyPath, beside: Beside) -> tuple[str, ...]:
+    """The child that reads a result, and some of its frames beside its film's."""
+    first = "-" if beside.first is None else str(beside.first)
+    words = (text_of(beside.film), first, ",".join(map(str, beside.places)), text_of(path))
+    return (python, "-P", "-m", "node.media.likeness_av", *words)
+
+
+async def probe_file(
+    runner: ChildRunner,
+    python: str,
+    path: AnyPath,
+    *,
+    size: int = 0,
+    beside: Beside | None = None,
+) -> Probe:
     """Reads a film in a child process.  `size` in bytes widens the time limit for large files.
 
     Raises a `SourceError` when it is not a sound film.
     """
-    result = await runner.run(probe_command(python, path), limits=probe_limits(size))
+    command = (
+        probe_command(python, path) if beside is None else beside_command(python, path, beside)
+    )
+    result = await runner.run(command, limits=probe_limits(size))
     said = result.stderr
     return judge_probe(
         _raw_of(result),

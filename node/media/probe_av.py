@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,12 +26,26 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from node.media.formats import BEGUN, FORMATS, PROTOCOLS, STREAMS_MAX, is_place
+from node.media.formats import (
+    BEGUN,
+    FORMATS,
+    PRIMARIES,
+    PROTOCOLS,
+    RANGES,
+    SPACES,
+    STREAMS_MAX,
+    TRANSFERS,
+    is_place,
+)
+from node.media.retime import in_order, misplaced
+from node.media.tally_av import Tally
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
 EARLY_PACKETS_MAX = 4_096
 """A minute of film: no keyframe distance of a recording is longer."""
+TIMES_MAX = 8_000_000
+"""Frames whose times are looked at: three days of film, 64 MB."""
 HEAD_BYTES = 4 << 10
 TEXT_MAX = 200
 FRAMES_ARE_PACKETS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
@@ -60,37 +75,6 @@ class FaultError(Exception):
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the packets of one stream add up to."""
-
-    packets: int = 0
-    read: int = 0
-    size: int = 0
-    first: int | None = None
-    newest: int = 0
-    last: int | None = None
-    places: int = 0
-    """One more than the latest decode time."""
-
-    def add(self, packet: "Packet[Any]") -> None:
-        """Counts a packet, and its times unless it is discarded."""
-        self.read += 1
-        if packet.dts is not None:
-            self.places = max(self.places, packet.dts + 1)
-        if packet.is_discard:
-            return
-        self.packets += 1
-        self.size += packet.size
-        at = packet.pts if packet.pts is not None else packet.dts
-        if at is None:
-            return
-        end = at + (packet.duration or 0)
-        self.newest = at if self.first is None else max(self.newest, at)
-        self.first = at if self.first is None else min(self.first, at)
-        self.last = end if self.last is None else max(self.last, end)
-
-
-@dataclass(slots=True)
 class Decoded:
     """What decoding showed."""
 
@@ -103,6 +87,7 @@ class Decoded:
     first: VideoFrame | None = None
     first_pts: int | None = None
     last_pts: int | None = None
+    times: "array[int]" = field(default_factory=lambda: array("q"))
     timeless: bool = False
     interlaced: bool = False
     side_data: set[str] = field(default_factory=set)
@@ -128,6 +113,8 @@ class Decoded:
         if frame.pts is None:
             self.timeless = True
             return
+        if len(self.times) < TIMES_MAX:
+            self.times.append(frame.pts)
         self.first_pts = frame.pts if self.first_pts is None else min(self.first_pts, frame.pts)
         self.last_pts = frame.pts if self.last_pts is None else max(self.last_pts, frame.pts)
 
@@ -171,6 +158,7 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
     """The facts of `node.media.probe.RawProbe`."""
     size = check_file(path)
     tallies: dict[int, Tally] = {}
+    times = array("q")
     read_error = ""
     with open_film(path) as film:
         if len(film.streams) > STREAMS_MAX:
@@ -185,6 +173,8 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
             for packet in film.demux():
                 if packet.size or packet.pts is not None or packet.dts is not None:
                     tallies.setdefault(packet.stream_index, Tally()).add(packet)
+                if packet.stream_index == index and len(times) < TIMES_MAX:
+                    times.extend(shown_at(packet))
         except FFmpegError as error:
             read_error = _reason(error)
         facts: dict[str, Any] = {
@@ -203,7 +193,13 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
         avi = facts["container"] == "avi"
         there = tallies[index].places if avi else tallies[index].read
         facts |= {"declared_frames": declared_frames, "packets_read": there}
-    return facts | main_facts(path, facts, index, tallies[index].packets, decode_all=decode_all)
+    counted = tallies[index].packets
+    return facts | main_facts(path, facts, index, (counted, times), decode_all=decode_all)
+
+
+def shown_at(packet: "Packet[Any]") -> tuple[int, ...]:
+    """When it is shown; nothing where it is not, or does not say."""
+    return () if packet.is_discard or packet.pts is None else (packet.pts,)
 
 
 def main_stream(film: InputContainer) -> VideoStream | None:
@@ -214,9 +210,18 @@ def main_stream(film: InputContainer) -> VideoStream | None:
 
 
 def main_facts(
-    path: str, facts: dict[str, Any], main: int, packets: int, *, decode_all: bool
+    path: str,
+    facts: dict[str, Any],
+    main: int,
+    shown: "tuple[int, array[int]]",
+    *,
+    decode_all: bool,
 ) -> dict[str, Any]:
-    """Counts the frames of the main stream, by packets where they are frames, else by decoding."""
+    """Counts the frames of the main stream, by packets where they are frames, else by decoding.
+
+    `shown`: how many packets are, and when.
+    """
+    packets, times = shown
     described = next(s for s in facts["streams"] if s["index"] == main)
     if not described["codec"]:
         return {"main": main}
@@ -234,6 +239,7 @@ def main_facts(
         "main": main,
         "frames": packets if by_packets else seen.frames,
         "frames_by": "packets" if by_packets else "decoding",
+        "misplaced": misplaced(in_order(times if by_packets else seen.times)),
         "undecodable": seen.leading,
         "damaged_packets": seen.damaged,
     }
@@ -408,17 +414,6 @@ def picture_facts(seen: Decoded) -> dict[str, Any]:
     }
 
 
-# Names of ITU-T H.273 code points as FFmpeg's options spell them; 2 is "unspecified".
-RANGES = {1: "tv", 2: "pc"}
-SPACES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco",
-          9: "bt2020nc", 10: "bt2020c", 14: "ictcp"}  # fmt: skip
-TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
-             11: "iec61966-2-4", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
-             18: "arib-std-b67"}  # fmt: skip
-PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film",
-             9: "bt2020", 11: "smpte431", 12: "smpte432"}  # fmt: skip
-
-
 def _tags(film: InputContainer) -> list[str]:
     return [*film.metadata, *(tag for stream in film.streams for tag in stream.metadata)]
 
@@ -462,19 +457,22 @@ def answered(
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    """Prints one JSON object; faults of the file are part of it, so the exit code is 0."""
-    decode_all = "--decode" in arguments[:1]
-    path = arguments[-1]
+def answered_probe(run: Callable[[list[str]], dict[str, Any]], words: list[str]) -> int:
+    """Prints one JSON object that describes a film; faults of the file are part of it, so the exit code is 0."""
     av.logging.restore_default_callback()
     av.logging.set_libav_level(WARNING_LEVEL)
     try:
-        facts = describe(path, decode_all=decode_all)
+        facts = run(words)
     except FaultError as fault:
         facts = {"fault": fault.code, "what": str(fault)}
     sys.stdout.write(json.dumps(facts))
     return 0
 
 
+def main(words: list[str]) -> dict[str, Any]:
+    """Describes the film that the words name."""
+    return describe(words[-1], decode_all="--decode" in words[:1])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered_probe(main, sys.argv[1:]))

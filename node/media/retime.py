@@ -4,6 +4,7 @@ The n-th presented frame gets the n-th time of the source, whatever the encoder 
 follow from it by one rule.  So a seam between chunks is no place of its own.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -61,6 +62,63 @@ def in_order(times: Iterable[int], window: int = REORDERED_MAX) -> Iterator[int]
             yield heappushpop(waiting, at)
     while waiting:
         yield heappop(waiting)
+
+
+GAPS_MAX: Final = 64
+"""Different distances between frames: a film with more has no constant rate, and is not judged by it."""
+EVEN_PERMILLE: Final = 980
+STEP_MIN: Final = 2
+"""Ticks between frames below which a rounded clock puts two on one time by itself."""
+
+
+def misplaced(times: Iterable[int]) -> int:
+    """How many frames lie on their neighbour's time and left their own place empty; times in order of presentation."""
+    places = Places()
+    for at in times:
+        places.add(at)
+    return places.emptied()
+
+
+class Places:
+    """Looks for frames that lie exactly on a neighbour's time while the place of their own is empty.
+
+    One bit turned over in a table of times does it.  Only films of a constant rate can tell: of others a
+    doubled time and a hole beside it are a habit of recorders.  Times come in order of presentation.
+    """
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._gaps: Counter[int] = Counter()
+        self._doubled: Counter[tuple[int, int]] = Counter()
+        """Frames at one time, by the gaps before and behind them."""
+        self._before = self._gap = 0
+        self._uneven = False
+
+    def add(self, at: int) -> None:
+        """The next frame's time."""
+        last, self._last = self._last, at
+        if last is None or self._uneven:
+            return
+        gap = at - last
+        if self._gap == 0 and self._before and gap > 0:
+            self._doubled[self._before, gap] += 1
+        self._before, self._gap = self._gap, gap
+        self._gaps[gap] += 1
+        self._uneven = len(self._gaps) > GAPS_MAX
+
+    def emptied(self) -> int:
+        """How many frames lie on their neighbour's time and left their own place empty."""
+        if self._uneven or not self._gaps:
+            return 0
+        step = max(self._gaps, key=lambda gap: self._gaps[gap])
+        even = sum(count for gap, count in self._gaps.items() if abs(gap - step) <= 1)
+        found = sum(
+            count
+            for gaps, count in self._doubled.items()
+            if abs(min(gaps) - step) <= 1 and abs(max(gaps) - 2 * step) <= STEP_MIN
+        )
+        rest = self._gaps.total() - 2 * found  # each has spoiled two
+        return found if step >= STEP_MIN and even * 1000 >= rest * EVEN_PERMILLE else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -38,6 +38,9 @@ from node.work.attempts import AttemptError, Conversion, ReportFrames
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import job_plan_from_json, number_of
+
+UNCUT: Final = "uncut"
+"""The name of a file that is there in place of a slice, and says why."""
 
 _log = structlog.get_logger("media")
 
@@ -127,7 +130,7 @@ class MediaConverter:
     async def _chunk(
         self, pieces: Pieces, order: Order, source: AnyPath, result: Path, watch: "Watch"
     ) -> Converted:
-        """A chunk of its slice; where that cannot be decoded, of the film, as one done whole is."""
+        """A chunk of its slice; where that cannot be cut or decoded, of the film, as one done whole is."""
         film, number = film_of(order.job), number_of(order.task.id)
 
         async def encoded(piece: AnyPath, *, from_film: bool) -> Converted:
@@ -142,15 +145,17 @@ class MediaConverter:
                 from_film=from_film,
             )
 
-        try:
-            return await encoded(source, from_film=False)
-        except ConversionError as error:
-            if not isinstance(error.error, _SLICES_FAULTS):
-                raise
-            why = error.error.what
+        why = await asyncio.to_thread(_why_uncut, source)
+        if not why:
+            try:
+                return await encoded(source, from_film=False)
+            except ConversionError as error:
+                if not isinstance(error.error, _SLICES_FAULTS):
+                    raise
+                why = f"its slice did not do: {error.error.what}"
         _log.warning("falls back to the whole film", job=order.job.id, chunk=number, reason=why)
         await asyncio.to_thread(result.unlink, True)
-        told = f"made of the whole film, its slice did not do: {why}\n"
+        told = f"made of the whole film, {why}\n"
         try:
             async with self._shelf.film(order, result.parent) as whole:
                 made = await encoded(whole, from_film=True)
@@ -206,6 +211,14 @@ class MediaConverter:
         if report is None:
             raise TransferError("the film has no sound to encode", "retry the job")
         return _conversion(report, "{}")
+
+
+def _why_uncut(source: AnyPath) -> str:
+    """Why no slice was cut; "" where there is one."""
+    path = Path(source)
+    return (
+        f"no slice could be cut: {path.read_text(encoding='utf-8')}" if path.name == UNCUT else ""
+    )
 
 
 _SLICES_FAULTS = (DamagedSourceError, FrameCountError)
@@ -296,8 +309,13 @@ def plan_of(job: Job, probe: Probe, digest: str) -> Plan:
     )
 
 
-async def judge_delivered(media: Media, job: Job, attempt: Attempt, path: Path) -> None:
-    """The owner's own judgement of a delivered result.  Raises `TransferError` with what is wrong."""
+async def judge_delivered(
+    media: Media, job: Job, attempt: Attempt, path: Path, source: AnyPath | None
+) -> None:
+    """The owner's own judgement of a delivered result.  Raises `TransferError` with what is wrong.
+
+    `source` is the film, where frames are to be compared with it here once more.
+    """
     try:
         claimed = ResultFacts.model_validate_json(attempt.result_json)
     except ValueError:
@@ -308,6 +326,8 @@ async def judge_delivered(media: Media, job: Job, attempt: Attempt, path: Path) 
         profile_from_json(job.profile_json),
         claimed,
         encoder=attempt.encoder,
+        source=source,
+        seed=attempt.result_digest,
     )
     if not verdict.ok:
         raise TransferError(f"{verdict.code}: {verdict.what}", verdict.todo)

@@ -26,7 +26,13 @@ from mesh.transfer_files import FileSource, digest_file, make_manifest, require_
 from node.media.child import AnyPath
 from node.media.command import Parts
 from node.media.convert import Media
-from node.media.errors import FilmChangedError
+from node.media.errors import (
+    BadResultError,
+    DamagedSourceError,
+    EncodeFailedError,
+    FilmChangedError,
+    ProbeLimitError,
+)
 from node.media.judge import ResultFacts
 from node.media.pieces import Film, Pieces
 from node.media.plan import EncodePlan, plan_whole
@@ -35,7 +41,7 @@ from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
 from node.work.attempts import ReportBytes
-from node.work.conversion import film_of
+from node.work.conversion import UNCUT, film_of
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import (
@@ -55,6 +61,15 @@ CUTS_AT_ONCE: Final = 2
 LAG_TRIES: Final = 20
 LAG_S: Final = 0.25
 """A worker may hear of its lease before the owner does: refusals are asked again for five seconds."""
+
+_UNCUTTABLE: Final = (
+    DamagedSourceError,
+    FilmChangedError,
+    EncodeFailedError,
+    BadResultError,
+    ProbeLimitError,
+)
+"""What cutting can meet that the film as a whole need not: its bytes were checked when it was opened."""
 
 SLICES = Vocabulary("slice")
 _log = structlog.get_logger("transfer")
@@ -185,7 +200,21 @@ class FilmPieces:
     # --- slices -----------------------------------------------------------------------------------
 
     async def fetch(self, order: Order, folder: Path, on_bytes: ReportBytes) -> tuple[Path, int]:
-        """The slice of a chunk, and how many bytes travelled for it."""
+        """The slice of a chunk, and how many bytes travelled for it.
+
+        Where its owner cannot cut it, a file `UNCUT` that says why: the chunk is made of the film then.
+        """
+        try:
+            return await self._fetch_slice(order, folder, on_bytes)
+        except _UNCUTTABLE as error:
+            _log.warning("no slice could be cut", job=order.job.id, reason=error.what)
+            told, what = folder / UNCUT, error.what
+            await self._run(lambda _: told.write_text(what, encoding="utf-8"))
+            return told, 0
+
+    async def _fetch_slice(
+        self, order: Order, folder: Path, on_bytes: ReportBytes
+    ) -> tuple[Path, int]:
         target = folder / "slice.nut"
         if order.job.owner == self._own:
             await self._cut(order.job, number_of(order.task.id), target)
@@ -295,7 +324,9 @@ class FilmPieces:
                 "it is encoded again",
             )
         film, pieces = film_of(job), Pieces(await self._media())
-        verdict = await pieces.check_chunk(target, film, number_of(task.id), claimed)
+        async with self._opened(job) as source:
+            number = number_of(task.id)
+            verdict = await pieces.check_chunk(target, film, number, claimed, source)
         if not verdict.ok:
             raise TransferError(f"{verdict.code}: {verdict.what}", verdict.todo)
 

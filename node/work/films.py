@@ -453,7 +453,18 @@ class Films:
             else:
                 handle = f"result/{attempt.id}"
                 await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
-        await judge_delivered(await self._media(), job, attempt, staging)
+        media = await self._media()
+        if attempt.node == self._own:
+            # Its own worker has just compared it with the film, byte for byte this file.
+            await judge_delivered(media, job, attempt, staging, None)
+            return
+        try:
+            async with self._held(job) as film:
+                await judge_delivered(media, job, attempt, staging, film)
+        except SourceChangedError as gone:
+            # Who deletes a film early must not lose its result as well; the worker has compared both.
+            _log.warning("result judged without its film", job=job.id, reason=gone.what)
+            await judge_delivered(media, job, attempt, staging, None)
 
     async def publish(self, job: Job, attempt: Attempt) -> None:
         """Brings staging to its place; says nothing when exactly this result lies there already."""

@@ -282,8 +282,10 @@ def test_a_result_that_looks_too_little_like_its_film_is_refused(
     asked_for = asked("web", quality=QualityPolicy(vmaf_min=floor))
     source = clips.get("vfr.mkv")
     if floor < 90:
-        told = Outcome(media, source, tmp_path / "out.mp4", asked_for).made.report.stderr_tail
-        assert float(told.split()[4]) > floor
+        made = Outcome(media, source, tmp_path / "out.mp4", asked_for).made
+        assert made.facts.vmaf is not None
+        assert made.facts.vmaf > floor
+        assert made.report.stderr_tail.startswith(f"VMAF of the samples: {made.facts.vmaf:.1f} ")
         return
     with pytest.raises(ConversionError) as refused:
         Outcome(media, source, tmp_path / "out.mp4", asked_for)

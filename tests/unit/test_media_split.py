@@ -1,6 +1,7 @@
 """The pure half of splitting: index, cuts, chunks and the times of an assembled film."""
 
 import itertools
+import random
 from array import array
 from fractions import Fraction
 from itertools import pairwise
@@ -29,6 +30,7 @@ from node.media.retime import (
     compare_times,
     dts_of,
     in_order,
+    misplaced,
     ranks_of,
     reorder_depth,
 )
@@ -501,3 +503,32 @@ def test_the_last_mux_takes_the_rest_from_the_source() -> None:
     words = assembly_command(only, split, silent, ffmpeg="ffmpeg", output="out")
     assert words.count("-i") == 2
     assert "-map_metadata:g 1:g" in " ".join(words)
+
+
+EVEN = [n * 40 for n in range(200)]
+
+
+def moved(at: int, to: int) -> list[int]:
+    times = list(EVEN)
+    times[at] = times[to]
+    return sorted(times)
+
+
+@pytest.mark.parametrize(("at", "to"), [(70, 71), (70, 69), (1, 2), (198, 197), (100, 101)])
+def test_a_frame_on_its_neighbours_time_that_left_its_own_is_noticed(at: int, to: int) -> None:
+    assert misplaced(moved(at, to)) == 1
+
+
+def test_films_without_a_constant_rate_or_with_a_coarse_clock_tell_nothing_of_places() -> None:
+    assert misplaced([]) == misplaced([7]) == misplaced(EVEN) == 0
+    dice = random.Random(3)
+    uneven = sorted(dice.randrange(8_000) for _ in range(200))
+    assert misplaced(uneven) == 0
+    assert misplaced(sorted([*EVEN, EVEN[50]])) == 0, "no place of it is empty"
+    assert misplaced([at for at in EVEN if at != EVEN[50]]) == 0, "dropped, not moved"
+    assert misplaced([n // 2 for n in range(200)]) == 0, "a rounded clock"
+    assert misplaced(sorted([*EVEN[:20], EVEN[5]])) == 0, "a short one, nothing empty"
+    assert misplaced([0, 40, 80, 80, 160, 200]) == 1, "a short one"
+    rounded = [round(n * 1001 / 30) for n in range(300)]
+    rounded[100] = rounded[101]
+    assert misplaced(rounded) == 1

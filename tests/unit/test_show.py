@@ -41,6 +41,12 @@ def test_a_film_in_pieces_names_those_who_made_them_and_not_who_failed() -> None
     assert result_lines(made)[-1] == "  3 chunks encoded by one, two with libx264; 3.0 s in all"
 
 
+def test_how_a_film_looks_is_told_where_it_was_measured() -> None:
+    assert "VMAF" not in result_lines(job())[1]
+    shown = {**job(), "result": {**RESULT, "vmaf": 93.456}}
+    assert result_lines(shown)[1].endswith("; VMAF 93.5 and more")
+
+
 def test_many_nodes_are_counted() -> None:
     many = job(*(chunk((f"n{number:02}", True)) for number in range(NODES_NAMED_MAX + 3)))
     assert "n07 and 3 more with libx264" in result_lines(many)[-1]
