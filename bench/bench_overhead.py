@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -77,10 +78,15 @@ def bare(command: Sequence[str]) -> Cost:
 
 
 def cpu_of(node: Node) -> float:
-    """Seconds of the node's processor, and of all its children that ended."""
+    """Seconds of the node's processor, and of all its children: a warm Python's are told when it has ended."""
     assert node.process is not None
-    times = psutil.Process(node.process.pid).cpu_times()
-    return times.user + times.system + times.children_user + times.children_system
+    process = psutil.Process(node.process.pid)
+    seconds = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
 
 
 def through_node(node: Node, source: Path) -> tuple[Cost, dict[str, Any]]:

@@ -21,6 +21,7 @@ from node.media import hardware
 from node.media.cards import SlotRules, cards_of, slots_of
 from node.media.convert import Media
 from node.media.ffmpeg_binary import choose
+from node.media.forks_posix import WarmChildren
 from node.media.locate_ffmpeg import ffmpeg_candidates
 from node.media.plan import VULKAN_SCALER
 from node.media.proofs_files import ProofFiles
@@ -63,7 +64,8 @@ class Machine:
         self._configured = config.slots, config.work.device_slots
         self._said: tuple[int | None, Mapping[str, int]] = None, {}
         self._slots_changed = asyncio.Event()
-        self._runner = FFmpegRunner()
+        # The Python that forks keeps the node's priority: each of its children lowers its own.
+        self._runner = FFmpegRunner(warm=WarmChildren(FFmpegRunner(nice=0), sys.executable))
         loop = asyncio.get_running_loop()
         self._found: asyncio.Future[tuple[Media, hardware.Detection]] = loop.create_future()
         self._found.add_done_callback(_retrieve)

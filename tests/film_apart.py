@@ -92,8 +92,9 @@ class Apart:
         now(work())
         return self
 
-    def assemble(self) -> Path:
+    def assemble(self, *, sound_is_proven: bool = True) -> Path:
         sound = self.folder / "sound.mp4"
+        sound.unlink(missing_ok=True)
         made = self.pieces.encode_sound(self.source, sound, self.film, on_progress=nothing)
         parts = Parts(
             source=self.source,
@@ -101,8 +102,10 @@ class Apart:
             chunks=tuple(self.chunks[number] for number in sorted(self.chunks)),
             sound=sound if now(made) else None,
             picture=self.folder / "picture",
+            sound_is_proven=sound_is_proven,
         )
         output = self.folder / "out"
+        output.unlink(missing_ok=True)
         now(self.pieces.assemble(self.film, parts, output, on_progress=nothing))
         return output
 

@@ -17,7 +17,7 @@ from mesh.ids import NodeId, RaftId
 from node.consensus.news import News
 from node.consensus.replica import Replica
 from node.signals import Signal
-from node.work.attempts import Conversion, ReportBytes, ReportFrames
+from node.work.attempts import Conversion, ReportBytes, ReportFrames, Turn
 from node.work.leases import WORK, WorkerHeartbeatAck
 from node.work.order import Order
 from node.work.owner import Plan
@@ -144,6 +144,12 @@ class Bench:
         self.sweep_fault: Exception | None = None
         self.goes_on = asyncio.Event()
         self.goes_on.set()
+        self.judged = asyncio.Event()
+        self.judged.set()
+        self.one_by_one = False
+        """Whether `goes_on` is for one that encodes, and the next waits for it anew."""
+        self.again: dict[str, bool] = {}
+        """Attempts whose first result does not do."""
 
     async def fetch(self, order: Order, folder: Path, on_bytes: ReportBytes) -> tuple[Path, int]:
         self.fetched.append(order.attempt.id)
@@ -158,6 +164,7 @@ class Bench:
         source: Path,
         result: Path,
         *,
+        turn: Turn,
         on_frames: ReportFrames,
         on_verifying: Callable[[int], None],
     ) -> Conversion:
@@ -167,10 +174,18 @@ class Bench:
         except asyncio.CancelledError:
             self.cancelled.append(order.attempt.id)
             raise
+        if self.one_by_one:
+            self.goes_on.clear()
         if self.fault is not None:
             raise self.fault
         on_frames(24, 24, 1.0, 1.0)
+        turn.lend()
         on_verifying(24)
+        await self.judged.wait()
+        if self.again.pop(order.attempt.id, False):
+            await turn.encode_again()
+            self.converting.append(order.attempt.id)
+            await self.goes_on.wait()
         _convert(source, result)
         return CONVERSION
 

@@ -17,7 +17,13 @@ from node.media.child import (
     RunResult,
     text_of,
 )
-from node.media.command import command_line, decode_command, decode_parts_command
+from node.media.command import (
+    command_line,
+    decode_command,
+    decode_part_command,
+    decode_sounds_command,
+    encoded_sound,
+)
 from node.media.devices import Devices
 from node.media.encoders import FORMS
 from node.media.errors import BadResultError, MediaError
@@ -37,6 +43,7 @@ from node.media.likeness import places, tells
 from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Beside, Probe, probe_file, probe_limits
 from node.media.profiles import Profile
+from node.media.progress import FFmpegProgress
 from node.media.quality import Shown, can_measure, require_quality, unable
 from node.media.stderr_log import StderrSummary
 
@@ -266,7 +273,11 @@ class Media:
         on_verify: OnProgress,
         threads: int,
     ) -> Converted:
-        """The second half: all of the result is decoded and compared with the plan."""
+        """The second half: all of the result is decoded and compared with the plan.
+
+        `on_verify` is told at once that encoding is over.
+        """
+        on_verify(FFmpegProgress())
         decode = await self.runner.run(
             decode_command(self.ffmpeg.path, output, threads=threads),
             limits=self.decode_limits(plan),
@@ -276,29 +287,48 @@ class Media:
         return await self._prove_facts(judge_decode(decode, plan), output, plan, report)
 
     async def prove_copied(
-        self, output: AnyPath, plan: EncodePlan, report: RunReport, seams_us: Sequence[int]
+        self,
+        output: AnyPath,
+        plan: EncodePlan,
+        report: RunReport,
+        *,
+        seams_us: Sequence[int],
+        sounds: Sequence[int],
     ) -> Converted:
-        """The second half for a picture that was copied from parts that are proven: seams and sound are decoded.
+        """The second half for what was copied from parts that are proven: seams and other sounds are decoded.
 
-        `seams_us` are the beginnings of parts, from the start of the file.
+        `seams_us` are the beginnings of parts, from the start of the file; `sounds` the numbers of those
+        that no part holds.
         """
-        parts: list[int | None] = [*seams_us]
-        if any(stream.kind == "audio" for stream in plan.streams):
-            parts.append(None)
+        ffmpeg = self.ffmpeg.path
+        commands = [
+            decode_part_command(ffmpeg, output, begin_us=begin_us, length_us=SEAM_US)
+            for begin_us in seams_us
+        ]
+        if sounds:
+            commands.append(decode_sounds_command(ffmpeg, output, sounds))
         verdict = Verdict(ok=True)
-        for begin_us in parts:
-            decode = await self.runner.run(
-                decode_parts_command(
-                    self.ffmpeg.path, output, begin_us=begin_us, length_us=SEAM_US
-                ),
-                limits=self.decode_limits(plan),
-                on_progress=_ignore,
-            )
-            report = _verified(report, decode)
-            verdict = judge_decode_end(decode)
+        for command in commands:
+            report, verdict = await self._decoded(command, plan, report)
             if not verdict.ok:
                 break
         return await self._prove_facts(verdict, output, plan, report)
+
+    async def prove_sound(self, output: AnyPath, plan: EncodePlan, report: RunReport) -> RunReport:
+        """The second half for sounds alone: all of them are decoded.  Raises `ConversionError`."""
+        numbers = range(len(encoded_sound(plan)))
+        command = decode_sounds_command(self.ffmpeg.path, output, numbers)
+        report, verdict = await self._decoded(command, plan, report)
+        if not verdict.ok:
+            raise ConversionError(verdict.error(), report)
+        return report
+
+    async def _decoded(
+        self, command: Sequence[str], plan: EncodePlan, report: RunReport
+    ) -> tuple[RunReport, Verdict]:
+        limits = self.decode_limits(plan)
+        decode = await self.runner.run(command, limits=limits, on_progress=_ignore)
+        return _verified(report, decode), judge_decode_end(decode)
 
     async def _prove_facts(
         self, verdict: Verdict, output: AnyPath, plan: EncodePlan, report: RunReport
@@ -306,7 +336,7 @@ class Media:
         start_us = 0
         if verdict.ok:
             try:
-                result = await self.probe(output, size=plan.source_bytes)
+                result = await self._read(output, plan.source_bytes)
             except MediaError as error:
                 verdict = _unreadable(error)
             else:
@@ -354,10 +384,14 @@ class Media:
     ) -> Verdict:
         """Whether a file is what was planned, and the one that its maker judged."""
         try:
-            delivered = await self.probe(path, size=claimed.bytes, beside=beside)
+            delivered = await self._read(path, claimed.bytes, beside)
         except MediaError as error:
             return _unreadable(error)
         return judge_packets(delivered, plan, claimed)
+
+    async def _read(self, path: AnyPath, size: int, beside: Beside | None = None) -> Probe:
+        """What a result holds, and whether it looks like the film it lies beside."""
+        return await probe_file(self.runner, self.python, path, size=size, made=True, beside=beside)
 
     def encode_limits(self, plan: EncodePlan, output: AnyPath) -> Limits:
         """Bounds of one conversion, from the film's length and size."""

@@ -20,14 +20,15 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from node.media.h264 import is_idr
+from node.media.h264 import is_idr, sizes_in, sizes_of
 from node.media.index import DISCARD, KEY, PacketIndex, index_from_bytes, table_of
 from node.media.probe_av import FaultError, answered, check_file, main_stream, open_film
 from node.media.retime import dts_of
 
 MICRO = 1_000_000
 LOOK_S = 5
-"""Between keyframes that are decoded to see whether the picture still has its size: some 10 ms of work each."""
+"""Between keyframes that are decoded to see whether the picture still has its size: some 10 ms of work each,
+which of two hours makes 14 s.  Not in H.264 while there is one set of parameters, which alone tells it."""
 CHANGES = "its picture changes its size or format on the way"
 Shape = tuple[int, int, str]
 SEEK_EARLIER = (0, 10)
@@ -37,10 +38,9 @@ SEEK_EARLIER = (0, 10)
 def read_index(path: str) -> tuple[PacketIndex, str]:
     """All packets of the main picture, in decode order, and why they are no use for a split ("" if they are)."""
     check_file(path)
-    shapes: set[Shape] = set()
-    looked = 0.0
     with open_film(path) as film:
         stream = moving(film)
+        looks = Looks(stream)
         base = stream.time_base
         assert base is not None
         index = PacketIndex(time_base=(base.numerator, base.denominator), zero_us=zero_us(film))
@@ -54,11 +54,40 @@ def read_index(path: str) -> tuple[PacketIndex, str]:
                 discard=packet.is_discard,
                 fresh=packet.is_keyframe and is_fresh(stream, packet),
             )
-            at = float((packet.pts or 0) * base)
-            if packet.is_keyframe and (not shapes or abs(at - looked) >= LOOK_S):
-                shapes |= shapes_of(stream, packet)
-                looked = at
-    return index, CHANGES if len(shapes) > 1 else ""
+            if packet.is_keyframe:
+                looks.keyframe(packet, float((packet.pts or 0) * base))
+    return index, CHANGES if len(looks.shapes) > 1 else ""
+
+
+class Looks:
+    """Which sizes and formats the picture has on its way, as far as its keyframes show."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
+        context = stream.codec_context
+        self._headers = context.extradata or b""
+        self._told = sizes_of(self._headers) if context.name == "h264" else None
+        self._at = 0.0
+        self.shapes: set[Shape] = set()
+
+    def keyframe(self, packet: "Packet[Any]", at: float) -> None:
+        """The next one, `at` seconds."""
+        changed = self._is_told_anew(packet)
+        may_differ = self._told is None or len(self._told) != 1
+        if changed or not self.shapes or (may_differ and abs(at - self._at) >= LOOK_S):
+            self.shapes |= shapes_of(self._stream, packet)
+            self._at = at
+
+    def _is_told_anew(self, packet: "Packet[Any]") -> bool:
+        if packet.has_sidedata("new_extradata"):
+            self._told = None  # an MP4 with headers of its own for each part
+            return True
+        if self._told is None:
+            return False
+        sizes = sizes_in(bytes(packet), self._headers)
+        changed = not sizes <= self._told
+        self._told |= sizes
+        return changed
 
 
 def is_fresh(stream: VideoStream, packet: "Packet[Any]") -> bool:
@@ -203,5 +232,10 @@ def run(words: list[str]) -> dict[str, Any]:
             raise SystemExit(2)
 
 
+def main(words: list[str]) -> int:
+    """Prints one JSON object; the exit code."""
+    return answered(run, words, broken="reading it broke off", code="damaged_source")
+
+
 if __name__ == "__main__":
-    sys.exit(answered(run, sys.argv[1:], broken="reading it broke off", code="damaged_source"))
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Joins encoded chunks to one picture with the times of the contract: run as a child process around PyAV.
 
-`python -m node.media.join_av join INDEX TARGET CHUNK...` writes a file without sound; `python -m node.media.join_av times INDEX RESULT` measures how far a finished film's
-times are from the contract.
+`python -m node.media.join_av join INDEX TARGET CHUNK...` writes a file without sound; `python -m
+node.media.join_av times INDEX RESULT [SOUND NUMBER...]` measures how far a finished film's times are from the
+contract, and tells whether its sounds of these numbers are those of another file.
 """
 
 import hashlib
@@ -129,8 +130,23 @@ def duration(shown: "array[int]", rank: int) -> int:
     return shown[rank + 1] - shown[rank]
 
 
-def times_apart(index_file: str, result: str) -> dict[str, Any]:
-    """How far the frames of a result are from the contract, and a digest of its packets."""
+def sounds_in(path: str, numbers: list[int] | None = None) -> list[str]:
+    """A digest of each sound with its headers, as it was encoded; of those of these numbers."""
+    with open_film(path) as film:
+        streams = list(film.streams.audio)
+        chosen = streams if numbers is None else [streams[n] for n in numbers if n < len(streams)]
+        found = {stream.index: Packets() for stream in chosen}
+        for packet in film.demux(chosen) if chosen else ():
+            if packet.size:
+                found[packet.stream_index].add(packet)
+        headers = [bytes(stream.codec_context.extradata or b"").hex() for stream in chosen]
+        return [
+            f"{head} {found[s.index].digest()}" for s, head in zip(chosen, headers, strict=True)
+        ]
+
+
+def times_apart(index_file: str, result: str, sounds: list[str]) -> dict[str, Any]:
+    """How far the frames of a result are from the contract, a digest of its packets, whose its sounds are."""
     index = index_from_bytes(Path(index_file).read_bytes())
     unit = Fraction(*index.time_base)
     packets = Packets()
@@ -146,7 +162,13 @@ def times_apart(index_file: str, result: str) -> dict[str, Any]:
         "at": apart.at,
         "tick_us": float(max(base, unit) * 1_000_000),
         "packets": packets.digest(),
+        "sounds": sounds_are(result, *sounds) if sounds else False,
     }
+
+
+def sounds_are(result: str, part: str, *numbers: str) -> bool:
+    """Whether these sounds of a result are all that a part holds."""
+    return sounds_in(result, [int(number) for number in numbers]) == sounds_in(part)
 
 
 def run(words: list[str]) -> dict[str, Any]:
@@ -154,11 +176,16 @@ def run(words: list[str]) -> dict[str, Any]:
     match words:
         case ["join", index_file, target, *chunks]:
             return join(index_file, target, chunks)
-        case ["times", index_file, result]:
-            return times_apart(index_file, result)
+        case ["times", index_file, result, *sounds]:
+            return times_apart(index_file, result, sounds)
         case _:
             raise SystemExit(2)
 
 
+def main(words: list[str]) -> int:
+    """Prints one JSON object; the exit code."""
+    return answered(run, words, broken="joining broke off", code="result_damaged")
+
+
 if __name__ == "__main__":
-    sys.exit(answered(run, sys.argv[1:], broken="joining broke off", code="result_damaged"))
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """First words of a child on POSIX, then it becomes the program: limits, priority, death with its parent.
 
-Run by path with `python -I -S` (20 ms), never imported: a fork hook (`preexec_fn`) is unsafe in a
-process with threads, and none of this can be set from outside.
+Run by path with `python -I -S` (20 ms): a fork hook (`preexec_fn`) is unsafe in a process with threads,
+and none of this can be set from outside.  Children that are forked by `warm_posix` say the same words.
 Arguments: parent pid, nice, memory bytes, file bytes, CPU seconds (0: no limit), program, its arguments.
 """
 
@@ -22,10 +22,8 @@ def limit(which: int, value: int) -> None:
     resource.setrlimit(which, (value, value))
 
 
-def main() -> None:
-    """Never returns."""
-    parent, nice, memory, size, seconds = (int(text) for text in sys.argv[1:6])
-    program = sys.argv[6:]
+def bounded(parent: int, nice: int, memory: int, size: int, seconds: int) -> None:
+    """Bounds this process; ends it when its parent is gone already.  `size` below 0: no limit."""
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415 - only here, and not everywhere built
 
@@ -44,6 +42,13 @@ def main() -> None:
     # A session is a group of its own for Linux' scheduler, and within it alone does nice count.
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123 - 20 ms
         group.write(str(nice))
+
+
+def main() -> None:
+    """Never returns."""
+    parent, nice, memory, size, seconds = (int(text) for text in sys.argv[1:6])
+    program = sys.argv[6:]
+    bounded(parent, nice, memory, size, seconds)
     # Python ignores both; SIGPIPE must kill, while SIGXFSZ stays ignored, so that a write beyond the
     # limit fails with "File too large" and the program can say so.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -54,4 +59,5 @@ def main() -> None:
         sys.exit(127)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from av.video.reformatter import Interpolation
 
 from node.media.join_av import moving
 from node.media.likeness import HEIGHT, WIDTH, Thumb, differs, moves_otherwise
-from node.media.probe_av import FaultError, answered_probe, describe, open_film
+from node.media.probe_av import MADE_PACKETS, FaultError, answered_probe, describe, open_film
 
 FRAMES: Final = 8
 FAULTS_MIN: Final = 2
@@ -154,7 +154,7 @@ def unlike(source: str, result: str, first: str, places: list[int]) -> str:
 def run(words: list[str]) -> dict[str, Any]:
     """Does what the words say; what it prints."""
     source, first, places, result = words
-    facts = describe(result, decode_all=False)
+    facts = describe(result, MADE_PACKETS)
     # What decoders say in the middle of a film is no complaint about the result.
     av.logging.set_libav_level(QUIET_LEVEL)
     try:
@@ -165,5 +165,10 @@ def run(words: list[str]) -> dict[str, Any]:
         return facts | {"unlike": f"the film cannot be read beside it: {fault}"}
 
 
+def main(words: list[str]) -> int:
+    """Prints one JSON object; the exit code."""
+    return answered_probe(run, words)
+
+
 if __name__ == "__main__":
-    sys.exit(answered_probe(run, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from node.media.command import (
     command_line,
     encoded_sound,
     sound_command,
+    sounds_of,
 )
 from node.media.convert import ConversionError, Converted, Media, RunReport, looks
 from node.media.encoders import needs
@@ -180,7 +181,7 @@ class Pieces:
     async def encode_sound(
         self, source: AnyPath, output: AnyPath, film: Film, *, on_progress: OnProgress
     ) -> RunReport | None:
-        """Encodes all sound that is not copied, once and whole.  None when there is none.
+        """Encodes all sound that is not copied, once and whole, and decodes it.  None when there is none.
 
         Its streams are judged with the assembled film.  Raises `ConversionError`.
         """
@@ -195,7 +196,7 @@ class Pieces:
         verdict = judge_end(run, plan)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
-        return report
+        return await media.prove_sound(output, plan, report)
 
     async def assemble(
         self,
@@ -216,14 +217,19 @@ class Pieces:
         joined = await self._said("join_av", words, size, writes=parts.picture)
         command = assembly_command(plan, film.split, parts, ffmpeg=media.ffmpeg.path, output=output)
         report = await media.run_judged(command, output, plan, on_progress)
-        found = await self._said("join_av", ("times", text_of(parts.index), text_of(output)), 0)
-        copied = found.pop("packets") == joined["packets"]
+        words = ("times", text_of(parts.index), text_of(output), *_sounds(parts, plan))
+        found = await self._said("join_av", words, 0)
+        copied, heard = found.pop("packets") == joined["packets"], bool(found.pop("sounds"))
         verdict = judge_times(TimesFound.model_validate(found), plan)
         if not verdict.ok:
             raise ConversionError(verdict.error(), report)
         if copied:
-            # Each chunk was decoded whole by its worker; what must still be proven is what is new.
-            made = await media.prove_copied(output, plan, report, seams_us(film.split))
+            # Each part was decoded whole by its maker; what must still be proven is what is new.
+            sounds = sounds_of(plan, encoded=False)
+            if not heard:
+                sounds += sounds_of(plan, encoded=True)
+            seams = seams_us(film.split)
+            made = await media.prove_copied(output, plan, report, seams_us=seams, sounds=sounds)
         else:
             made = await media.prove(output, plan, report, on_verify or (lambda _: None), 0)
         shown = Shown(parts.source, film.probe.video.start_us)
@@ -259,6 +265,13 @@ class Pieces:
     async def _child(self, module: str, words: Sequence[str], limits: Limits) -> RunResult:
         command = (self._media.python, "-P", "-m", f"node.media.{module}", *words)
         return await self._media.runner.run(command, limits=limits)
+
+
+def _sounds(parts: Parts, plan: EncodePlan) -> tuple[str, ...]:
+    """The sound that is proven, and which of the film's are to be the same."""
+    if parts.sound is None or not parts.sound_is_proven:
+        return ()
+    return (text_of(parts.sound), *map(str, sounds_of(plan, encoded=True)))
 
 
 def seams_us(split: SplitPlan) -> tuple[int, ...]:

@@ -286,9 +286,10 @@ def probe_limits(size: int) -> Limits:
     )
 
 
-def probe_command(python: str, path: AnyPath) -> tuple[str, ...]:
+def probe_command(python: str, path: AnyPath, *, made: bool = False) -> tuple[str, ...]:
     """The child that reads one film; -P keeps the current folder out of the module search."""
-    return (python, "-P", "-m", "node.media.probe_av", "--", text_of(path))
+    option = "--made" if made else "--"
+    return (python, "-P", "-m", "node.media.probe_av", option, text_of(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,14 +316,18 @@ async def probe_file(
     path: AnyPath,
     *,
     size: int = 0,
+    made: bool = False,
     beside: Beside | None = None,
 ) -> Probe:
     """Reads a film in a child process.  `size` in bytes widens the time limit for large files.
 
+    `made`: it is a result, which FFmpeg decodes as a whole; few of its pictures are decoded here.
     Raises a `SourceError` when it is not a sound film.
     """
     command = (
-        probe_command(python, path) if beside is None else beside_command(python, path, beside)
+        probe_command(python, path, made=made)
+        if beside is None
+        else beside_command(python, path, beside)
     )
     result = await runner.run(command, limits=probe_limits(size))
     said = result.stderr

@@ -1,5 +1,7 @@
 """Reads a film with PyAV: run as a child process, `python -m node.media.probe_av -- FILE`; JSON on stdout.
 
+`--made` before the file: what was made here, of which a few pictures are enough.
+
 Never imported by the node: a hostile file may hang, crash or bloat this process alone, and PyAV's
 memory goes with it.  Only whitelisted demuxers are used, and only local files are opened.
 """
@@ -42,6 +44,9 @@ from node.media.tally_av import Tally
 
 SAMPLE_PACKETS = 32
 """Enough to see reordering, field coding and packed frames; decoding them takes some 20 ms."""
+MADE_PACKETS = 8
+"""Of a result: FFmpeg decodes all of it and counts, so that here only colours, shape and HDR data are looked for;
+32 were most of what reading a chunk takes."""
 EARLY_PACKETS_MAX = 4_096
 """A minute of film: no keyframe distance of a recording is longer."""
 TIMES_MAX = 8_000_000
@@ -154,8 +159,8 @@ def check_file(path: str) -> int:
     return status.st_size
 
 
-def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
-    """The facts of `node.media.probe.RawProbe`."""
+def describe(path: str, sample: int = SAMPLE_PACKETS) -> dict[str, Any]:
+    """The facts of `node.media.probe.RawProbe`; `sample` packets are decoded where that is enough."""
     size = check_file(path)
     tallies: dict[int, Tally] = {}
     times = array("q")
@@ -194,7 +199,7 @@ def describe(path: str, *, decode_all: bool) -> dict[str, Any]:
         there = tallies[index].places if avi else tallies[index].read
         facts |= {"declared_frames": declared_frames, "packets_read": there}
     counted = tallies[index].packets
-    return facts | main_facts(path, facts, index, (counted, times), decode_all=decode_all)
+    return facts | main_facts(path, facts, index, (counted, times), sample)
 
 
 def shown_at(packet: "Packet[Any]") -> tuple[int, ...]:
@@ -214,10 +219,9 @@ def main_facts(
     facts: dict[str, Any],
     main: int,
     shown: "tuple[int, array[int]]",
-    *,
-    decode_all: bool,
+    sample: int,
 ) -> dict[str, Any]:
-    """Counts the frames of the main stream, by packets where they are frames, else by decoding.
+    """Counts the frames of the main stream: by packets where a sample shows that they are frames, else by decoding.
 
     `shown`: how many packets are, and when.
     """
@@ -225,12 +229,12 @@ def main_facts(
     described = next(s for s in facts["streams"] if s["index"] == main)
     if not described["codec"]:
         return {"main": main}
-    seen = decode(path, main, SAMPLE_PACKETS)
+    seen = decode(path, main, sample)
     container, codec = facts["container"], described["codec"]
     whole = container in FRAMES_ARE_PACKETS or (
         container == "mpegts" and codec in TS_CODECS and not seen.interlaced
     )
-    by_packets = whole and seen.frames == seen.packets and not seen.leading and not decode_all
+    by_packets = whole and seen.frames == seen.packets and not seen.leading
     if not by_packets:
         seen = decode(path, main, None)
         described |= times_of(seen, described["time_base"])
@@ -469,10 +473,16 @@ def answered_probe(run: Callable[[list[str]], dict[str, Any]], words: list[str])
     return 0
 
 
-def main(words: list[str]) -> dict[str, Any]:
-    """Describes the film that the words name."""
-    return describe(words[-1], decode_all="--decode" in words[:1])
+def run(words: list[str]) -> dict[str, Any]:
+    """What the words ask for."""
+    *options, path = words
+    return describe(path, MADE_PACKETS if "--made" in options else SAMPLE_PACKETS)
+
+
+def main(words: list[str]) -> int:
+    """Prints one JSON object; the exit code."""
+    return answered_probe(run, words)
 
 
 if __name__ == "__main__":
-    sys.exit(answered_probe(main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from node.media.child import (
 )
 from node.media.progress import FFmpegProgress, ProgressParser
 from node.media.stderr_log import StderrLog
+from node.media.warm import Asked, asked_of
 
 NICE: Final = 10
 """Below the node itself: FFmpeg starves machines, heartbeats must not wait for it."""
@@ -125,8 +126,12 @@ class _Watch:
 class FFmpegRunner:
     """The `ChildRunner` of this machine."""
 
-    def __init__(self, *, nice: int = NICE, silent_ms: int = SILENT_MS) -> None:
+    def __init__(
+        self, *, nice: int = NICE, silent_ms: int = SILENT_MS, warm: "Warm | None" = None
+    ) -> None:
+        """`warm` forks children around PyAV, where it can."""
         self._nice = nice
+        self._warm = warm
         self._silent_ms = silent_ms
         self._still = False
         self._memory_bytes: int | None = None
@@ -193,9 +198,15 @@ class FFmpegRunner:
         reason: Reason = watch.over or ("exited" if (process.returncode or 0) >= 0 else "signal")
         return _result(told, watch, reason, process.returncode)
 
-    async def _start(self, command: Sequence[str], limits: Limits) -> "_Child":
+    async def _start(self, command: Sequence[str], limits: Limits) -> "Child":
+        bounds = _bounds(limits, self._nice)
+        asked = None if self._warm is None else asked_of(command, sys.executable, bounds)
+        if self._warm is not None and asked is not None:
+            forked = await self._warm.start(asked)
+            if forked is not None:
+                return forked
         # Cancelled between fork and return, a child would be left without anybody who knows it.
-        spawning = asyncio.ensure_future(_spawn(_launched(command, limits, self._nice)))
+        spawning = asyncio.ensure_future(_spawn(_launched(command, bounds)))
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
@@ -207,7 +218,7 @@ class FFmpegRunner:
             raise
 
     async def _attend(
-        self, process: "_Child", watch: _Watch, on_progress: OnProgress | None
+        self, process: "Child", watch: _Watch, on_progress: OnProgress | None
     ) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -231,18 +242,47 @@ class FFmpegRunner:
             watch.stop.set()
 
 
-class _Child(Protocol):
+class Child(Protocol):
     """A process as this module needs it; `asyncio.subprocess.Process` is one."""
 
-    stdout: asyncio.StreamReader | None
-    stderr: asyncio.StreamReader | None
+    @property
+    def stdout(self) -> asyncio.StreamReader | None:
+        """What it prints."""
+        ...
 
     @property
-    def pid(self) -> int: ...
+    def stderr(self) -> asyncio.StreamReader | None:
+        """What it complains of."""
+        ...
+
     @property
-    def returncode(self) -> int | None: ...
-    async def wait(self) -> int: ...
-    def kill(self) -> None: ...
+    def pid(self) -> int:
+        """Its number, and its group's."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives; negative: the signal that ended it."""
+        ...
+
+    async def wait(self) -> int:
+        """Its exit code, when it is over."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        ...
+
+
+class Warm(Protocol):
+    """Children that need no start of their own, because another one of their kind is forked."""
+
+    async def start(self, asked: Asked) -> Child | None:
+        """The child, with a group of its own and all its bounds; None: it is to be started.
+
+        Cancelled, it leaves no child.
+        """
+        ...
 
 
 class _PosixChild:
@@ -299,7 +339,7 @@ class _PosixChild:
             pipe.close()
 
 
-async def _spawn(command: Sequence[str]) -> _Child:
+async def _spawn(command: Sequence[str]) -> Child:
     env = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE)}
     if sys.platform == "win32":
         return await asyncio.create_subprocess_exec(
@@ -328,22 +368,25 @@ async def _spawn(command: Sequence[str]) -> _Child:
     return child
 
 
-def _launched(command: Sequence[str], limits: Limits, nice: int) -> Sequence[str]:
-    if sys.platform == "win32":
-        return command
-    program = shutil.which(command[0])
-    if program is None:
-        raise FileNotFoundError(2, "no such program", command[0])
-    numbers = (
-        os.getpid(),
+def _bounds(limits: Limits, nice: int) -> tuple[int, int, int, int]:
+    """As `launch_posix` takes them: nice, memory, file size, seconds."""
+    return (
         nice,
         limits.memory_bytes or 0,
         -1 if limits.output_bytes is None else limits.output_bytes,
         # CPU time is a second net under the watch of this loop, which may be starved or killed.
         0 if limits.time_ms is None else (limits.time_ms // 1000 + 1) * (os.cpu_count() or 1),
     )
-    launcher = (sys.executable, "-I", "-S", str(LAUNCHER))
-    return (*launcher, *(str(number) for number in numbers), program, *command[1:])
+
+
+def _launched(command: Sequence[str], bounds: tuple[int, int, int, int]) -> Sequence[str]:
+    if sys.platform == "win32":
+        return command
+    program = shutil.which(command[0])
+    if program is None:
+        raise FileNotFoundError(2, "no such program", command[0])
+    launcher = (sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()))
+    return (*launcher, *(str(number) for number in bounds), program, *command[1:])
 
 
 async def _read_stdout(
@@ -369,7 +412,7 @@ async def _read_stderr(stream: asyncio.StreamReader, watch: _Watch) -> None:
             watch.end("stderr")
 
 
-async def _gone(process: _Child, watch: _Watch) -> None:
+async def _gone(process: Child, watch: _Watch) -> None:
     """Kills the child with all it started and waits until it is reaped, cancelled or not."""
     _kill_group(process.pid, watch)
     if process.returncode is None:
@@ -382,8 +425,9 @@ async def _gone(process: _Child, watch: _Watch) -> None:
             await asyncio.shield(waiting)
         except asyncio.CancelledError:
             cancelled = True
-    if isinstance(process, _PosixChild):
-        process.close()
+    close: Callable[[], None] | None = getattr(process, "close", None)  # asyncio's has none
+    if close is not None:
+        close()
     if cancelled:
         raise asyncio.CancelledError
 

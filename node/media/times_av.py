@@ -121,5 +121,10 @@ def run(words: list[str]) -> dict[str, Any]:
             raise SystemExit(2)
 
 
+def main(words: list[str]) -> int:
+    """Prints one JSON object; the exit code."""
+    return answered(run, words, broken="reading it broke off", code="damaged_source")
+
+
 if __name__ == "__main__":
-    sys.exit(answered(run, sys.argv[1:], broken="reading it broke off", code="damaged_source"))
+    sys.exit(main(sys.argv[1:]))

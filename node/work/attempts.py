@@ -75,10 +75,14 @@ class Converter(Protocol):
         source: Path,
         result: Path,
         *,
+        turn: "Turn",
         on_frames: ReportFrames,
         on_verifying: Callable[[int], None],
     ) -> Conversion:
-        """Writes `result`.  Raises `AttemptError`; cancelling it kills FFmpeg within two seconds."""
+        """Writes `result`, and lets its slot go while it judges it.
+
+        Raises `AttemptError`; cancelling it kills FFmpeg within two seconds.
+        """
         ...
 
 
@@ -103,7 +107,7 @@ class Results(Protocol):
 
 
 class Turn:
-    """An attempt's slot: it waits for it, has it, and lets it go once its result is kept."""
+    """An attempt's slot: it waits for it, has it, and lets it go: while its result is judged, then for good."""
 
     def __init__(self, free: Callable[[], None], device: str = "") -> None:
         """`free` is called when others may have the slot; it is one of `device`."""
@@ -111,6 +115,8 @@ class Turn:
         self._free = free
         self.device = device
         self.is_over = False
+        self.is_judged = False
+        """Its result is made and not yet kept: the next one may encode beside it."""
 
     @property
     def is_given(self) -> bool:
@@ -119,8 +125,13 @@ class Turn:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it has none yet and wants one."""
+        """Whether it has none and wants one."""
         return not self._given.is_set() and not self.is_over
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has its slot now, for itself alone."""
+        return self._given.is_set() and not self.is_over and not self.is_judged
 
     def give(self) -> None:
         """From now on it has one."""
@@ -130,9 +141,22 @@ class Turn:
         """Until it has one."""
         await self._given.wait()
 
+    def lend(self) -> None:
+        """Its result is judged from now on, and the next one may encode."""
+        if self.holds:
+            self.is_judged = True
+            self._free()
+
+    async def encode_again(self) -> None:
+        """Until it has a slot for itself once more."""
+        if self.is_judged:
+            await self.move(self.device)
+        await self._given.wait()
+
     async def move(self, device: str) -> None:
         """Lets its slot go and waits for one of another device."""
         self.device = device
+        self.is_judged = False
         self._given.clear()
         self._free()
         await self._given.wait()
@@ -224,6 +248,7 @@ class Attempts:
             order,
             source,
             result,
+            turn=turn,
             on_frames=reporter.frames,
             on_verifying=reporter.verifying,
         )

@@ -34,7 +34,7 @@ from node.media.plan import EncodePlan, able, chosen_for, plan_whole
 from node.media.probe import Probe, probe_from_json
 from node.media.profiles import profile_from_json
 from node.media.progress import FFmpegProgress
-from node.work.attempts import AttemptError, Conversion, ReportFrames
+from node.work.attempts import AttemptError, Conversion, ReportFrames, Turn
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import job_plan_from_json, number_of
@@ -87,6 +87,7 @@ class MediaConverter:
         source: Path,
         result: Path,
         *,
+        turn: Turn,
         on_frames: ReportFrames,
         on_verifying: Callable[[int], None],
     ) -> Conversion:
@@ -96,7 +97,11 @@ class MediaConverter:
         def on_progress(block: FFmpegProgress) -> None:
             on_frames(block.frame, frames, block.fps, block.speed or 0.0)
 
-        watch = Watch(on_progress, lambda block: on_verifying(block.frame))
+        def on_verify(block: FFmpegProgress) -> None:
+            turn.lend()
+            on_verifying(block.frame)
+
+        watch = Watch(on_progress, on_verify, turn.encode_again)
         try:
             async with self._shelf.opened(order, source) as film:
                 if order.task.kind == "audio":
@@ -134,6 +139,7 @@ class MediaConverter:
         film, number = film_of(order.job), number_of(order.task.id)
 
         async def encoded(piece: AnyPath, *, from_film: bool) -> Converted:
+            await watch.slot()
             return await pieces.encode_chunk(
                 piece,
                 result,
@@ -172,6 +178,7 @@ class MediaConverter:
         failed: dict[str, str] = {}
         card = order.attempt.device
         while True:
+            await watch.slot()
             try:
                 made = await media.convert(
                     source,
@@ -210,7 +217,11 @@ class MediaConverter:
         report = await pieces.encode_sound(source, result, film, on_progress=watch.encoding)
         if report is None:
             raise TransferError("the film has no sound to encode", "retry the job")
-        return _conversion(report, "{}")
+        return _conversion(report, SOUND_PROVEN)
+
+
+SOUND_PROVEN: Final = '{"decoded":true}'
+"""What the ledger keeps of a sound: older versions left its decoding to the assembly."""
 
 
 def _why_uncut(source: AnyPath) -> str:
@@ -249,10 +260,11 @@ def _beginning(told: str, report: RunReport) -> RunReport:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Who is told how far a run is."""
+    """Who is told how far a run is, and who lets it encode."""
 
     encoding: OnProgress
     verifying: OnProgress
+    slot: Callable[[], Awaitable[None]]
 
 
 def frames_of(order: Order) -> int:

@@ -41,7 +41,7 @@ from node.media.profiles import profile_from_json
 from node.membership.foreign import is_plain_id
 from node.requests import Requests
 from node.work.attempts import ReportBytes
-from node.work.conversion import UNCUT, film_of
+from node.work.conversion import SOUND_PROVEN, UNCUT, film_of
 from node.work.order import Order
 from node.work.owner import Plan
 from node.work.splitting import (
@@ -323,6 +323,8 @@ class FilmPieces:
                 "wrong_picture: its parameter sets are not those of the other chunks",
                 "it is encoded again",
             )
+        if attempt.node == self._own:
+            return  # these very bytes were judged here, by the same rules
         film, pieces = film_of(job), Pieces(await self._media())
         async with self._opened(job) as source:
             number = number_of(task.id)
@@ -353,11 +355,11 @@ class FilmPieces:
         )
         kinds = {task.id: task.kind for task in tasks}
         chunks: dict[int, Path] = {}
-        sound: Path | None = None
+        sound, sound_is_proven = None, False
         for attempt in attempts:
             part = await self._bring_part(job, attempt, lambda _, __: None)
             if kinds.get(attempt.task) == "audio":
-                sound = part
+                sound, sound_is_proven = part, attempt.result_json == SOUND_PROVEN
             else:
                 chunks[number_of(attempt.task)] = part
         if sorted(chunks) != [chunk.number for chunk in film.split.chunks]:
@@ -368,6 +370,7 @@ class FilmPieces:
             chunks=tuple(chunks[number] for number in sorted(chunks)),
             sound=sound,
             picture=folder / "picture",
+            sound_is_proven=sound_is_proven,
         )
 
     # --- files ------------------------------------------------------------------------------------

@@ -453,11 +453,9 @@ class Films:
             else:
                 handle = f"result/{attempt.id}"
                 await self._bring(NodeId(attempt.node), handle, staging, expected, on_bytes)
-        media = await self._media()
         if attempt.node == self._own:
-            # Its own worker has just compared it with the film, byte for byte this file.
-            await judge_delivered(media, job, attempt, staging, None)
-            return
+            return  # these very bytes were judged here, by the same rules
+        media = await self._media()
         try:
             async with self._held(job) as film:
                 await judge_delivered(media, job, attempt, staging, film)

@@ -289,21 +289,27 @@ class Worker:
         lines: dict[str, dict[str, Order]] = {}
         for order in self._in_wait():
             lines.setdefault(self._pool(order, known), {})[order.attempt.id] = order
-        taken = Counter(
-            pool_of(turn.device, known)
-            for turn, _ in self._runs.values()
-            if turn.is_given and not turn.is_over
-        )
+        taken = self._taken(known)
         for device, waiting in lines.items():
             slots = known.get(device, 0)
             for _ in range(min(slots - taken[device], len(waiting))):
                 order = waiting.pop(next_turn(waiting.values(), self._begun[device]).attempt.id)
                 self._begun[device] += 1
                 self._started(order).give()
-            # As many as could begin at once are fetched ahead; on the film's own node there is nothing to fetch.
+            # As many as could begin at once are fetched ahead; on the film's own node only slices are to be cut.
             for order in in_line(waiting.values())[: max(0, slots)]:
-                if order.job.owner != self._own:
+                if order.job.owner != self._own or order.task.kind == "chunk":
                     self._started(order)
+
+    def _taken(self, slots: Slots) -> Counter[str]:
+        """How many slots of each device are in use."""
+        turns = [turn for turn, _ in self._runs.values() if not turn.is_over]
+        taken = Counter(pool_of(turn.device, slots) for turn in turns if turn.holds)
+        judged = Counter(pool_of(turn.device, slots) for turn in turns if turn.is_judged)
+        for device, count in judged.items():
+            # Beside each slot one result may be judged; more would be films that nobody waits for.
+            taken[device] += max(0, count - slots.get(device, 0))
+        return taken
 
     async def to_processor(self, order: Order) -> bool:
         """Waits for a slot of the processor, for a film that its chip failed at; False: it has none."""

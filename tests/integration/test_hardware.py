@@ -26,7 +26,7 @@ from node.media.proofs import PSNR_DB_MIN
 from node.media.proofs_files import ProofFiles
 from node.media.run_ffmpeg import FFmpegRunner
 from node.media.surroundings_files import surroundings
-from node.work.attempts import AttemptError, Conversion
+from node.work.attempts import AttemptError, Conversion, Turn
 from node.work.conversion import MediaConverter
 from node.work.order import Order
 from tests.media_clips import Clips, ffmpeg
@@ -158,11 +158,14 @@ def convert(media: Media, order: Order, source: Path, result: Path) -> Conversio
         async def parts(self, order: Order, folder: Path, source: AnyPath) -> Parts:
             raise AssertionError("a whole film has no parts")
 
-    converter = MediaConverter(the_media, Shelf())
-    told = converter.convert(
-        order, source, result, on_frames=lambda *_: None, on_verifying=lambda _: None
-    )
-    return now(told)
+    async def told() -> Conversion:
+        turn = Turn(lambda: None)
+        turn.give()
+        return await MediaConverter(the_media, Shelf()).convert(
+            order, source, result, turn=turn, on_frames=lambda *_: None, on_verifying=lambda _: None
+        )
+
+    return now(told())
 
 
 def test_a_chip_that_fails_is_followed_by_the_processor_and_the_attempt_tells(

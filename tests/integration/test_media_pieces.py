@@ -19,16 +19,18 @@ from ledger.jobs import Attempt, Job, Task
 from node.media.child import AnyPath, Limits, OnProgress, RunResult
 from node.media.command import Parts
 from node.media.convert import ConversionError, Media
+from node.media.cut_av import CHANGES
 from node.media.errors import MediaError
+from node.media.join_av import times_apart
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
-from node.work.attempts import AttemptError, Conversion
+from node.work.attempts import AttemptError, Conversion, Turn
 from node.work.conversion import MediaConverter
 from node.work.order import Order
 from node.work.splitting import JobPlan
 from tests.film_apart import Apart, media_of, now, quick, whole
 from tests.fingerprint import farthest, frames_of, numbers_of
-from tests.media_clips import Clips, ffmpeg, packaged_clip
+from tests.media_clips import Clips, ffmpeg, make, packaged_clip
 
 OTHERS = [name for name in os.environ.get("DARKSTREAM_TEST_FFMPEG", "").split(":") if name]
 SYNC_US = 5_000
@@ -223,11 +225,15 @@ def test_a_chunk_whose_slice_does_not_do_is_made_of_the_film(
     source = clips.get(name)
     apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
     shelf, number = Shelf(source), 1
+    turns: list[Turn] = []
 
     async def converted(piece: Path) -> Conversion:
         apart.chunks[number].unlink(missing_ok=True)
+        turn = Turn(lambda: None)
+        turn.give()
+        turns.append(turn)
         return await MediaConverter(the_media, shelf).convert(
-            order_of(apart, number), piece, apart.chunks[number],
+            order_of(apart, number), piece, apart.chunks[number], turn=turn,
             on_frames=lambda *_: None, on_verifying=lambda _: None,
         )  # fmt: skip
 
@@ -236,6 +242,7 @@ def test_a_chunk_whose_slice_does_not_do_is_made_of_the_film(
 
     assert "whole film" not in now(converted(now(apart.cut(number)))).stderr_tail
     assert shelf.asked == 0, "a slice that does is enough"
+    assert turns[0].is_judged, "its slot was free while it was judged"
     piece = now(apart.cut(number))
     spoil(piece)
     told = now(converted(piece))
@@ -305,6 +312,23 @@ def test_what_may_not_be_split_says_why(
     assert why.startswith(("in ", "it ", "its ", "packets "))
 
 
+@pytest.mark.parametrize(("ending", "sizes"), [("mkv", 2), ("ts", 2), ("mkv", 1)])
+def test_a_picture_that_changes_its_size_is_noticed_wherever_it_does(
+    media: Media, tmp_path: Path, ending: str, sizes: int
+) -> None:
+    raw = tmp_path / "raw.h264"
+    for width in (160, 160) if sizes == 1 else (160, 192):
+        words = ("-f", "lavfi", "-i", f"testsrc2=s={width}x120:r=25:d=2", "-bf", "0", "-g", "25")
+        part = make(tmp_path / "part.h264", *words)
+        with raw.open("ab") as file:
+            file.write(part.read_bytes())
+    stamps = ("-bsf:v", "setts=pts=N:dts=N:time_base=1/25")
+    film = make(tmp_path / f"film.{ending}", "-r", "25", "-i", str(raw), "-c", "copy", *stamps)
+    table = now(Pieces(media).index(film, tmp_path / "index", size=film.stat().st_size))
+    assert (table.fault == CHANGES) == (sizes == 2), table.fault
+    assert sizes == 2 or table.frames == 100
+
+
 # --- the wide matrix --------------------------------------------------------------------------------
 
 SPLITTABLE = [
@@ -363,14 +387,36 @@ def test_pictures_that_were_only_copied_are_not_decoded_again(
     picture = base.video.model_copy(update={"codec": codec})
     wanted = base.model_copy(update={"video": picture})
     apart = Apart(media, clips.get("split_open.mp4"), wanted, tmp_path, 2_000).encode_all()
-    runner = Recording()
-    media.runner = runner
-    result = apart.assemble()
-    assert [("-ss" in words, words[list(words).index("-map") + 1]) for words in runner.decoded] == [
-        *[(True, "0:v:0")] * (len(apart.film.split.chunks) - 1),
-        (False, "0:a?"),
-    ]
+    seams = [(True, "0:v:0")] * (len(apart.film.split.chunks) - 1)
+    # The sound's maker decodes it, the assembly what nobody did.
+    for is_proven, decoded in (
+        (True, [(False, "0:a:0"), *seams]),
+        (False, [(False, "0:a:0"), *seams, (False, "0:a:0")]),
+    ):
+        media.runner = runner = Recording()
+        result = apart.assemble(sound_is_proven=is_proven)
+        maps = [("-ss" in words, words[list(words).index("-map") + 1]) for words in runner.decoded]
+        assert maps == decoded
     shows_each_frame_once(result, clips.get("split_open.mp4"))
+
+
+def test_a_sound_that_is_not_its_parts_is_told(media: Media, clips: Clips, tmp_path: Path) -> None:
+    source = clips.get("split_open.mp4")
+    apart = Apart(media, source, quick("web"), tmp_path, 2_000).encode_all()
+    result = apart.assemble()
+    sound, other, longer = (tmp_path / name for name in ("sound.mp4", "other.mp4", "longer.mp4"))
+    words = ("-c:a", "aac", "-b:a", "160k")
+    make(other, "-i", str(sound), "-af", "volume=0.5", *words)
+    make(longer, "-stream_loop", "1", "-i", str(sound), "-c", "copy")
+
+    def are_same(*words: str) -> object:
+        return times_apart(str(tmp_path / "index"), str(result), [*words])["sounds"]
+
+    assert are_same(str(sound), "0") is True
+    assert are_same(str(other), "0") is False
+    assert are_same(str(longer), "0") is False
+    assert are_same(str(sound), "1") is False, "there is no such sound"
+    assert are_same() is False
 
 
 @pytest.mark.media

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.media.command import Parts, assembly_command, command_line, sound_command
-from node.media.h264 import is_idr
+from node.media.h264 import is_idr, sizes_in, sizes_of
 from node.media.index import (
     CUTS_MAX,
     FRESH,
@@ -231,6 +231,23 @@ def test_an_idr_picture_is_told_by_its_first_slice(
 @given(st.binary(max_size=200), st.binary(max_size=8))
 def test_no_packet_makes_telling_fail(packet: bytes, headers: bytes) -> None:
     assert is_idr(packet, headers) in (True, False)
+    assert all(sizes_in(packet, headers))
+    assert len(sizes_of(packet)) <= 31
+
+
+SPS, OTHER = b"\x67\x64\0\x1f\xac", b"\x67\x64\0\x28\xad"
+
+
+def test_what_tells_the_size_of_a_picture_is_found_in_headers_and_packets() -> None:
+    counted = (
+        bytes.fromhex("0164001fffe2") + b"\0\x05" + SPS + b"\0\x05" + OTHER + b"\x01\0\x02\x68\xee"
+    )
+    assert sizes_of(counted) == {SPS, OTHER}
+    marked = b"\0\0\0\1" + SPS + b"\0\0\0\1\x68\xee\0\0\1\x65\x88"
+    assert sizes_of(marked) == sizes_in(marked, b"") == {SPS}
+    packet = b"\0\0\0\x05" + OTHER + b"\0\0\0\x02\x68\xee\0\0\0\x03\x65\x88\x84\0\0\0\x05" + SPS
+    assert sizes_in(packet, AVCC) == {OTHER}, "what follows the picture is not for it"
+    assert sizes_of(b"") == sizes_in(b"\0\0\0\x03\x65\x88\x84", AVCC) == frozenset()
 
 
 def fault(index: PacketIndex) -> str:

@@ -326,6 +326,50 @@ def test_leases_beyond_slots_wait_in_their_order_and_the_next_is_fetched(tmp_pat
     assert stand.bench.converting == stand.bench.fetched == ["a0", "a1", "a2"]
 
 
+def test_the_next_one_encodes_while_a_result_is_judged_and_no_more_than_one_a_slot(
+    tmp_path: Path,
+) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.judged.clear()
+        for n in range(3):
+            stand.lease(f"k{n}", f"a{n}")
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.bench.converting == ["a0", "a1"])
+        await eventually(lambda: stand.worker.running == ("a0", "a1"))
+        # Both are judged: what a third made would only wait.
+        await eventually(lambda: stand.bench.fetched == ["a0", "a1", "a2"])
+        assert stand.bench.converting == ["a0", "a1"]
+        assert stand.worker.waiting == ("a2",)
+        stand.bench.judged.set()
+        await eventually(lambda: all(stand.state(f"a{n}") == "finished" for n in range(3)))
+
+    stand = run(lambda: crowded(tmp_path, 3), body)
+    assert stand.bench.converting == ["a0", "a1", "a2"]
+
+
+def test_what_must_be_encoded_again_waits_for_a_slot_of_its_own(tmp_path: Path) -> None:
+    async def body(stand: Stand) -> None:
+        stand.bench.one_by_one = True
+        stand.bench.judged.clear()
+        stand.bench.again["a0"] = True
+        stand.lease("k0", "a0")
+        stand.lease("k1", "a1")
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.bench.converting == ["a0", "a1"])
+        # The first does not do, and the second has the slot.
+        stand.bench.judged.set()
+        await eventually(lambda: stand.worker.waiting == ("a0",))
+        assert stand.bench.converting == ["a0", "a1"]
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a1") == "finished")
+        await eventually(lambda: stand.bench.converting == ["a0", "a1", "a0"])
+        assert stand.state("a0") == "leased"
+        stand.bench.goes_on.set()
+        await eventually(lambda: stand.state("a0") == "finished")
+
+    run(lambda: crowded(tmp_path, 3), body)
+
+
 def test_the_most_urgent_begins_first_but_the_oldest_has_its_turn(tmp_path: Path) -> None:
     count = OLDEST_EVERY + 2
 
