@@ -12,7 +12,7 @@ from ledger.invariants import violations
 from ledger.jobs import Attempt, Task
 from ledger.orders import Action, ChangeJobs
 from ledger.store_sqlite import SqliteRows
-from tests.ledger_helper import Ledger, grant, node_report
+from tests.ledger_helper import Ledger, grant, node_report, spec
 from tests.unit.test_ledger_pieces import pieces, planned, task_states
 
 
@@ -287,6 +287,19 @@ def test_who_may_be_helped_is_seen_by_the_scheduler() -> None:
     assert alone() == {"x"}
     ledger.must(ledger.refuse("j", "b"))
     assert alone() == {"a", "x"}
+
+
+def test_a_ledger_of_an_older_form_knows_no_second_attempts() -> None:
+    ledger = Ledger()
+    ledger.must(c.FormMesh(mesh="m" * 32, founder=spec("anna"), schema=2))
+    ledger.must(node_report("anna"))
+    ledger.must(c.AddMember(member=spec("bert"), invitation=None))
+    ledger.submitted("j", split=True)
+    ledger.must(c.StartPlanning(job="j"))
+    ledger.must(pieces(sound=False))
+    ledger.must(grant(("j-0", "a", "anna")))
+    assert [run.is_alone for run in ledger.reader.schedulable().running] == [False]
+    assert ledger.refused(second(("j-0", "b", "bert", "a"))) == "conflict"
 
 
 def test_broken_promises_are_seen() -> None:
