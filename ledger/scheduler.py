@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
+from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease, SpeculateLeases
 from ledger.device_slots import CPU, DeviceLease, GrantDevices
 from ledger.estimates import Speeds
 from ledger.jobs import AT_OWNER, can_do
@@ -47,11 +47,15 @@ NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
 
 
+Granting = GrantLeases | GrantDevices | SpeculateLeases
+"""What leases tasks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What to grant now, whose turn it is afterwards, and which waiting leases to ask back (node, attempt)."""
 
-    commands: tuple[Command, ...]
+    commands: tuple[Granting, ...]
     turns: Turns
     back: tuple[tuple[str, str], ...] = ()
 
@@ -71,7 +75,7 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
         )
         for task, node in round_.matches()
     ]
-    commands = [
+    commands: list[Granting] = [
         _granted(leases[start : start + LEASES_PER_COMMAND_MAX], view.granted_at_ms)
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
     ]
@@ -80,7 +84,7 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
     return Decision(commands=tuple(commands), turns=round_.turns(), back=back)
 
 
-def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Command:
+def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Granting:
     """One command; without devices the one that every version reads."""
     if any(lease.device for lease in leases):
         return GrantDevices(leases=tuple(leases), granted_at_ms=at_ms)

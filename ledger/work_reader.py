@@ -8,7 +8,7 @@ from typing import Final
 
 from ledger.commands import SINCE, SpeculateLeases
 from ledger.device_slots import from_text, speed_key
-from ledger.jobs import DISK_FULL, TWICE, Attempt, Job, Member, Node, Task, Tenant
+from ledger.jobs import DISK_FULL, PLANNED_AT_ONCE, TWICE, Attempt, Job, Member, Node, Task, Tenant
 from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
@@ -158,6 +158,22 @@ class WorkReader(RowReader):
                 (job,),
             )
         )
+
+    def may_plan_early(self, job: Job, ahead: int) -> bool:
+        """Whether a job that is not in the ledger yet is the next one that its owner plans.
+
+        No other waits for its plan, and fewer than `ahead` tasks of the owner are ready.
+        """
+        if self.schema() < PLANNED_AT_ONCE:
+            return False
+        ready, waits = self._value(
+            "SELECT (SELECT count(*) FROM task WHERE owner = ?1 AND state = 'ready'),"
+            " EXISTS (SELECT 1 FROM job WHERE owner = ?1 AND state = 'queued' AND planned = 0"
+            "  AND id <> ?2)"
+            " OR EXISTS (SELECT 1 FROM job WHERE owner = ?1 AND state = 'planning')",
+            (job.owner, job.id),
+        )
+        return not waits and int(ready) < ahead
 
     def finished_parts(self, owner: str, limit: int = 100) -> list[tuple[str, str]]:
         """Attempts at parts of an owner's films that it has not taken yet, each with its job, by the films' age."""

@@ -346,6 +346,7 @@ class Assembly:
                 board=member.board,
                 worker=worker,
                 prepare=self._prepare,
+                submit=owner.submit,
                 traffic=self._traffic,
                 refusals=self._refusals,
                 backups=duties.states,

@@ -9,6 +9,7 @@ import structlog
 
 from ledger.jobs import Attempt, Member, Node
 from ledger.queries import Reader
+from ledger.submissions import SubmitFilms, SubmitJobs
 from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
@@ -58,6 +59,8 @@ class Parts:
     board: ProgressBoard
     worker: Worker
     prepare: Callable[[SubmitRequest], Awaitable[Submission]]
+    submit: Callable[[SubmitJobs | SubmitFilms], Awaitable[int]]
+    """Commits new jobs of films of this machine."""
     traffic: Traffic
     refusals: Callable[[], Iterable[tuple[str, str, int]]]
     """(socket, reason, count)"""

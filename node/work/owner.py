@@ -26,8 +26,10 @@ from ledger.commands import (
     TaskSpec,
 )
 from ledger.jobs import PLANNED_AT_ONCE, Attempt, AttemptState, Job, JobState
+from ledger.planned import first_job
 from ledger.queries import Reader
 from ledger.scheduler import OLDEST_EVERY, PLANNED_AHEAD_MAX
+from ledger.submissions import SubmitFilms, SubmitJobs
 from mesh import clock
 from mesh.errors import (
     ConflictError,
@@ -132,6 +134,9 @@ class Owner:
         self._intake = intake
         self._busy: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._unwanted: set[str] = set()
+        self._coming: set[str] = set()
+        """Jobs that are planned while their submission is on its way: the ledger does not know them yet."""
+        self._group: asyncio.TaskGroup | None = None
         self._planned = 0
         self._silent_since_ms: dict[str, int] = {}
         self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
@@ -140,23 +145,52 @@ class Owner:
     async def run(self) -> None:
         """Works until cancelled."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             await follow(self._driver.news.films, partial(self._look, group))
+
+    async def submit(self, command: SubmitJobs | SubmitFilms) -> int:
+        """Commits new jobs of this node; the log index.  Raises what `Proposer.commit` does.
+
+        Where nothing else waits for its plan, the first film is planned meanwhile, and its plan enters
+        the log behind the submission.
+        """
+        job = first_job(command) if isinstance(command, SubmitFilms) else None
+        if job is None or self._group is None:
+            return await self._proposer.commit(command, cause="submit")
+        # Made first: on the coordinator's node it enters the log first.
+        submission = asyncio.ensure_future(self._proposer.commit(command, cause=job.id))
+        self._coming.add(job.id)
+        self._begin(self._group, job.id, job, partial(self._plan_early, submission))
+        try:
+            return await submission
+        except BaseException:
+            self._end(job.id)
+            raise
+        finally:
+            self._coming.discard(job.id)
+
+    def _begin(self, group: asyncio.TaskGroup, key: str, job: Job, step: "Step") -> None:
+        self._busy[key] = job, group.create_task(self._guarded(key, job, step), name=f"job {key}")
+
+    def _end(self, key: str) -> None:
+        """Nobody wants any more what is being done; it may have come to its end meanwhile."""
+        if key in self._busy:
+            self._unwanted.add(key)
+            self._busy[key][1].cancel()
 
     async def _look(self, group: asyncio.TaskGroup) -> float:
         steps, gone = await self._replica.read(self._looked)
         for key in gone:
-            if key in self._busy:  # it may have come to its end meanwhile
-                self._unwanted.add(key)
-                self._busy[key][1].cancel()
+            self._end(key)
         for key, job, step in steps:
             if key not in self._busy:
-                work = self._guarded(key, job, step)
-                self._busy[key] = job, group.create_task(work, name=f"job {key}")
+                self._begin(group, key, job, step)
         return RECONCILE_S
 
     def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
         """What is to be done, and which of what is being done nobody wants any more."""
-        busy = tuple(self._busy.items())
+        coming = tuple(self._coming)
+        busy = tuple((key, one) for key, one in tuple(self._busy.items()) if key not in coming)
         states = reader.states_of([job.id for _, (job, _) in busy])
         parts = reader.attempt_states([key for key, (job, _) in busy if key != job.id])
         gone = [
@@ -254,27 +288,53 @@ class Owner:
 
     async def _plan(self, job: Job) -> None:
         async with self._plans:
-            plan = await self._read_film(job)
+            # The step may have been chosen by a read that is older than the plan's end.
+            wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
+            if not wanted or (
+                schema < PLANNED_AT_ONCE and not await self._commit(job, StartPlanning(job=job.id))
+            ):
+                return
+            plan = await self._read_film(job, told=schema < PLANNED_AT_ONCE)
             if plan is None:
                 return
             self._planned += 1
         # The next film is read while the mesh hears of this one.
         await self._commit(job, _planned(job, plan))
 
-    async def _read_film(self, job: Job) -> Plan | None:
+    async def _plan_early(self, submission: "asyncio.Task[int]", job: Job) -> None:
+        """Plans a film whose submission is on its way.
+
+        On the coordinator's node the plan follows right behind it: should the submission be refused,
+        the plan is as well.  Elsewhere the coordinator asks its ledger whose job it is, so it waits.
+        """
+        may = await self._replica.read(lambda r: r.may_plan_early(job, PLANNED_AHEAD_MAX))
+        if not may or self._plans.locked():
+            self._driver.news.films.set()  # it waits for its turn, which may have come meanwhile
+            return
+        try:
+            async with self._plans:
+                plan = await self._read_film(job, submission=submission)
+                if plan is None:
+                    return
+                self._planned += 1
+            if self._driver.is_leader or await _is_taken(submission):
+                await self._commit(job, _planned(job, plan))
+        except (DarkStreamError, OSError, *FOREIGN_FAULTS):
+            # Before it is taken there is no job that could fail.
+            if await _is_taken(submission):
+                raise
+
+    async def _read_film(
+        self, job: Job, *, told: bool = False, submission: "asyncio.Task[int] | None" = None
+    ) -> Plan | None:
         """The plan; that it is being made is told where it takes long enough for somebody to ask."""
-        # The step may have been chosen by a read that is older than the plan's end.
-        wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
-        if not wanted:
-            return None
-        begun = StartPlanning(job=job.id)
-        if schema < PLANNED_AT_ONCE and not await self._commit(job, begun):
-            return None
         reading = asyncio.ensure_future(self._planner.plan(job))
         try:
-            if schema >= PLANNED_AT_ONCE:
+            if not told:
                 await asyncio.wait((reading,), timeout=TOLD_S)
-                if not reading.done() and not await self._commit(job, begun):
+            if not told and not reading.done():
+                taken = submission is None or await _is_taken(submission)
+                if not taken or not await self._commit(job, StartPlanning(job=job.id)):
                     return None
             return await reading
         finally:
@@ -402,6 +462,12 @@ class Owner:
                 else None
             )
         )
+
+
+async def _is_taken(submission: "asyncio.Task[int]") -> bool:
+    """Whether the ledger took it, once that is known."""
+    await asyncio.wait((submission,))
+    return not submission.cancelled() and submission.exception() is None
 
 
 def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:
