@@ -96,6 +96,11 @@ class WarmChildren:
             await self._mother.close()
 
 
+def _last_word(ended: RunResult) -> str:
+    said = ended.stderr.tail.strip().rpartition("\n")[2]
+    return said or f"{ended.reason} {ended.signal or ended.exit_code}"
+
+
 async def _unwanted(beginning: "asyncio.Future[bool]", child: "Forked") -> None:
     """Ends a child that was on its way, as soon as it is there."""
     if await beginning:
@@ -199,7 +204,7 @@ class _Mother:
         if self.dismissed or run.cancelled():
             return
         error = run.exception()
-        said = repr(error) if error else run.result().stderr.tail.strip().rpartition("\n")[2]
+        said = repr(error) if error else _last_word(run.result())
         _log.warning("children are started anew for a while", reason=said)
 
 
