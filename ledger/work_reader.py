@@ -8,7 +8,18 @@ from typing import Final
 
 from ledger.commands import SINCE, SpeculateLeases
 from ledger.device_slots import from_text, speed_key
-from ledger.jobs import DISK_FULL, PLANNED_AT_ONCE, TWICE, Attempt, Job, Member, Node, Task, Tenant
+from ledger.jobs import (
+    DISK_FULL,
+    PLANNED_AT_ONCE,
+    TWICE,
+    WAITING_JOB_STATES,
+    Attempt,
+    Job,
+    Member,
+    Node,
+    Task,
+    Tenant,
+)
 from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
@@ -101,6 +112,15 @@ class WorkReader(RowReader):
         """Tenants of whom something is said, by name."""
         return self._rows(Tenant, "ORDER BY name") if self.schema() >= 3 else ()
 
+    def waiting_by_tenant(self) -> dict[str, tuple[int, int]]:
+        """How many films of each tenant wait, and their bytes; some 50 ms for 100,000."""
+        rows = self._fetch(
+            "SELECT tenant, count(*), sum(source_bytes) FROM job"
+            " WHERE state IN (SELECT value FROM json_each(?)) GROUP BY tenant",
+            (json.dumps(WAITING_JOB_STATES),),
+        )
+        return {str(tenant): (int(count), int(size)) for tenant, count, size in rows}
+
     def speeds(self) -> dict[str, dict[str, int]]:
         """Cost units a second of each node by profile, as its latest attempts went.
 
@@ -148,16 +168,6 @@ class WorkReader(RowReader):
             (json.dumps(list(attempts)),),
         )
         return {str(attempt): str(state) for attempt, state in rows}
-
-    def is_to_plan(self, job: str) -> bool:
-        """Whether a job waits for its plan, or for the end of its planning."""
-        return bool(
-            self._value(
-                "SELECT EXISTS (SELECT 1 FROM job WHERE id = ? AND planned = 0"
-                " AND state IN ('queued', 'planning'))",
-                (job,),
-            )
-        )
 
     def may_plan_early(self, job: Job, ahead: int) -> bool:
         """Whether a job that is not in the ledger yet is the next one that its owner plans.

@@ -1,7 +1,8 @@
 """The mesh as one node sees it, for its faces: who belongs, who leads, who lives, who asks to join."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +75,8 @@ class Parts:
     watched: Callable[[], Mapping[str, Watched]]
     """How the watched folders of this machine stand, by id."""
     restoring: Restoring
+    submitting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One submission after the other, where a quota counts what waits."""
 
 
 class MeshView:

@@ -214,6 +214,7 @@ class Service:
             owner_heard=heard(job.owner),
             first=0 if job.planned else reader.planned_before(job),
             leased=bool(reader.attempts(job.id, "leased")),
+            owner_waits=parts.standing_of(NodeId(job.owner)).planning,
         )
 
     def _told_of(self, parts: Parts, node: NodeView, now_ms: int) -> NodeView:

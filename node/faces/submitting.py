@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ledger.jobs import Job
+from ledger.jobs import Job, Tenant
 from ledger.placing import place_of
 from ledger.queries import Reader
 from ledger.submissions import JobSpec
 from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
+from node.faces.quotas import quota_of, within_quota
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted
 from node.media.profiles import profile_from_json
 from node.work.submission import Submission, commands_of
@@ -27,9 +28,10 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
     made, results = await _without_results(parts, made, known.results, digest)
     if request.once:
         made = await _without_converted(parts, made, digest)
-    if not request.dry_run:
-        for command in commands_of(made.jobs, known.schema, known.place):
-            await parts.submit(command)
+    async with within_quota(parts, known.quota, made.jobs):
+        if not request.dry_run:
+            for command in commands_of(made.jobs, known.schema, known.place):
+                await parts.submit(command)
     share = await parts.replica.read(lambda reader: reader.result_share(request.profile))
     return SubmitResult(
         jobs=[
@@ -58,6 +60,7 @@ class _Known:
     """The profile whose result each is by its name and size, and whether its content may be one's."""
     schema: int
     place: tuple[str, ...]
+    quota: Tenant | None
 
 
 def _looked_up(reader: Reader, request: SubmitRequest, jobs: Sequence[JobSpec]) -> _Known:
@@ -73,6 +76,7 @@ def _looked_up(reader: Reader, request: SubmitRequest, jobs: Sequence[JobSpec]) 
         },
         schema=reader.schema(),
         place=_place(reader, request),
+        quota=quota_of(reader, request.tenant),
     )
 
 
