@@ -37,6 +37,8 @@ IDLE_S = 0.5
 """Between two jobs that are alone: the mesh has come to rest."""
 ON_ITS_WAY_S = 0.1
 """After each of these nobody asks how it stands: the rivals' clients wait for their results as well."""
+FILM = b"a film"
+"""Of another size than the results: what could be one of them is read before it is taken."""
 HERE = Path(__file__).parent
 
 
@@ -106,7 +108,7 @@ def _measured(root: Path, node: Node, tasks: int, alone: int) -> Figures:
         folder = node.films / "many"
         folder.mkdir()
         for number in range(tasks):
-            (folder / f"{number}.mkv").write_bytes(b"x")
+            (folder / f"{number}.mkv").write_bytes(FILM)
         at = time.perf_counter_ns() / 1e9
         _submit(api, folder)
         wait_for("all are done", lambda: done(api) == alone + 1 + tasks, 600)
@@ -115,7 +117,7 @@ def _measured(root: Path, node: Node, tasks: int, alone: int) -> Figures:
 
 def _film(node: Node, name: str) -> Path:
     path = node.films / name
-    path.write_bytes(b"x")
+    path.write_bytes(FILM)
     return path
 
 

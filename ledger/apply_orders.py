@@ -339,9 +339,10 @@ def put_tenant(change: Change, command: PutTenant) -> None:
     change.mesh()
     if len(command.name) > TENANT_CHARS_MAX:
         raise RefusedError("usage", f"a tenant's name has more than {TENANT_CHARS_MAX} characters")
-    if not 1 <= command.share <= SHARE_MAX or command.slots < NO_LIMIT:
+    quotas = command.slots, command.queued_jobs, command.queued_bytes
+    if not 1 <= command.share <= SHARE_MAX or min(quotas) < NO_LIMIT:
         raise RefusedError(
-            "usage", f"a share is 1 to {SHARE_MAX}, slots 0 or more, or without limit"
+            "usage", f"a share is 1 to {SHARE_MAX}, a quota 0 or more, or without limit"
         )
     known = {tenant.name for tenant in change.rows.where(Tenant)}
     if command.name not in known and len(known) >= TENANTS_MAX:
@@ -351,6 +352,8 @@ def put_tenant(change: Change, command: PutTenant) -> None:
             name=command.name,
             share=command.share,
             slots=command.slots,
+            queued_jobs=command.queued_jobs,
+            queued_bytes=command.queued_bytes,
             updated_at_ms=change.at_ms,
         )
     )

@@ -66,6 +66,7 @@ def with_estimates(view: SchedulerView, since_ms: Mapping[str, int], now_ms: int
         rest_ms = max(1_000 * run.task.cost / speed - ran_ms, OVERRUN * ran_ms)
         if run.told_ms is not None:
             rest_ms = run.told_ms
-        running.append(replace(run, rest_ms=rest_ms, ran_ms=ran_ms))
+        left = rest_ms / (rest_ms + ran_ms) if ran_ms else 1.0
+        running.append(replace(run, rest_ms=rest_ms, ran_ms=ran_ms, left=left))
         cost_left += min(rest_ms * speed / 1_000, run.task.cost)
     return replace(view, running_cost=int(cost_left), running=tuple(running))

@@ -153,6 +153,8 @@ FINAL_JOB_STATES: Final[frozenset[JobState]] = frozenset({"done", "failed", "can
 OPEN_JOB_STATES: Final[tuple[JobState, ...]] = tuple(
     state for state in JOB_STATES if state not in FINAL_JOB_STATES
 )
+WAITING_JOB_STATES: Final[tuple[JobState, ...]] = ("queued", "planning", "waiting")
+"""What a quota of queued jobs counts: nobody works on them."""
 PARTS: Final = frozenset({"chunk", "audio"})
 """Kinds of tasks whose results the owner keeps until the film is assembled of them."""
 TWICE: Final = frozenset({"chunk"})
@@ -419,11 +421,16 @@ class Sweep(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant(Row):
-    """Whose jobs they are: its share beside others, and slots that it may have at once (-1: any number)."""
+    """Whose jobs they are: its share beside others, and slots that it may have at once (-1: any number).
+
+    `queued_jobs` and `queued_bytes` are how many of its films, of how many bytes, may wait (-1: any).
+    """
 
     name: str
     share: int
     slots: int
+    queued_jobs: int
+    queued_bytes: int
     updated_at_ms: int
 
 

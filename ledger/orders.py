@@ -145,13 +145,15 @@ class PutTenant:
     """How much of the mesh a tenant gets from now on, in place of what was said of it before.
 
     `share` weighs it beside others (1 where nothing is said), `slots` are leases that it has at once at
-    most, -1: any number.
+    most, `queued_jobs` and `queued_bytes` what it may have waiting; -1: any number.
     """
 
     name: str
     share: int
     slots: int
     by: str
+    queued_jobs: int = NO_LIMIT
+    queued_bytes: int = NO_LIMIT
 
 
 @COMMANDS.kind("tenant.remove")

@@ -16,9 +16,19 @@ _NODE: Final = "@"
 _OR: Final = "|"
 
 
+LABEL_WORDS: Final = "a label has up to 32 small letters, digits, dots, dashes and underscores, and begins with a letter or digit"
+
+
+def checked_label(text: str) -> str:
+    """The label.  Raises `ValueError`, in words for a person."""
+    if not is_label(text):
+        raise ValueError(f"{text[:40]!r} is no label: {LABEL_WORDS}")
+    return text
+
+
 def is_label(text: str) -> bool:
     """Whether this may be a label."""
-    return re.match(LABEL, text) is not None
+    return re.fullmatch(LABEL, text) is not None
 
 
 def place_of(labels: Iterable[str], nodes: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease
+from ledger.commands import LEASES_PER_COMMAND_MAX, Command, GrantLeases, Lease, SpeculateLeases
 from ledger.device_slots import CPU, DeviceLease, GrantDevices
 from ledger.estimates import Speeds
 from ledger.jobs import AT_OWNER, can_do
@@ -47,11 +47,15 @@ NAMED_MAX: Final = 4
 """Nodes that one sentence names."""
 
 
+Granting = GrantLeases | GrantDevices | SpeculateLeases
+"""What leases tasks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What to grant now, whose turn it is afterwards, and which waiting leases to ask back (node, attempt)."""
 
-    commands: tuple[Command, ...]
+    commands: tuple[Granting, ...]
     turns: Turns
     back: tuple[tuple[str, str], ...] = ()
 
@@ -71,7 +75,7 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
         )
         for task, node in round_.matches()
     ]
-    commands = [
+    commands: list[Granting] = [
         _granted(leases[start : start + LEASES_PER_COMMAND_MAX], view.granted_at_ms)
         for start in range(0, len(leases), LEASES_PER_COMMAND_MAX)
     ]
@@ -80,7 +84,7 @@ def decide(view: SchedulerView, now_ms: int) -> Decision:
     return Decision(commands=tuple(commands), turns=round_.turns(), back=back)
 
 
-def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Command:
+def _granted(leases: Sequence[DeviceLease], at_ms: int) -> Granting:
     """One command; without devices the one that every version reads."""
     if any(lease.device for lease in leases):
         return GrantDevices(leases=tuple(leases), granted_at_ms=at_ms)
@@ -277,6 +281,10 @@ class _Places:
         self._ahead = view.ahead
         self._lines = lines_of(view)
         self._disks = {node.node: node.free_bytes for node in view.nodes}
+        self._kept: Counter[str] = Counter()
+        """Bytes of disks that are free and spoken for: what runs has not written them yet."""
+        for run in view.running:
+            self._kept[run.node] += int(run.left * run.task.bytes_at(run.node))
         working = [node.seat for node in view.nodes if node.takes_work]
         self.free = sum(max(0, self._lines[name].free) for name in working)
         """Slots that are left."""
@@ -298,8 +306,10 @@ class _Places:
 
     def obstacles(self, task: TaskView, node: NodeView) -> Iterator[str]:
         """Every reason why the node cannot have the task now."""
+        kept = self._kept[node.node]
         free = self._disks[node.node]
-        yield from _obstacles(task, node, slot=self._no_slot(task, node), free=free)
+        disk = "" if free is None else _no_room(task, node, free - kept, kept)
+        yield from _obstacles(task, node, slot=self._no_slot(task, node), disk=disk)
 
     def _no_slot(self, task: TaskView, node: NodeView) -> str:
         line = self._lines[node.seat]
@@ -323,8 +333,7 @@ class _Places:
         if line.free > 0:
             self.free -= 1
         line.add(task.priority, self.takes_ms(task, node))
-        if (free := self._disks[node.node]) is not None:
-            self._disks[node.node] = free - task.bytes_at(node.node)
+        self._kept[node.node] += task.bytes_at(node.node)
 
     def takes_ms(self, task: TaskView, node: NodeView) -> float:
         """From the moment that it has a slot and nothing was fetched before."""
@@ -420,8 +429,19 @@ def _named(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -> Iterator[str]:
-    """Every reason why the node cannot take the task; `slot` is why it has no place for it."""
+def _no_room(task: TaskView, node: NodeView, free: int, kept: int) -> str:
+    """Why a disk will not do of which so much is free beside what is kept for what the node has already."""
+    needed = task.bytes_at(node.node) + SPARE_BYTES
+    if free >= needed:
+        return ""
+    besides = f" beside {kept >> 20} MiB for what it has" if kept >> 20 else ""
+    return (
+        f"has too little disk ({max(0, free) >> 20} MiB free{besides}, {needed >> 20} MiB needed)"
+    )
+
+
+def _obstacles(task: TaskView, node: NodeView, *, slot: str, disk: str) -> Iterator[str]:
+    """Every reason why the node cannot take the task; `slot` and `disk` are why it has no place or room for it."""
     if node.role == "witness":
         yield "is a witness and does no work"
         return
@@ -440,9 +460,8 @@ def _obstacles(task: TaskView, node: NodeView, *, slot: str, free: int | None) -
         yield "has no slots (`mesh-cli nodes limit NAME --slots N`)"
     elif slot:
         yield slot
-    needed = task.bytes_at(node.node) + SPARE_BYTES
-    if free is not None and free < needed:
-        yield f"has too little disk ({free >> 20} MiB free, {needed >> 20} MiB needed)"
+    if disk:
+        yield disk
 
 
 def _unable(task: TaskView, node: NodeView) -> str:

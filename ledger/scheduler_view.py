@@ -72,14 +72,14 @@ class NodeView:
     device: str = ""
 
     @property
+    def takes_work(self) -> bool:
+        """Whether it is heard, works at all, and nothing closes it."""
+        return self.role != "witness" and self.alive and not self.closed
+
+    @property
     def seat(self) -> str:
         """Its name among all devices."""
         return seat_of(self.node, self.device)
-
-    @property
-    def takes_work(self) -> bool:
-        """Whether it may get any task now."""
-        return self.role != "witness" and self.alive and not self.closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +87,9 @@ class RunningView:
     """A lease that is out; `task` is what it is for, `device` where on its node.
 
     `waits` says that it likely waits for a slot of its node, `rest_ms` how long it still takes once
-    it has one, as far as that can be reckoned.  `is_alone` says that another attempt may run beside
-    it (ledger.speculation), `ran_ms` since when it is known to run, and `told_ms` how long it still
-    takes by its own progress; None: that tells nothing.
+    it has one, `left` which part of it that is, as far as both can be reckoned.  `is_alone` says that
+    another attempt may run beside it (ledger.speculation), `ran_ms` since when it is known to run, and
+    `told_ms` how long it still takes by its own progress; None: that tells nothing.
     """
 
     attempt: str
@@ -97,6 +97,7 @@ class RunningView:
     task: TaskView
     waits: bool = False
     rest_ms: float = 0.0
+    left: float = 1.0
     device: str = ""
     is_alone: bool = False
     ran_ms: int = 0

@@ -8,7 +8,18 @@ from typing import Final
 
 from ledger.commands import SINCE, SpeculateLeases
 from ledger.device_slots import from_text, speed_key
-from ledger.jobs import DISK_FULL, TWICE, Attempt, Job, Member, Node, Task, Tenant
+from ledger.jobs import (
+    DISK_FULL,
+    PLANNED_AT_ONCE,
+    TWICE,
+    WAITING_JOB_STATES,
+    Attempt,
+    Job,
+    Member,
+    Node,
+    Task,
+    Tenant,
+)
 from ledger.lines import with_waits
 from ledger.orders import NO_LIMIT
 from ledger.row_reader import RowReader
@@ -101,6 +112,15 @@ class WorkReader(RowReader):
         """Tenants of whom something is said, by name."""
         return self._rows(Tenant, "ORDER BY name") if self.schema() >= 3 else ()
 
+    def waiting_by_tenant(self) -> dict[str, tuple[int, int]]:
+        """How many films of each tenant wait, and their bytes; some 50 ms for 100,000."""
+        rows = self._fetch(
+            "SELECT tenant, count(*), sum(source_bytes) FROM job"
+            " WHERE state IN (SELECT value FROM json_each(?)) GROUP BY tenant",
+            (json.dumps(WAITING_JOB_STATES),),
+        )
+        return {str(tenant): (int(count), int(size)) for tenant, count, size in rows}
+
     def speeds(self) -> dict[str, dict[str, int]]:
         """Cost units a second of each node by profile, as its latest attempts went.
 
@@ -158,6 +178,22 @@ class WorkReader(RowReader):
                 (job,),
             )
         )
+
+    def may_plan_early(self, job: Job, ahead: int) -> bool:
+        """Whether a job that is not in the ledger yet is the next one that its owner plans.
+
+        No other waits for its plan, and fewer than `ahead` tasks of the owner are ready.
+        """
+        if self.schema() < PLANNED_AT_ONCE:
+            return False
+        ready, waits = self._value(
+            "SELECT (SELECT count(*) FROM task WHERE owner = ?1 AND state = 'ready'),"
+            " EXISTS (SELECT 1 FROM job WHERE owner = ?1 AND state = 'queued' AND planned = 0"
+            "  AND id <> ?2)"
+            " OR EXISTS (SELECT 1 FROM job WHERE owner = ?1 AND state = 'planning')",
+            (job.owner, job.id),
+        )
+        return not waits and int(ready) < ahead
 
     def finished_parts(self, owner: str, limit: int = 100) -> list[tuple[str, str]]:
         """Attempts at parts of an owner's films that it has not taken yet, each with its job, by the films' age."""

@@ -111,6 +111,16 @@ class DuplicateError(ConflictError):
     code = "duplicate"
 
 
+class QuotaError(DarkStreamError):
+    """The tenant has as many films waiting, or as many bytes of them, as its quota allows. Nothing of the submission was taken. Submit fewer, wait until some are done, or ask for more (`mesh-cli tenants set NAME --queued-jobs N --queued-bytes B`)."""
+
+    code = "quota"
+    blame = "user"
+    retry = "here"
+    exit_code = EXIT_NOT_ALLOWED
+    http_status = 429
+
+
 class NotLeaderError(DarkStreamError):
     """This node is not the coordinator at the moment; the request goes to the one that is."""
 
@@ -239,7 +249,21 @@ class DiskFullError(StorageError):
     """Not enough space is free on the disk that this step needs. Free some, or move the data directory."""
 
     code = "disk_full"
-    retry = "elsewhere"
+    retry: ClassVar[Retry] = "elsewhere"
+
+
+class OutputError(StorageError):
+    """The folder for the result cannot be written by this node: no permission, a disk that is read-only, or no folder at all. The film was not read. Mend it, or choose another --output, then retry the job."""
+
+    code = "output"
+    blame = "user"
+
+
+class OutputDiskFullError(DiskFullError):
+    """The disk that the result is to lie on has no room for it. The film waits, `job show` says so, and goes on when there is room."""
+
+    code = "output_disk_full"
+    retry: ClassVar[Retry] = "here"
 
 
 class BackupError(DarkStreamError):

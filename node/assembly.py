@@ -30,7 +30,6 @@ from mesh.limits import LinkRates
 from mesh.messages import PeerAddress
 from mesh.protocol import Timing, founding_entries
 from mesh.transfer import Source
-from mesh.transfer_files import free_bytes
 from mesh.transport import Counters
 from mesh.trust import JOIN_KEY, Identity, mesh_fingerprint, mesh_tag
 from mesh.trust_files import PromiseFile
@@ -65,6 +64,7 @@ from node.work.conversion import MediaConverter
 from node.work.films import Films
 from node.work.leases import LeaseTiming
 from node.work.limiting import Limiting
+from node.work.output_files import room_at
 from node.work.owner import Owner
 from node.work.restoring import Restoring
 from node.work.sharing import Contact
@@ -85,11 +85,13 @@ class Assembly:
     """The parts of one node and how they know each other."""
 
     gateway: Gateway
+    _owner: Owner | None = None
 
     def __init__(
         self, config: Config, *, identity: Identity, log: LogStore, ledger: LedgerStore
     ) -> None:
         self._config, self._home = config, (home := Path(config.home))
+        self._cache = cache = home / CACHE_FOLDER
         self._identity, self._log, self._ledger = identity, log, ledger
         self._reader = reader = Reader(ledger.path)
         self._raft_id = raft_id(identity.node_id, log.incarnation)
@@ -97,7 +99,7 @@ class Assembly:
         self._member: MemberNode | None = None
         self._worker: Worker | None = None
         self._duties: Duties | None = None
-        self._machine = Machine(config, home / CACHE_FOLDER)
+        self._machine = Machine(config, cache)
         self._replica = Replica(reader)
         (control_port, bulk_port, join_port), host = config.ports, config.listen_host
         self._control = ZmqControl(identity.keys, host=host, port=control_port)
@@ -105,7 +107,7 @@ class Assembly:
         self._allowed = Allowed(default_folders(config.allow))
         self._films = Films(
             own=identity.node_id,
-            folder=home / CACHE_FOLDER,
+            folder=cache,
             trash=home / TRASH_FOLDER,
             allowed=self._allowed,
             reader=reader,
@@ -313,7 +315,7 @@ class Assembly:
     def _work(self, group: asyncio.TaskGroup, member: MemberNode, leases: LeaseTiming) -> None:
         self._films.pieces.serve(member.requests)
         self._worker = worker = self._worker_of(member, leases)
-        owner = Owner(
+        self._owner = owner = Owner(
             own=member.own,
             name=self._config.name,
             driver=member.driver,
@@ -346,10 +348,11 @@ class Assembly:
                 board=member.board,
                 worker=worker,
                 prepare=self._prepare,
+                submit=owner.submit,
                 traffic=self._traffic,
                 refusals=self._refusals,
                 backups=duties.states,
-                disk_free_bytes=lambda: free_bytes(self._home),
+                disk_free_bytes=lambda: min(room_at(self._home), room_at(self._cache)),
                 standing_of=member.standing_of,
                 digest_of=self._films.digest_of,
                 own=member.own,
@@ -474,7 +477,9 @@ class Assembly:
     def _told(self) -> dict[str, object]:
         """What this node's hellos tell of it."""
         closed = self._worker.closed if self._worker is not None else "has only just started"
-        standing = told_standing(closed, free_bytes(self._home), self._working.labels)
+        waits = self._owner.waits if self._owner is not None else ""
+        # Work lies in the cache, which may be a disk of its own.
+        standing = told_standing(closed, room_at(self._cache), self._working.labels, waits)
         return {**self._service.told(), **self._traffic.told(), **standing}
 
     def _refusals(self) -> Iterator[tuple[str, str, int]]:

@@ -79,7 +79,12 @@ class _Forward(logging.Handler):
         # No cached logger: names of libraries are few, but not ours to count.
         log = structlog.get_logger(component)
         level = "error" if record.levelno >= logging.ERROR else "warning"
-        getattr(log, level)(record.getMessage(), exc_info=record.exc_info or None)
+        fault = record.exc_info[1] if record.exc_info else None
+        if isinstance(fault, OSError):
+            # A link that is down, a port that is gone: nobody's defect, and a line says it all.
+            getattr(log, level)(record.getMessage(), reason=str(fault))
+        else:
+            getattr(log, level)(record.getMessage(), exc_info=record.exc_info or None)
 
 
 def _level_filter(config: LogConfig) -> Callable[[Output, str, Event], Event]:

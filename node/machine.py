@@ -120,6 +120,12 @@ class Machine:
         """The programs that work for others."""
         return self._runner
 
+    @property
+    def chips_at_work(self) -> bool:
+        """Whether a film of ours uses a chip now; one that stands still does not."""
+        known = self._found.done() and self._found.exception() is None
+        return known and not self._runner.is_still and self._found.result()[0].chips_at_work
+
     def use_slots(self, slots: int | None, devices: Mapping[str, int]) -> None:
         """So many films at once from now on, on the processor and on devices; None and absent: as configured."""
         self._said = slots, devices

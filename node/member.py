@@ -8,11 +8,12 @@ from typing import Final, Protocol
 
 import structlog
 
-from ledger.commands import SINCE, FormMesh, MemberRole, MemberSpec, ReportNode
+from ledger.commands import EPOCH_MAX, SINCE, FormMesh, MemberRole, MemberSpec, ReportNode
 from ledger.device_slots import ReportSlots, to_text
 from ledger.jobs import Member
 from ledger.schema import SCHEMA_VERSION
 from mesh import clock
+from mesh.codec import pack, unpack
 from mesh.errors import (
     DarkStreamError,
     NoCoordinatorError,
@@ -50,6 +51,9 @@ from node.work.standing import Standing, standing_of
 from node.work.sweeps import Sweeps
 
 REPORT_RETRY_S: Final = 5.0
+EPOCH: Final = "mesh.epoch"
+EPOCH_S: Final = 5.0
+"""For a member that speaks of a later epoch to say so again when it is asked."""
 FAREWELL_MS: Final = 12_000
 """How long a removed member may still speak: until it knows, and has handed over what it had."""
 
@@ -175,6 +179,10 @@ class MemberNode:
         self._trust_users = tuple(trust_users)
         self._trusted: tuple[Member, ...] = ()
         self._running = False
+        self._group: asyncio.TaskGroup | None = None
+        self._asked: set[NodeId] = set()
+        """Members that are asked for their epoch now."""
+        self.requests.register(EPOCH, self._tell_epoch)
         self._farewell_until_ms: dict[str, int] = {}
 
     def _coordinator(
@@ -245,6 +253,7 @@ class MemberNode:
         self._running = True
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 group.create_task(self.driver.run(), name="driver")
                 group.create_task(self._pump(), name="pump")
                 group.create_task(self._follow_members(), name="members")
@@ -271,10 +280,7 @@ class MemberNode:
             case Hello():
                 self.neighbours.receive(sender, message)
                 if message.epoch > self.neighbours.mesh_epoch > 0:
-                    raise OvertakenError(
-                        f"node {sender} and others went on without this node (epoch {message.epoch}, "
-                        f"here {self.neighbours.mesh_epoch})"
-                    )
+                    self._ask_epoch(sender)
             case Request() | Response():
                 self.requests.receive(sender, message)
             case Notice(topic=topic):
@@ -285,6 +291,34 @@ class MemberNode:
                     raise WireError(f"node {sender} spoke in the name of {message.sender}")
                 check_sound(message, self.driver.raft.term)
                 self.driver.receive(message)
+
+    # --- who went on without this node ------------------------------------------------------------
+
+    def _ask_epoch(self, claimant: NodeId) -> None:
+        """A hello alone is believed by nobody: giving way to it means to begin anew."""
+        if self._group is not None and claimant not in self._asked:
+            self._asked.add(claimant)
+            self._group.create_task(self._judge_epoch(claimant), name="epoch")
+
+    async def _judge_epoch(self, claimant: NodeId) -> None:
+        try:
+            told = unpack(await self.requests.call(claimant, EPOCH, b"", timeout_s=EPOCH_S))
+            epoch = told if isinstance(told, int) else 0
+        except WireError:
+            epoch = EPOCH_MAX  # an older version, which is not asked such things
+        except DarkStreamError:
+            epoch = 0
+        finally:
+            self._asked.discard(claimant)
+        if epoch > self.neighbours.mesh_epoch:
+            raise OvertakenError(
+                f"node {claimant} and others went on without this node (epoch {epoch}, "
+                f"here {self.neighbours.mesh_epoch})"
+            )
+        _log.warning("a member speaks of a later epoch and does not stand by it", node=claimant)
+
+    async def _tell_epoch(self, _: NodeId, __: bytes) -> bytes:
+        return pack(self.neighbours.mesh_epoch)
 
     # --- who belongs ------------------------------------------------------------------------------
 

@@ -38,30 +38,29 @@ class Signal:
 
 
 class PacedSignal(Signal):
-    """A signal that wakes at once after quiet, and on average once every `interval_s` while busy.
+    """A signal that wakes soon after quiet, and once every `interval_s` while busy.
 
     For those who look at everything anew each time: a thousand changes a second are then twenty
-    looks, and where more than `FLOOD_PER_S` come, five.  The first `burst` changes after quiet are
-    told one by one: a job on an idle mesh is a chain of changes, each of which waits for the one
-    before.  The last change of a burst is always announced.
+    looks, and where more than `FLOOD_PER_S` come, five.  The first change after quiet is told after
+    `first_s`, with what came meanwhile.  The last change of a burst is always announced.
     """
 
-    def __init__(self, interval_s: float, burst: int = 1) -> None:
+    def __init__(self, interval_s: float, first_s: float = 0.0) -> None:
         super().__init__()
         self._interval_s = interval_s
-        self._burst = self._left = burst
+        self._first_s = first_s
         self._resting: asyncio.TimerHandle | None = None
         self._missed = 0
 
     def set(self, changes: int = 1) -> None:
-        """Announces changes now, or when the present interval is over."""
-        if self._left > 0:
-            self._left -= 1
+        """Announces changes now or soon, or when the present interval is over."""
+        if self._resting is None and not self._first_s:
             super().set()
-            if self._resting is None:
-                self._rest(self._interval_s)
-        else:
-            self._missed += changes
+            self._rest(self._interval_s)
+            return
+        self._missed += changes
+        if self._resting is None:
+            self._rest(self._first_s)
 
     def _rest(self, rest_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -70,14 +69,30 @@ class PacedSignal(Signal):
     def _rested(self, rested_s: float) -> None:
         self._resting = None
         if self._missed:
-            flood = self._missed > FLOOD_PER_S * rested_s
+            flood = rested_s >= self._interval_s and self._missed > FLOOD_PER_S * rested_s
             self._missed = 0
             super().set()
             self._rest(self._interval_s * (FLOOD_REST if flood else 1))
-            return
-        self._left += 1
-        if self._left < self._burst:
-            self._rest(self._interval_s)
+
+
+class Quiet:
+    """Whether something may be done by itself, at once, that is cheaper together with more of its kind.
+
+    After quiet it may, `burst` times; then once every `interval_ms`.  Time is an argument.
+    """
+
+    def __init__(self, interval_ms: int, burst: int) -> None:
+        self._interval_ms = interval_ms
+        self._burst = burst
+        self._spent_until_ms = 0
+
+    def allows(self, now_ms: int) -> bool:
+        """Now?  Who asks does it then."""
+        spent_ms = max(0, self._spent_until_ms - now_ms)
+        if spent_ms > (self._burst - 1) * self._interval_ms:
+            return False
+        self._spent_until_ms = now_ms + spent_ms + self._interval_ms
+        return True
 
 
 class Alarm:

@@ -258,7 +258,12 @@ class FakeNode:
             if name in (node.id, node.name):
                 rates = [rate or 0 for rate in (request.up, request.down)]
                 return Limited(
-                    id=node.id, name=node.name, slots=request.slots, up=rates[0], down=rates[1]
+                    id=node.id,
+                    name=node.name,
+                    slots=request.slots,
+                    up=rates[0],
+                    down=rates[1],
+                    devices=request.devices,
                 )
         raise NotFoundError(f"no node {name!r} is known", "mesh-cli nodes lists them")
 

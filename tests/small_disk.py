@@ -32,6 +32,12 @@ def resize(folder: Path, kib: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def make_read_only(folder: Path) -> None:
+    """Nobody may write to the disk any more."""
+    done = _mount("-o", "remount,ro", str(folder))
+    assert done.returncode == 0, done.stderr
+
+
 def fill(folder: Path, leave_bytes: int = 0) -> Path:
     """Takes everything that is free but so many bytes; the file that does."""
     filler = folder / "filler"

@@ -16,6 +16,7 @@ from mesh.errors import ConflictError, NoCoordinatorError, TransferError, Unreac
 from mesh.ids import NodeId, RaftId
 from node.consensus.news import News
 from node.consensus.replica import Replica
+from node.requests import error_of
 from node.signals import Signal
 from node.work.attempts import Conversion, ReportBytes, ReportFrames, Turn
 from node.work.leases import WORK, WorkerHeartbeatAck
@@ -82,6 +83,12 @@ class Mesh:
         self.applied_index = 0
         self.down = False
         self.silent = False
+        self.asked: list[c.Command] = []
+        """Everything that was proposed, in the order in which it would enter the log."""
+        self.held: type[Any] | None = None
+        """Commands of this kind do not get any further, and what is behind them neither."""
+        self.goes_on = asyncio.Event()
+        self._log = asyncio.Lock()
         self.proposed: list[tuple[c.Command, c.Outcome]] = []
         self.beats: list[str] = []
         self.back: tuple[str, ...] = ()
@@ -90,12 +97,22 @@ class Mesh:
         self.board = ProgressBoard(NodeId(own), lambda _: None, lambda: 0)
 
     async def propose(self, command: c.Command, *, cause: str, timeout_s: float = 15) -> c.Outcome:
+        self.asked.append(command)
         await asyncio.sleep(0)
         if self.down:
             raise NoCoordinatorError("nobody decides", "wait")
-        outcome = self.do(command)
+        async with self._log:
+            if self.held is type(command):
+                await self.goes_on.wait()
+            outcome = self.do(command)
         self.proposed.append((command, outcome))
         return outcome
+
+    async def commit(self, command: c.Command, *, cause: str, timeout_s: float = 15) -> int:
+        outcome = await self.propose(command, cause=cause, timeout_s=timeout_s)
+        if not outcome.ok:
+            raise error_of(outcome.code, outcome.what, outcome.todo)
+        return outcome.index
 
     async def call(
         self, node: NodeId, method: str, body: bytes, *, timeout_s: float, cause: str = ""
@@ -215,6 +232,7 @@ class Shelf:
         self.outputs: dict[str, str] = {}
         self.taken: list[str] = []
         self.plan_fault: Exception | None = None
+        self.planned = Signal()
         self.take_fault: Exception | None = None
         self.publish_fault: Exception | None = None
         self.discard_fault: Exception | None = None
@@ -225,6 +243,7 @@ class Shelf:
 
     async def plan(self, job: Job) -> Plan:
         self.plans.append(job.id)
+        self.planned.set()
         try:
             await self.goes_on.wait()
         except asyncio.CancelledError:

@@ -223,11 +223,14 @@ CREATE TABLE sweep (
 ) STRICT;
 CREATE INDEX sweep_open ON sweep (created_at_ms) WHERE cursor > 0;
 
--- What is said of tenants: their share beside others and slots that they may have at once (-1: any).
+-- What is said of tenants: their share beside others, slots that they may have at once, and how many
+-- films, of how many bytes, may wait (-1: any).
 CREATE TABLE tenant (
     name TEXT PRIMARY KEY,
     share INTEGER NOT NULL,
     slots INTEGER NOT NULL,
+    queued_jobs INTEGER NOT NULL,
+    queued_bytes INTEGER NOT NULL,
     updated_at_ms INTEGER NOT NULL
 ) STRICT;
 
@@ -291,7 +294,9 @@ FROM job WHERE job.planned = 1;
 CREATE VIEW profiles AS SELECT name, definition, updated_at_ms AS updated_ms FROM profile;
 
 CREATE VIEW tenants AS
-SELECT name, share, nullif(slots, -1) AS slots, updated_at_ms AS updated_ms FROM tenant;
+SELECT name, share, nullif(slots, -1) AS slots, updated_at_ms AS updated_ms,
+       nullif(queued_jobs, -1) AS queued_jobs, nullif(queued_bytes, -1) AS queued_bytes
+FROM tenant;
 
 CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;
 

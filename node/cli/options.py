@@ -118,6 +118,26 @@ class Rate(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Size(click.ParamType[int]):
+    """Bytes, written as 500GB, 1.5TB, 800MiB or a number; any is -1."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The number of bytes."""
+        text = str(value).strip().lower()
+        if text in ("any", "-1"):
+            return -1
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmgt]?)(i?)b?", text)
+        if match is None:
+            self.fail(f"{value!r} is no size; write it as 500GB, 1.5TB, or any", param, ctx)
+        number, unit, binary = match.groups()
+        step = 1_024 if binary else 1_000
+        return int(float(number) * step ** (" kmgt".index(unit) if unit else 0))
+
+
 class DeviceSlots(click.ParamType[tuple[str, int]]):
     """A device of a node and a number of films, written as gpu0=2."""
 

@@ -7,8 +7,8 @@ import click
 from node.cli.client import api_of
 from node.cli.faults import Commands, Json, print_json
 from node.cli.faults import safe as safe_text
-from node.cli.options import common_options
-from node.cli.show import print_table
+from node.cli.options import Size, common_options
+from node.cli.show import print_table, size
 
 _NOBODY = "(none)"
 """How jobs without a tenant are shown; in commands they are the tenant ''."""
@@ -28,13 +28,26 @@ def list_tenants(ctx: click.Context, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)
         return 0
-    rows = [(one["name"] or _NOBODY, one["share"], _slots(one)) for one in answer["tenants"]]
-    print_table(("TENANT", "SHARE", "SLOTS"), rows)
+    rows = [
+        (
+            one["name"] or _NOBODY,
+            one["share"],
+            _limit(one["slots"]),
+            f"{one['waiting_jobs']}/{_limit(one['queued_jobs'])}",
+            f"{size(one['waiting_bytes'])}/{_bytes(one)}",
+        )
+        for one in answer["tenants"]
+    ]
+    print_table(("TENANT", "SHARE", "SLOTS", "WAITING", "BYTES"), rows)
     return 0
 
 
-def _slots(tenant: Json) -> str:
-    return "any" if tenant["slots"] is None else str(tenant["slots"])
+def _limit(number: int | None) -> str:
+    return "any" if number is None else str(number)
+
+
+def _bytes(tenant: Json) -> str:
+    return "any" if tenant["queued_bytes"] is None else size(tenant["queued_bytes"])
 
 
 @tenants.command("set")
@@ -47,6 +60,18 @@ def _slots(tenant: Json) -> str:
     type=click.IntRange(-1),
     metavar="N",
     help="Tasks of its jobs that run at once at most, on all nodes together; -1: any number.",
+)
+@click.option(
+    "--queued-jobs",
+    type=click.IntRange(-1),
+    metavar="N",
+    help="Films of its jobs that wait at most; submissions beyond are refused. -1: any number.",
+)
+@click.option(
+    "--queued-bytes",
+    type=Size(),
+    metavar="B",
+    help="Bytes of films that wait at most: 500GB; any.",
 )
 @common_options
 @click.pass_context
@@ -65,6 +90,8 @@ def remove_tenant(ctx: click.Context, *, name: str, as_json: bool) -> int:
 
 
 def _ended(tenant: Json, *, as_json: bool) -> int:
-    line = f"{tenant['name'] or _NOBODY}: share {tenant['share']}, slots {_slots(tenant)}"
+    queued = f"{_limit(tenant['queued_jobs'])} films and {_bytes(tenant)} bytes may wait"
+    slots = f"share {tenant['share']}, slots {_limit(tenant['slots'])}"
+    line = f"{tenant['name'] or _NOBODY}: {slots}; {queued}"
     print_json(tenant) if as_json else print(safe_text(line))
     return 0

@@ -16,8 +16,10 @@ from node.signals import PacedSignal, Signal
 
 LOOKS_S: Final = 0.05
 """Those who follow all of the ledger look at most so often."""
+FIRST_LOOK_S: Final = 0.02
+"""And so long after the first change of many: those on a job's way go first, its next changes are seen with it, and no person notices."""
 LOOKS_AT_ONCE: Final = 8
-"""But at once after quiet: what a person did is seen by those who wait for it."""
+"""Looks of those on a job's way that are free after quiet."""
 REST_TIMES: Final = 2
 """Who was overtaken by news while it looked rests so many times as long as it looked: what comes in gusts is seen together, and all that look take a third of a processor each at most."""
 BUSY_REST_TIMES: Final = 9
@@ -33,7 +35,7 @@ class News:
 
     def __init__(self, own: NodeId) -> None:
         self._own = own
-        self.all: Signal = PacedSignal(LOOKS_S, LOOKS_AT_ONCE)
+        self.all: Signal = PacedSignal(LOOKS_S, FIRST_LOOK_S)
         self.leases = Signal()
         """Leases of this node, and what it may do."""
         self.films = Signal()

@@ -59,6 +59,8 @@ class Feed:
             await asyncio.sleep(ROUND_S)
             names: Names = {}
             news = self._board.take_news()
+            if not self._ring.has_listeners:
+                news = []  # the next listener sees the next report, at most half a second later
             changed = self._driver.applied_index > self._told_index
             if changed and not self._ring.has_listeners:
                 self._told_index, self._unread = self._driver.applied_index, True

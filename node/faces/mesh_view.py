@@ -1,7 +1,8 @@
 """The mesh as one node sees it, for its faces: who belongs, who leads, who lives, who asks to join."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ import structlog
 
 from ledger.jobs import Attempt, Member, Node
 from ledger.queries import Reader
+from ledger.submissions import SubmitFilms, SubmitJobs
 from mesh import clock
 from mesh.errors import DivergenceError, TwinIdentityError
 from mesh.ids import NodeId, RaftId, node_of
@@ -58,6 +60,8 @@ class Parts:
     board: ProgressBoard
     worker: Worker
     prepare: Callable[[SubmitRequest], Awaitable[Submission]]
+    submit: Callable[[SubmitJobs | SubmitFilms], Awaitable[int]]
+    """Commits new jobs of films of this machine."""
     traffic: Traffic
     refusals: Callable[[], Iterable[tuple[str, str, int]]]
     """(socket, reason, count)"""
@@ -71,6 +75,8 @@ class Parts:
     watched: Callable[[], Mapping[str, Watched]]
     """How the watched folders of this machine stand, by id."""
     restoring: Restoring
+    submitting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One submission after the other, where a quota counts what waits."""
 
 
 class MeshView:

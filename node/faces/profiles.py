@@ -75,9 +75,14 @@ class Profiles:
         await parts.proposer.commit(command, cause="profiles")
 
 
+def is_defined(request: SubmitRequest) -> bool:
+    """Whether the profile is known without the ledger: its text is there, or it is built in."""
+    return bool(request.definition) or request.profile in BUILT_IN
+
+
 def with_definition(reader: Reader, request: SubmitRequest) -> SubmitRequest:
     """The request with the profile's text, where its name is one that the ledger keeps."""
-    if request.definition or request.profile in BUILT_IN:
+    if is_defined(request):
         return request
     kept = reader.profile(request.profile)
     if kept is None:

@@ -28,7 +28,7 @@ from mesh.trust import INVITATION_ENTROPY_BYTES
 from node.backup.views import backup_checks, backup_metrics
 from node.faces.feed import names_of
 from node.faces.mesh_view import MeshView, Parts, told_pending
-from node.faces.profiles import Profiles, with_definition
+from node.faces.profiles import Profiles, is_defined, with_definition
 from node.faces.submitting import submit
 from node.faces.validation import validated
 from node.faces.views import job_detail, job_summary, live_of
@@ -214,6 +214,7 @@ class Service:
             owner_heard=heard(job.owner),
             first=0 if job.planned else reader.planned_before(job),
             leased=bool(reader.attempts(job.id, "leased")),
+            owner_waits=parts.standing_of(NodeId(job.owner)).planning,
         )
 
     def _told_of(self, parts: Parts, node: NodeView, now_ms: int) -> NodeView:
@@ -297,8 +298,10 @@ class Service:
     async def submit(self, request: SubmitRequest) -> SubmitResult:
         """Makes jobs of films and folders on this machine."""
         parts = self._member()
-        known = await parts.replica.read(lambda reader: with_definition(reader, request))
-        return await submit(parts, known, parts.digest_of)
+        if not is_defined(request):
+            asked = request
+            request = await parts.replica.read(lambda reader: with_definition(reader, asked))
+        return await submit(parts, request, parts.digest_of)
 
     async def restore(self, job: str) -> Restored:
         """Brings the original that a job's result replaced back to its name, wherever it lies."""

@@ -2,14 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from ledger.jobs import Job
+from ledger.jobs import Job, Tenant
 from ledger.placing import place_of
 from ledger.queries import Reader
 from ledger.submissions import JobSpec
 from mesh.errors import DarkStreamError, DuplicateError, NotFoundError
 from node.faces.mesh_view import Parts
+from node.faces.quotas import quota_of, within_quota
 from node.gateway.models import PathFault, SubmitRequest, SubmitResult, Submitted
 from node.media.profiles import profile_from_json
 from node.work.submission import Submission, commands_of
@@ -20,14 +21,17 @@ Digest = Callable[[str], Awaitable[str]]
 
 async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> SubmitResult:
     """Makes the jobs; with `dry_run` only says which, and to how many bytes."""
-    made = await _without_queued(parts, await parts.prepare(request))
-    made, results = await _without_results(parts, made, digest)
+    made = await parts.prepare(request)
+    # One look for all: each waits for a thread, and the person for each.
+    known = await parts.replica.read(lambda reader: _looked_up(reader, request, made.jobs))
+    made = _without_queued(made, known.writers)
+    made, results = await _without_results(parts, made, known.results, digest)
     if request.once:
         made = await _without_converted(parts, made, digest)
-    schema, place = await parts.replica.read(lambda r: (r.schema(), _place(r, request)))
-    if not request.dry_run:
-        for command in commands_of(made.jobs, schema, place):
-            await parts.proposer.commit(command, cause=made.jobs[0].id)
+    async with within_quota(parts, known.quota, made.jobs):
+        if not request.dry_run:
+            for command in commands_of(made.jobs, known.schema, known.place):
+                await parts.submit(command)
     share = await parts.replica.read(lambda reader: reader.result_share(request.profile))
     return SubmitResult(
         jobs=[
@@ -46,6 +50,36 @@ async def submit(parts: Parts, request: SubmitRequest, digest: Digest) -> Submit
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What the ledger knows of a submission's films, by the ids of their jobs."""
+
+    writers: dict[str, Job]
+    """Who is about to write their outputs."""
+    results: dict[str, tuple[str | None, bool]]
+    """The profile whose result each is by its name and size, and whether its content may be one's."""
+    schema: int
+    place: tuple[str, ...]
+    quota: Tenant | None
+
+
+def _looked_up(reader: Reader, request: SubmitRequest, jobs: Sequence[JobSpec]) -> _Known:
+    found = ((job, reader.job_of_output(job.owner, job.output)) for job in jobs)
+    return _Known(
+        writers={job.id: other for job, other in found if other is not None and not other.is_final},
+        results={
+            job.id: (
+                reader.result_at(job.owner, job.source, job.source_bytes),
+                reader.has_results_of(job.source_bytes),
+            )
+            for job in jobs
+        },
+        schema=reader.schema(),
+        place=_place(reader, request),
+        quota=quota_of(reader, request.tenant),
+    )
+
+
 def _place(reader: Reader, request: SubmitRequest) -> tuple[str, ...]:
     """Where the jobs may be worked on.  Raises `NotFoundError` for a node that nobody knows."""
     nodes: list[str] = []
@@ -58,7 +92,7 @@ def _place(reader: Reader, request: SubmitRequest) -> tuple[str, ...]:
 
 
 async def _without_results(
-    parts: Parts, made: Submission, digest: Digest
+    parts: Parts, made: Submission, known: dict[str, tuple[str | None, bool]], digest: Digest
 ) -> tuple[Submission, int]:
     """Our own results are no films to convert: not with the same profile, and none is ever replaced.
 
@@ -67,7 +101,7 @@ async def _without_results(
     replaces = bool(made.jobs) and profile_from_json(made.jobs[0].profile_json).publish.replace
     faults: list[PathFault] = []
     gone: set[str] = set()
-    for job, profiles in (await _made_by(parts, made.jobs, digest)).items():
+    for job, profiles in (await _made_by(parts, made.jobs, known, digest)).items():
         if not profiles or not (replaces or job.profile in profiles):
             continue
         gone.add(job.id)
@@ -87,26 +121,19 @@ async def _without_results(
 
 
 async def _made_by(
-    parts: Parts, jobs: Sequence[JobSpec], digest: Digest
+    parts: Parts,
+    jobs: Sequence[JobSpec],
+    known: dict[str, tuple[str | None, bool]],
+    digest: Digest,
 ) -> dict[JobSpec, tuple[str, ...]]:
     """The profiles that made each of these films; it is read only where a result has its size.
 
     What lies under a result's name and has its size is taken for it: a library that was replaced is
     not read again whenever it is submitted.
     """
-
-    def by_name(reader: Reader) -> list[tuple[str | None, bool]]:
-        return [
-            (
-                reader.result_at(job.owner, job.source, job.source_bytes),
-                reader.has_results_of(job.source_bytes),
-            )
-            for job in jobs
-        ]
-
-    known = await parts.replica.read(by_name)
     found: dict[JobSpec, tuple[str, ...]] = {}
-    for job, (profile, worth_reading) in zip(jobs, known, strict=True):
+    for job in jobs:
+        profile, worth_reading = known[job.id]
         found[job] = () if profile is None else (profile,)
         if profile is None and worth_reading:
             # What cannot be read is told when it is planned.
@@ -119,25 +146,19 @@ async def _profiles_of(parts: Parts, job: JobSpec, content: str) -> tuple[str, .
     return await parts.replica.read(lambda r: r.result_profiles(job.source_bytes, content))
 
 
-async def _without_queued(parts: Parts, made: Submission) -> Submission:
+def _without_queued(made: Submission, writers: dict[str, Job]) -> Submission:
     """Films whose output another job is about to write are told, and hold up nobody else."""
-
-    def writers(reader: Reader) -> dict[str, Job]:
-        found = ((job, reader.job_of_output(job.owner, job.output)) for job in made.jobs)
-        return {job.id: other for job, other in found if other is not None and not other.is_final}
-
-    others = await parts.replica.read(writers)
     faults = [
         PathFault(
             path=job.source,
             code="conflict",
-            what=f"job {others[job.id].id} already writes {job.output}",
+            what=f"job {writers[job.id].id} already writes {job.output}",
             todo="wait for it, or choose another --output",
         )
         for job in made.jobs
-        if job.id in others
+        if job.id in writers
     ]
-    return _left(made, set(others), faults)
+    return _left(made, set(writers), faults)
 
 
 async def _without_converted(parts: Parts, made: Submission, digest: Digest) -> Submission:

@@ -23,6 +23,8 @@ class Seen:
     owner_heard: bool
     first: int
     leased: bool
+    owner_waits: str = ""
+    """What keeps its owner from planning, as that says itself."""
 
 
 def reasons(job: Job, seen: Seen) -> list[str]:
@@ -52,6 +54,8 @@ def _unplanned(job: Job, seen: Seen) -> list[str]:
         # It is not planned while these wait: what they wait for is what it waits for.
         first = f"{len(alike)} tasks that ask for the same wait before it, the first because"
         return [f"{first}: {'; '.join(explain(seen.view, alike[0], seen.now_ms))}"]
+    if seen.owner_waits:
+        return [f"its owner {seen.owner} cannot plan a film: {seen.owner_waits}"]
     if seen.first:
         return [f"its owner {seen.owner} plans {seen.first} other films first"]
     return [f"its owner {seen.owner} has not planned it yet"]

@@ -6,10 +6,10 @@ docstring says that it is a duration.  Paths are absolute and mean something on 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ledger.jobs import JobState
-from ledger.placing import LABEL, LABELS_MAX
+from ledger.placing import LABEL, LABELS_MAX, checked_label
 from node.gateway.base_models import Answer, Question
 from node.gateway.device_models import SlotsInfo
 
@@ -32,7 +32,9 @@ Phase = Literal["hashing", "fetching", "encoding", "verifying", "returning", "pu
 EventKind = Literal["job", "progress", "node", "mesh", "gap"]
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX)]
-Label = Annotated[str, Field(pattern=LABEL)]
+Label = Annotated[
+    str, AfterValidator(checked_label), WithJsonSchema({"type": "string", "pattern": LABEL})
+]
 PathText = Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX, pattern=r"^[^\x00]+$")]
 
 

@@ -243,12 +243,19 @@ class Stats(Answer):
 
 
 class TenantInfo(Answer):
-    """What is said of a tenant; of others: a share of 1 and any number of slots."""
+    """What is said of a tenant; of others: a share of 1 and no quota."""
 
     name: str
     share: int
     slots: int | None
     """Tasks that it has running at once at most; null: any number."""
+    queued_jobs: int | None
+    """Films that may wait; null: any number."""
+    queued_bytes: int | None
+    """Bytes of films that may wait; null: any number."""
+    waiting_jobs: int
+    """Films that wait now."""
+    waiting_bytes: int
 
 
 class Tenants(Answer):
@@ -264,6 +271,9 @@ class TenantRequest(Question):
     share: int | None = Field(default=None, ge=1, le=SHARE_MAX)
     slots: int | None = Field(default=None, ge=-1, le=1 << 31)
     """-1: any number."""
+    queued_jobs: int | None = Field(default=None, ge=-1, le=1 << 31)
+    """Beyond it submissions are refused (`quota`), whole; -1: any number."""
+    queued_bytes: int | None = Field(default=None, ge=-1, le=1 << 53)
 
 
 class RemoveTenantRequest(Question):

@@ -37,6 +37,7 @@ from node.media.judge import (
     judge_packets,
     judge_result,
     judge_run,
+    judge_sounds,
     judge_times,
 )
 from node.media.likeness import places, tells
@@ -159,6 +160,11 @@ class Media:
         film = Shown(source, probe.video.start_us)
         return await self.looked_at(made, film, output, plan, profile)
 
+    @property
+    def chips_at_work(self) -> bool:
+        """Whether a film is on a chip now."""
+        return self._devices.chips_at_work
+
     def encoders_at(self, card: str) -> frozenset[str]:
         """What works on a card; scalers and encoders of sound count everywhere.  Unknown cards: all of it."""
         places = self.cards.get(card)
@@ -183,7 +189,8 @@ class Media:
     async def _times(
         self, source: AnyPath, output: AnyPath, plan: EncodePlan, how: str
     ) -> RunResult:
-        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how)
+        sounds = (str(s.source) for s in plan.streams if s.kind == "audio")
+        words = ("-P", "-m", "node.media.times_av", text_of(source), text_of(output), how, *sounds)
         limits = replace(probe_limits(plan.source_bytes), stdout_bytes=TIMES_JSON_BYTES_MAX)
         return await self.runner.run((self.python, *words), limits=limits)
 
@@ -439,7 +446,8 @@ def times_verdict(run: RunResult, plan: EncodePlan) -> Verdict:
     except ValueError as error:
         what = f"comparing its frames' times failed: {str(error)[:200]}"
         return _refused(BadResultError.code, what)
-    return judge_times(found, plan)
+    verdict = judge_times(found, plan)
+    return judge_sounds(found) if verdict.ok else verdict
 
 
 def _refused(code: str, what: str) -> Verdict:

@@ -15,6 +15,11 @@ class Devices:
         self._places = dict(places)
         self._running: Counter[tuple[str, str]] = Counter()
 
+    @property
+    def chips_at_work(self) -> bool:
+        """Whether a run of ours is on a device that is not the processor."""
+        return any(runs for (family, _), runs in self._running.items() if family != "CPU")
+
     @contextmanager
     def lent(self, encoder: str, place: str | None = None) -> Generator[str]:
         """A device for one run, this one where it is named; "" where the encoder has only one.

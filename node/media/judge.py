@@ -42,6 +42,9 @@ DURATION_PERMILLE: Final = 1
 """A thousandth, or one frame, whichever is more."""
 SOUND_SLACK_US: Final = 200_000
 """Codecs with long frames pad and prime: AAC up to 64 ms at 8 kHz twice, MP3 and Opus less."""
+SOUND_OFF_US: Final = 25_000
+"""Between what decoders give first of source and result; honest ones have less than a millisecond, and decoders
+of two versions may differ by a short frame."""
 SYNC_SLACK_US: Final = 100_000
 """Beyond 45 to 125 ms people see that sound and lips part (ITU-R BT.1359)."""
 ASPECT_PERMILLE: Final = 10
@@ -92,6 +95,10 @@ class TimesFound(BaseModel):
     """Of `fault`: why nothing could be compared."""
     contradictions: int = 0
     """Times of the source that cannot be: shown before it is decoded, or two frames at once."""
+    sound_off_us: float = 0.0
+    """How much later the sound that is farthest off begins, by decoding."""
+    sound_frame_us: float = 0.0
+    """Of one frame of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +261,16 @@ def judge_times(found: TimesFound, plan: EncodePlan) -> Verdict:
         told = f"the source is damaged: {found.contradictions} of its frames' times contradict each other; {what}"
         return _no(DamagedSourceError, told, _MEND)
     return _no(DurationError, what, "report this film: its times cannot be kept")
+
+
+def judge_sounds(found: TimesFound) -> Verdict:
+    """Whether each sound begins where the source's does."""
+    # MP4 of FFmpeg does not hide an encoder's priming (silence) where sound begins after the picture.
+    early = found.sound_frame_us + SOUND_OFF_US
+    if -early <= found.sound_off_us <= SOUND_OFF_US:
+        return Verdict(ok=True)
+    what = f"sound of the result begins {found.sound_off_us / 1000:+.0f} ms from its place"
+    return _no(DurationError, what, "report this film")
 
 
 def judge_packets(delivered: Probe, plan: EncodePlan, claimed: ResultFacts) -> Verdict:

@@ -164,6 +164,11 @@ class FFmpegRunner:
             _log.warning("memory is not limited on this system", asked_mib=mebibytes)
 
     @property
+    def is_still(self) -> bool:
+        """Whether what encodes stands still."""
+        return self._still
+
+    @property
     def encoding(self) -> tuple[int, ...]:
         """Processes that encode now."""
         return tuple(self._encoding)

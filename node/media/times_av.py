@@ -1,8 +1,8 @@
-"""Compares the time of each frame of a result with its source's: run as a child process around PyAV.
+"""Compares the time of each frame of a result, and where its sounds begin, with its source: run as a child process around PyAV.
 
-`python -m node.media.times_av FILM RESULT HOW` reads both beside each other and holds some hundred
+`python -m node.media.times_av FILM RESULT HOW [SOUND...]` reads both beside each other and holds some hundred
 times of each, however long they are.  HOW is `packets`, or `decoding` for films whose packets are not
-frames.
+frames.  Each SOUND is the index of a stream of the film that is kept, in the order of the result's sounds.
 """
 
 import sys
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -87,8 +88,63 @@ def times_of(frames: list[VideoFrame]) -> Iterator[int]:
         yield frame.pts
 
 
-def compared(source: str, result: str, how: str) -> dict[str, Any]:
+def heard(path: str, wanted: list[int] | None) -> list[tuple[Fraction, Fraction] | None]:
+    """When each sound begins, from the first picture on, as a decoder gives it, and how long one frame of it is.
+
+    `wanted`: indexes of streams; None: all sounds.  Priming does not count: decoders leave out what the
+    container tells of it.
+    """
+    found: dict[int, tuple[Fraction, Fraction]] = {}
+    with open_film(path) as film:
+        sounds = [s.index for s in film.streams.audio] if wanted is None else wanted
+        picture = moving(film).index
+        streams = [film.streams[index] for index in sounds]
+        first: Fraction | None = None
+        for packet in film.demux([film.streams[picture], *streams]) if streams else ():
+            if packet.stream_index in found or (
+                packet.stream_index == picture and first is not None
+            ):
+                continue
+            for frame in whatever(packet):
+                if frame.pts is None or frame.time_base is None:
+                    continue
+                at = frame.pts * frame.time_base
+                if packet.stream_index == picture:
+                    first = at if first is None else min(first, at)
+                elif isinstance(frame, AudioFrame):
+                    long = Fraction(frame.samples, frame.sample_rate or 1)
+                    found.setdefault(packet.stream_index, (at, long))
+            if first is not None and len(found) == len(sounds):
+                break
+    if first is None:
+        return [None] * len(sounds)
+    begun = [found.get(index) for index in sounds]
+    return [None if one is None else (one[0] - first, one[1]) for one in begun]
+
+
+def whatever(packet: "Packet[Any]") -> "list[Any]":
+    """What a packet of any kind gives."""
+    try:
+        return packet.decode()
+    except FFmpegError:
+        return []
+
+
+def sounds_off(source: str, result: str, wanted: list[int]) -> tuple[float, float]:
+    """Of the sound that begins farthest from its place: how much later, and how long a frame of it is, in microseconds."""
+    worst = (0.0, 0.0)
+    pairs = zip(heard(result, None), heard(source, wanted), strict=False)
+    for made, due in pairs:
+        if made is None or due is None:
+            continue
+        off, frame = float((made[0] - due[0]) * 1_000_000), float(made[1] * 1_000_000)
+        worst = max(worst, (off, frame), key=lambda one: abs(one[0]))
+    return worst
+
+
+def compared(source: str, result: str, how: str, sounds: list[int]) -> dict[str, Any]:
     """The facts of `node.media.judge.TimesFound`."""
+    late, frame = sounds_off(source, result, sounds)
     found = Contradictions()
     with open_film(source) as film, open_film(result) as made:
         bases = Fraction(moving(made).time_base or 0), Fraction(moving(film).time_base or 0)
@@ -101,7 +157,7 @@ def compared(source: str, result: str, how: str) -> dict[str, Any]:
                 bases[1],
             )
         except TimelessError:
-            return {"timeless": True}
+            return {"timeless": True, "sound_off_us": late, "sound_frame_us": frame}
     return {
         "frames": apart.frames,
         "wanted": apart.wanted,
@@ -109,14 +165,16 @@ def compared(source: str, result: str, how: str) -> dict[str, Any]:
         "at": apart.at,
         "tick_us": float(max(bases) * 1_000_000),
         "contradictions": found.count,
+        "sound_off_us": late,
+        "sound_frame_us": frame,
     }
 
 
 def run(words: list[str]) -> dict[str, Any]:
     """Does what the words say; what it prints."""
     match words:
-        case [source, result, ("packets" | "decoding") as how]:
-            return compared(source, result, how)
+        case [source, result, ("packets" | "decoding") as how, *sounds]:
+            return compared(source, result, how, [int(index) for index in sounds])
         case _:
             raise SystemExit(2)
 

@@ -1,11 +1,12 @@
 """Sections of the configuration about work: when and how a node works, and how long history is kept."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ledger.device_slots import DEVICES_MAX
-from ledger.placing import LABEL, LABELS_MAX
+from ledger.placing import LABELS_MAX, checked_label
 from node.work.hours import RANGES_MAX, parse_hours
 
 SLOTS_MAX = 256
@@ -18,6 +19,12 @@ class Section(BaseModel):
     """Base of all sections: strict, nothing unknown, frozen."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def _device(name: str) -> str:
+    if re.fullmatch(DEVICE_NAME, name) is None:
+        raise ValueError(f"{name[:40]!r} is no device: `mesh-cli nodes` shows their names, as gpu0")
+    return name
 
 
 class HistoryConfig(Section):
@@ -57,16 +64,16 @@ class WorkConfig(Section):
     busy_percent: int = Field(default=0, ge=0, le=100)
     """While others use more of all processors, FFmpeg stands still and nothing new is taken; 0: never (Linux)."""
     gpu_percent: int = Field(default=0, ge=0, le=100)
-    """The same for the busiest graphics chip; 0: never (NVIDIA)."""
+    """The same for the busiest graphics chip; 0: never (NVIDIA, AMD on Linux)."""
     memory_mib: int = Field(default=0, ge=0, le=1 << 24)
     """Private memory of one FFmpeg at most; 0: as films need, at most 16 GiB (Linux)."""
     device_slots: dict[
-        Annotated[str, Field(pattern=DEVICE_NAME)], Annotated[int, Field(ge=0, le=SLOTS_MAX)]
+        Annotated[str, AfterValidator(_device)], Annotated[int, Field(ge=0, le=SLOTS_MAX)]
     ] = Field(default_factory=dict[str, int], max_length=DEVICES_MAX)
     """`{ gpu0 = 2, cpu = 0 }`: films at once on each device, by the names that `mesh-cli nodes` shows."""
     keep_awake: bool = True
     """Sleep is held off while the node works or others work on its films, where its system knows a way."""
     labels: Annotated[
-        tuple[Annotated[str, Field(pattern=LABEL)], ...], BeforeValidator(_as_tuple)
+        tuple[Annotated[str, AfterValidator(checked_label)], ...], BeforeValidator(_as_tuple)
     ] = Field(default=(), max_length=LABELS_MAX)
     """`["gpu", "attic"]`: what `--needs` of a job can ask for."""

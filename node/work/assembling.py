@@ -18,6 +18,7 @@ from node.settings.config import Config
 from node.work.allowed_files import Allowed
 from node.work.awake_wakepy import SystemWakeLock
 from node.work.films import Films
+from node.work.gpu_files import Busiest, ChipFiles
 from node.work.gpu_nvml import GpuUse
 from node.work.keeper import Draining, Keeper
 from node.work.limiting import LIMITS, Limiting, NodeLimits, UseSlots
@@ -133,7 +134,12 @@ def keeping_of(
     keeper = Keeper(
         children=children,
         processors=Usage(),
-        gpu=GpuUse(lambda: children.encoding),
+        gpu=Busiest(
+            (
+                GpuUse(lambda: children.encoding, lambda: machine.chips_at_work),
+                ChipFiles(lambda: machine.chips_at_work),
+            )
+        ),
         awake=SystemWakeLock() if config.work.keep_awake else None,
     )
     configured = ConfiguredWork(

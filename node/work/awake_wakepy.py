@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from wakepy import Mode
 
-REASON_CHARS_MAX: Final = 120
+REASON_CHARS_MAX: Final = 80
 """Of one means: a system's own words can be long."""
+MEANS_TOLD_MAX: Final = 2
+"""A system has up to six, and one that has none says much the same of each."""
 _NO_BUS: Final = "DBUS_SESSION_BUS_ADDRESS"
 
 
@@ -52,5 +54,6 @@ def _said(tried: Sequence[tuple[str, str]]) -> str:
     """Why nothing that was tried holds sleep off, in a line for a person."""
     if any(_NO_BUS in why for _, why in tried):
         return f"it runs outside a desktop's session ({_NO_BUS} is not set), as services and containers do"
-    told = "; ".join(f"{name}: {' '.join(why.split())[:REASON_CHARS_MAX]}" for name, why in tried)
-    return told or "no means of this system is known"
+    told = [f"{name}: {' '.join(why.split())[:REASON_CHARS_MAX]}" for name, why in tried]
+    more = [f"{len(told) - MEANS_TOLD_MAX} more alike"] if len(told) > MEANS_TOLD_MAX else []
+    return "; ".join(told[:MEANS_TOLD_MAX] + more) or "no means of this system is known"

@@ -21,8 +21,9 @@ from ledger.commands import (
     PlanPieces,
 )
 from ledger.estimates import with_estimates
-from ledger.planned import planned_tasks
-from ledger.scheduler import decide
+from ledger.jobs import Job
+from ledger.planned import first_job, planned_tasks
+from ledger.scheduler import Granting, decide
 from ledger.scheduler_view import (
     JobFacts,
     NodeView,
@@ -31,6 +32,7 @@ from ledger.scheduler_view import (
     Turns,
     task_view,
 )
+from ledger.submissions import SubmitFilms
 from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
@@ -56,6 +58,8 @@ SPEEDS_MS: Final = 15_000
 """Speeds of nodes are measured anew so often: they are means over many films."""
 FIRST_SPEEDS_MS: Final = 1_000
 """And so often while something is ready whose profile nobody has done yet."""
+COMING_MAX: Final = 64
+"""Submissions whose first film's plan may follow before they are applied: that takes milliseconds."""
 ORPHANS_MS: Final = 500
 """They are looked for so often: a mesh with thousands of them ends some thirty a second."""
 ORPHANS_A_ROUND: Final = 16
@@ -103,6 +107,10 @@ class Coordinator:
         self._back: dict[str, tuple[str, ...]] = {}
         self._at_rest: tuple[int, SchedulerView] | None = None
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
+        self._granting: set[str] = set()
+        """Tasks whose leases are on their way into the log."""
+        self._coming: dict[str, Job] = {}
+        """The first job of each submission that is on its way into the log, or was a moment ago."""
         self._group: asyncio.TaskGroup | None = None
         requests.register(HEARTBEAT, self._heartbeat)
         proposer.on_its_way = self._foresee
@@ -122,6 +130,7 @@ class Coordinator:
         self._eligible_ms.clear()
         self._turns = Turns()
         self._back.clear()
+        self._coming.clear()
         self._paces = Paces()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         self._at_rest = None
@@ -189,22 +198,38 @@ class Coordinator:
         for node, attempt in decision.back:
             back[node] = (*back.get(node, ()), attempt)
         self._back = back
-        for command in decision.commands:
-            await self._proposer.commit(command, cause="coordinator")
-        if not view.tasks:
+        await self._grant(decision.commands)
+        if not view.tasks and not self._granting:
             self._at_rest = seen, read
         return bool(view.running or view.tasks)
+
+    async def _grant(self, commands: Sequence[Granting]) -> None:
+        for command in commands:
+            tasks = {lease.task for lease in command.leases}
+            self._granting |= tasks
+            try:
+                await self._proposer.commit(command, cause="coordinator")
+            finally:
+                self._granting -= tasks
+            for node in sorted({lease.node for lease in command.leases}):
+                self._driver.tell_commit(NodeId(node))  # it has something to begin
 
     # --- leases that follow a plan ---------------------------------------------------------------
 
     def _foresee(self, command: Command) -> None:
         """Where nothing else waits, the leases of a plan enter the log right behind it."""
+        if isinstance(command, SubmitFilms) and (job := first_job(command)) is not None:
+            self._coming[job.id] = job
+            while len(self._coming) > COMING_MAX:
+                del self._coming[next(iter(self._coming))]
         if isinstance(command, PlanJob | PlanPieces) and self._group and self._at_rest:
             self._group.create_task(self._lease_planned(command), name="lease planned")
 
     async def _lease_planned(self, plan: PlanJob | PlanPieces) -> None:
         try:
             job = await self._replica.read(lambda reader: reader.job(plan.job))
+            coming = self._coming.pop(plan.job, None)
+            job = job or coming  # what is not there yet nobody can have changed
             rest, self._at_rest = self._at_rest, None
             # Whatever changed meanwhile is for the next round, which reads all of it.
             if job is None or rest is None or self._driver.news.work.count != rest[0]:
@@ -217,9 +242,8 @@ class Coordinator:
             now_ms = clock.monotonic_ms()
             decision = decide(self._known(replace(rest[1], tasks=tuple(tasks)), now_ms), now_ms)
             self._turns = decision.turns
-            for command in decision.commands:
-                # Should the plan be refused, its tasks are not there, and nothing is granted.
-                await self._proposer.propose(command, cause="coordinator")
+            # Should the plan be refused, its tasks are not there, and nothing is granted.
+            await self._grant(decision.commands)
         except StorageError:
             raise
         except DarkStreamError as error:
@@ -282,7 +306,11 @@ class Coordinator:
         }
 
     async def _read(self, now_ms: int) -> SchedulerView:
+        granting = frozenset(self._granting)
         view = await self._replica.read(lambda reader: reader.schedulable())
+        if granting:  # or a plan's leases would be granted twice where they follow it
+            tasks = tuple(task for task in view.tasks if task.task not in granting)
+            view = replace(view, tasks=tasks)
         old_ms = now_ms - self._speeds[0]
         profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
         tasks = (*view.tasks, *(run.task for run in view.running if run.is_alone))

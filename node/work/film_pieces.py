@@ -143,6 +143,8 @@ class FilmPieces:
         self._requests: Requests | None = None
         self._cutting = asyncio.Semaphore(CUTS_AT_ONCE)
         self._indexing: dict[str, asyncio.Lock] = {}
+        self._planning: set[str] = set()
+        """Films that are being planned: the ledger may not know the job yet."""
         self._slices: dict[str, Manifest] = {}
 
     def serve(self, requests: Requests) -> None:
@@ -156,7 +158,11 @@ class FilmPieces:
         self, job: Job, path: AnyPath, probe: Probe, plan: Plan, whole: EncodePlan
     ) -> Plan:
         """The plan with its pieces, or with the reason why it has none."""
-        made = await self._split(job, path, probe, plan)
+        self._planning.add(job.id)
+        try:
+            made = await self._split(job, path, probe, plan)
+        finally:
+            self._planning.discard(job.id)
         if isinstance(made, str):
             return _told(plan, JobPlan(**dict(whole), why_whole=made))
         group, split = made
@@ -380,6 +386,8 @@ class FilmPieces:
         if not self._folder.exists():
             return
         for folder in self._folder.iterdir():
+            if folder.name in self._planning:
+                continue
             job = reader.job(folder.name)
             if job is None or job.is_final:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -59,6 +59,7 @@ from node.work.attempts import ReportBytes
 from node.work.conversion import judge_delivered, plan_of, whole_plan
 from node.work.film_pieces import FilmPieces, LabelsOf, copy_kept, holds, plain
 from node.work.order import Order
+from node.work.output_files import check_output, least_bytes
 from node.work.owner import Plan
 from node.work.publishing import Publishing
 from node.work.sharing import CACHED, Contacts, Sharers
@@ -409,6 +410,9 @@ class Films:
         """Digest, probe and plan of a source that is what it was when it was submitted."""
         root, path = self._allowed.source(job.source)
         self._allowed.split(job.output)
+        share = await self._run(lambda _: self._reader.result_share(job.profile))
+        output, least = Path(job.output), least_bytes(job.source_bytes, share)
+        await self._run(lambda _: check_output(output, least))
         manifest = await self._run(
             lambda should_stop: make_manifest(
                 path, should_stop=should_stop, tables=self._tables, below=root

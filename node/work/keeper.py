@@ -15,6 +15,8 @@ from node.work.rules import Steps, WorkRules, closed_because, is_suspended
 LOOK_S: Final = 2.0
 """Hours turn by the minute and use by the second; a person's word wakes it at once."""
 
+ANSWER_S: Final = 1.0
+"""Counters answer in milliseconds; the driver of a broken chip may never do."""
 AWAKE_TODO: Final = "switch its sleep off, or say `keep_awake = false` under [work]"
 
 _log = structlog.get_logger("worker")
@@ -82,13 +84,12 @@ class Keeper:
     ) -> None:
         """`awake` keeps the machine awake while it works; None: it may sleep."""
         self._children = children
-        self._processors = processors
-        self._gpu = gpu
         self._awake = awake
         self._held = False
         self._rules = WorkRules()
         self._steps = Steps()
         self._gpu_steps = Steps()
+        self._asked_processors, self._asked_gpu = _Asked(processors), _Asked(gpu)
         self._closed = ""
         self._still = False
         self._finish_ms: int | None = None
@@ -126,8 +127,8 @@ class Keeper:
         try:
             while True:
                 seen = self._changed.count
-                await _sample(self._processors, self._steps, self._rules.busy_percent)
-                await _sample(self._gpu, self._gpu_steps, self._rules.gpu_percent)
+                await self._asked_processors.note(self._steps, self._rules.busy_percent)
+                await self._asked_gpu.note(self._gpu_steps, self._rules.gpu_percent)
                 self._look()
                 if self._awake is not None:
                     works = bool(worker.running) and not self._still
@@ -167,9 +168,22 @@ class Keeper:
             self._children.suspend(still=still)
 
 
-async def _sample(used: Used, steps: Steps, limit: int) -> None:
-    percent = await asyncio.to_thread(used.percent) if limit else None
-    steps.note(percent, limit, clock.monotonic_ms())
+class _Asked:
+    """Asks in a thread, and for no longer than a driver that hangs may hold up everything else."""
+
+    def __init__(self, used: Used) -> None:
+        self._used = used
+        self._answer: asyncio.Future[float | None] | None = None
+
+    async def note(self, steps: Steps, limit: int) -> None:
+        """Takes a sample where there is a limit; what did not answer yet is not asked again."""
+        percent = None
+        if limit:
+            answer = self._answer or asyncio.ensure_future(asyncio.to_thread(self._used.percent))
+            await asyncio.wait((answer,), timeout=ANSWER_S)
+            self._answer = None if answer.done() else answer
+            percent = answer.result() if answer.done() else None
+        steps.note(percent, limit, clock.monotonic_ms())
 
 
 def minute_of_week(wall_ms: int) -> int:

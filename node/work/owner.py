@@ -26,13 +26,16 @@ from ledger.commands import (
     TaskSpec,
 )
 from ledger.jobs import PLANNED_AT_ONCE, Attempt, AttemptState, Job, JobState
+from ledger.planned import first_job
 from ledger.queries import Reader
 from ledger.scheduler import OLDEST_EVERY, PLANNED_AHEAD_MAX
+from ledger.submissions import SubmitFilms, SubmitJobs
 from mesh import clock
 from mesh.errors import (
     ConflictError,
     DarkStreamError,
     NoCoordinatorError,
+    OutputDiskFullError,
     PathError,
     StorageError,
     TransferError,
@@ -55,6 +58,7 @@ TOLD_S: Final = 0.2
 """Planning that is over sooner nobody sees: it is not told."""
 RESTART_S: Final = 60.0
 """A job that needs a restart of its node is tried and told so again after a minute."""
+ROOM_S: Final = 10.0  # somebody may have made some
 WORKER_GONE_MS: Final = 60_000
 """A finished result whose holder stays silent this long is encoded again elsewhere."""
 
@@ -132,31 +136,69 @@ class Owner:
         self._intake = intake
         self._busy: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._unwanted: set[str] = set()
+        self._coming: set[str] = set()
+        """Jobs that are planned while their submission is on its way: the ledger does not know them yet."""
+        self._group: asyncio.TaskGroup | None = None
         self._planned = 0
         self._silent_since_ms: dict[str, int] = {}
+        self._no_room: dict[str, str] = {}
         self._plans = asyncio.Semaphore(PLANS_AT_ONCE)
         self._takes = asyncio.Semaphore(TAKES_AT_ONCE)
+
+    @property
+    def waits(self) -> str:
+        """What keeps a film from being planned; empty: nothing."""
+        return next(iter(self._no_room.values()), "")
 
     async def run(self) -> None:
         """Works until cancelled."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             await follow(self._driver.news.films, partial(self._look, group))
+
+    async def submit(self, command: SubmitJobs | SubmitFilms) -> int:
+        """Commits new jobs of this node; the log index.  Raises what `Proposer.commit` does.
+
+        Where nothing else waits for its plan, the first film is planned meanwhile, and its plan enters
+        the log behind the submission.
+        """
+        job = first_job(command) if isinstance(command, SubmitFilms) else None
+        if job is None or self._group is None:
+            return await self._proposer.commit(command, cause="submit")
+        # Made first: on the coordinator's node it enters the log first.
+        submission = asyncio.ensure_future(self._proposer.commit(command, cause=job.id))
+        self._coming.add(job.id)
+        self._begin(self._group, job.id, job, partial(self._plan_early, submission))
+        try:
+            return await submission
+        except BaseException:
+            self._end(job.id)
+            raise
+        finally:
+            self._coming.discard(job.id)
+
+    def _begin(self, group: asyncio.TaskGroup, key: str, job: Job, step: "Step") -> None:
+        self._busy[key] = job, group.create_task(self._guarded(key, job, step), name=f"job {key}")
+
+    def _end(self, key: str) -> None:
+        """Nobody wants any more what is being done; it may have come to its end meanwhile."""
+        if key in self._busy:
+            self._unwanted.add(key)
+            self._busy[key][1].cancel()
 
     async def _look(self, group: asyncio.TaskGroup) -> float:
         steps, gone = await self._replica.read(self._looked)
         for key in gone:
-            if key in self._busy:  # it may have come to its end meanwhile
-                self._unwanted.add(key)
-                self._busy[key][1].cancel()
+            self._end(key)
         for key, job, step in steps:
             if key not in self._busy:
-                work = self._guarded(key, job, step)
-                self._busy[key] = job, group.create_task(work, name=f"job {key}")
+                self._begin(group, key, job, step)
         return RECONCILE_S
 
     def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
         """What is to be done, and which of what is being done nobody wants any more."""
-        busy = tuple(self._busy.items())
+        coming = tuple(self._coming)
+        busy = tuple((key, one) for key, one in tuple(self._busy.items()) if key not in coming)
         states = reader.states_of([job.id for _, (job, _) in busy])
         parts = reader.attempt_states([key for key, (job, _) in busy if key != job.id])
         gone = [
@@ -206,6 +248,10 @@ class Owner:
         except UnreachableError as error:
             _log.info("waits for a node", job=job.id, reason=error.what)
             await self._driver.ledger_changed.wait(self._driver.ledger_changed.count, RECONCILE_S)
+        except OutputDiskFullError as error:
+            _log.warning("waits for room", job=job.id, reason=error.what, todo=error.todo)
+            self._no_room[key] = f"{error.what}; {error.todo}"
+            await asyncio.sleep(ROOM_S)
         except MixedSoftwareError as error:
             _log.warning("waits for a restart of this node", job=job.id, reason=error.what)
             await asyncio.sleep(RESTART_S)
@@ -220,6 +266,7 @@ class Owner:
             await self._give_up(job, DarkStreamError(f"internal fault: {error!r}"))
         finally:
             self._busy.pop(key, None)
+            self._no_room.pop(key, None)
 
     async def _reject(self, job: Job) -> None:
         # Such an id would name a file elsewhere; no node of ours draws one.
@@ -254,27 +301,53 @@ class Owner:
 
     async def _plan(self, job: Job) -> None:
         async with self._plans:
-            plan = await self._read_film(job)
+            # The step may have been chosen by a read that is older than the plan's end.
+            wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
+            if not wanted or (
+                schema < PLANNED_AT_ONCE and not await self._commit(job, StartPlanning(job=job.id))
+            ):
+                return
+            plan = await self._read_film(job, told=schema < PLANNED_AT_ONCE)
             if plan is None:
                 return
             self._planned += 1
         # The next film is read while the mesh hears of this one.
         await self._commit(job, _planned(job, plan))
 
-    async def _read_film(self, job: Job) -> Plan | None:
+    async def _plan_early(self, submission: "asyncio.Task[int]", job: Job) -> None:
+        """Plans a film whose submission is on its way.
+
+        On the coordinator's node the plan follows right behind it: should the submission be refused,
+        the plan is as well.  Elsewhere the coordinator asks its ledger whose job it is, so it waits.
+        """
+        may = await self._replica.read(lambda r: r.may_plan_early(job, PLANNED_AHEAD_MAX))
+        if not may or self._plans.locked():
+            self._driver.news.films.set()  # it waits for its turn, which may have come meanwhile
+            return
+        try:
+            async with self._plans:
+                plan = await self._read_film(job, submission=submission)
+                if plan is None:
+                    return
+                self._planned += 1
+            if self._driver.is_leader or await _is_taken(submission):
+                await self._commit(job, _planned(job, plan))
+        except (DarkStreamError, OSError, *FOREIGN_FAULTS):
+            # Before it is taken there is no job that could fail.
+            if await _is_taken(submission):
+                raise
+
+    async def _read_film(
+        self, job: Job, *, told: bool = False, submission: "asyncio.Task[int] | None" = None
+    ) -> Plan | None:
         """The plan; that it is being made is told where it takes long enough for somebody to ask."""
-        # The step may have been chosen by a read that is older than the plan's end.
-        wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
-        if not wanted:
-            return None
-        begun = StartPlanning(job=job.id)
-        if schema < PLANNED_AT_ONCE and not await self._commit(job, begun):
-            return None
         reading = asyncio.ensure_future(self._planner.plan(job))
         try:
-            if schema >= PLANNED_AT_ONCE:
+            if not told:
                 await asyncio.wait((reading,), timeout=TOLD_S)
-                if not reading.done() and not await self._commit(job, begun):
+            if not told and not reading.done():
+                taken = submission is None or await _is_taken(submission)
+                if not taken or not await self._commit(job, StartPlanning(job=job.id)):
                     return None
             return await reading
         finally:
@@ -402,6 +475,12 @@ class Owner:
                 else None
             )
         )
+
+
+async def _is_taken(submission: "asyncio.Task[int]") -> bool:
+    """Whether the ledger took it, once that is known."""
+    await asyncio.wait((submission,))
+    return not submission.cancelled() and submission.exception() is None
 
 
 def _planned(job: Job, plan: Plan) -> PlanJob | PlanPieces:

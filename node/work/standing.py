@@ -12,6 +12,7 @@ from node.work.traffic import speeds_in
 _CLOSED: Final = "closed"
 _FREE: Final = "disk_free"
 _LABELS: Final = "labels"
+_OWNS: Final = "planning"
 CLOSED_CHARS_MAX: Final = 200
 """A sentence; hellos are small."""
 
@@ -21,28 +22,34 @@ class Standing:
     """`closed` is empty while the node takes work; `free_bytes` is None where it was not told.
 
     `links` are bytes a second that films came with lately, by the node that sent them; `labels` are
-    what its owner says of it.
+    what its owner says of it, `planning` is what keeps it from planning a film that lies on it.
     """
 
     closed: str = ""
     free_bytes: int | None = None
     links: Mapping[NodeId, int] = field(default_factory=dict[NodeId, int])
     labels: tuple[str, ...] = ()
+    planning: str = ""
 
 
-def told_standing(closed: str, free_bytes: int, labels: Sequence[str] = ()) -> dict[str, object]:
+def told_standing(
+    closed: str, free_bytes: int, labels: Sequence[str] = (), planning: str = ""
+) -> dict[str, object]:
     """What a node's hello says of it."""
     told: dict[str, object] = {_FREE: free_bytes}
     if closed:
         told[_CLOSED] = closed[:CLOSED_CHARS_MAX]
     if labels:
         told[_LABELS] = tuple(labels)
+    if planning:
+        told[_OWNS] = planning[:CLOSED_CHARS_MAX]
     return told
 
 
 def standing_of(status: Mapping[str, object]) -> Standing:
     """What a hello says; what cannot be read counts as not told."""
     closed, free, labels = status.get(_CLOSED), status.get(_FREE), status.get(_LABELS)
+    planning = status.get(_OWNS)
     return Standing(
         closed=closed[:CLOSED_CHARS_MAX] if isinstance(closed, str) else "",
         free_bytes=free if isinstance(free, int) and free >= 0 else None,
@@ -50,6 +57,7 @@ def standing_of(status: Mapping[str, object]) -> Standing:
         labels=tuple(one for one in labels if isinstance(one, str) and is_label(one))[:LABELS_MAX]
         if isinstance(labels, tuple)
         else (),
+        planning=planning[:CLOSED_CHARS_MAX] if isinstance(planning, str) else "",
     )
 
 

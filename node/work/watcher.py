@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ledger.jobs import Job, Watch
 from ledger.queries import Reader
 from mesh import clock
-from mesh.errors import DarkStreamError, NoCoordinatorError
+from mesh.errors import DarkStreamError, NoCoordinatorError, QuotaError
 from mesh.ids import NodeId
 from node.consensus.driver import Driver
 from node.consensus.replica import Replica
@@ -215,6 +215,12 @@ class _Turn:
             except NoCoordinatorError:
                 await self._woken.wait(self._woken.count, AGAIN_S)
                 continue
+            except QuotaError as error:
+                # Its files wait here instead.
+                self._state.fault = error.what
+                self._state.counts = self._memory.counts()
+                await self._woken.wait(self._woken.count, AGAIN_S)
+                continue
             except OSError as error:
                 self._state.fault = f"{self._watch.folder} cannot be read: {error.strerror}"
                 await self._woken.wait(self._woken.count, AGAIN_S)
@@ -273,7 +279,7 @@ class _Turn:
             result = await self._watcher.submit(request)
             if result.faults and result.faults[0].code == "conflict":
                 result = await self._again(request, result)
-        except NoCoordinatorError:
+        except (NoCoordinatorError, QuotaError):
             raise
         except OSError:
             self._changed.add(name)  # it vanished, or is no more what it was

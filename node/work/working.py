@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from ledger.placing import LABELS_MAX, is_label
+from ledger.placing import LABEL_WORDS, LABELS_MAX, is_label
 from mesh.codec import Vocabulary
 from mesh.errors import UsageError, WireError
 from mesh.ids import NodeId
@@ -165,7 +165,7 @@ def _labels(
     if len(wanted) > LABELS_MAX or not all(map(is_label, wanted)):
         raise UsageError(
             f"{', '.join(wanted)[:200]} are no labels",
-            f"at most {LABELS_MAX}, of small letters, digits, dots, dashes and underscores",
+            f"at most {LABELS_MAX}; {LABEL_WORDS}",
         )
     return tuple(sorted(set(wanted)))
 

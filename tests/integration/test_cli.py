@@ -212,7 +212,12 @@ def test_approve_binds_the_code_that_was_shown(
         "slots": None,
         "up": 0,
         "down": 0,
+        "devices": {},
     }
+    chip = Typed(capsys, "nodes", "limit", "two", "--device", "gpu0=2", "--device", "cpu=0")
+    assert chip.out.strip().endswith("slots as configured, gpu0 2, cpu 0")
+    for wrong_device in ("gpu0", "=2", "gpu0=many", "gpu0=-2"):
+        assert Typed(capsys, "nodes", "limit", "two", "--device", wrong_device).code == 2
     assert Typed(capsys, "nodes", "limit", "two", "--json").json["error"]["code"] == "usage"
     assert Typed(capsys, "nodes", "limit", "two", "--up", "fast").code == 2
     assert Typed(capsys, "nodes", "revoke", "nobody", "--json").json["error"]["code"] == "not_found"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.media.convert import Media
+from node.media.errors import MediaError
 from node.media.judge import facts_of
 from node.media.likeness import places
 from node.media.probe import Probe
@@ -136,6 +137,31 @@ def test_what_is_wrong_in_one_place_is_seen_there(media: Media, film: Path, tmp_
     assert owner.judges(made, at=1.5) == "unlike"
     # All frames of both would have to be decoded for that: a tenth of what the conversion costs.
     assert owner.judges(made, at=4.0) == "", "and nowhere else"
+
+
+def test_sound_that_begins_late_is_refused(media: Media, film: Path, tmp_path: Path) -> None:
+    frames, owner = frames_of("-i", str(film)), Owner(media, film, quick("web"))
+    late = film_of(frames, tmp_path / "late.mp4", "-itsoffset", "0.06", *LONG_SOUND)
+    assert owner.judges(late) == "duration"
+
+
+def test_a_frame_at_another_time_is_refused(media: Media, film: Path, tmp_path: Path) -> None:
+    made = film_of(frames_of("-i", str(film)), tmp_path / "made.mp4")
+    late = "setts=pts=PTS+if(eq(N\\,70)\\,5/TB/1000\\,0)"
+    moved = make(tmp_path / "moved.mp4", "-i", str(made), "-c", "copy", "-bsf:v", late)
+    assert Owner(media, film, quick("web")).judges(moved) == "duration"
+
+
+def test_a_film_of_which_one_frame_lies_on_anothers_time_is_refused(
+    media: Media, film: Path, tmp_path: Path
+) -> None:
+    """Source and result would agree about it."""
+    spoilt = tmp_path / "spoilt.mkv"
+    onto = "setts=pts=PTS+if(eq(N\\,70)\\,0.04/TB\\,0)"
+    make(spoilt, "-i", str(film), "-c", "copy", "-an", "-bsf:v", onto)
+    with pytest.raises(MediaError, match="lie on the time of another") as refused:
+        now(media.probe(spoilt))
+    assert refused.value.code == "damaged_source"
 
 
 @pytest.mark.parametrize("profile", ["web", "archive"])

@@ -109,7 +109,7 @@ def test_films_of_the_chip_and_of_the_processor_run_beside_each_other(tmp_path: 
         wait_for(
             "all are done",
             lambda: all(anna.cli("job", "show", job)["state"] == "done" for job in jobs.values()),
-            120,
+            240,
         )
         made = {name: attempts(anna, job)[-1] for name, job in jobs.items()}
         for name in ("chip1", "chip2"):

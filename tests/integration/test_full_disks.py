@@ -25,7 +25,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[Node, Node, Path]]:
     """An owner that converts nothing, a worker whose cache has a disk of its own, and that disk."""
     with (
         cluster(tmp_path, ["anna", "bert"]) as nodes,
-        mounted(nodes[1].home / "cache", 200 << 10) as disk,
+        mounted(nodes[1].home / "cache", 500 << 10) as disk,
     ):
         anna, bert = nodes
         form(nodes, "--slots", "0")
@@ -67,16 +67,25 @@ def empty(folder: Path) -> bool:
     return not folder.exists() or not any(folder.iterdir())
 
 
+def why(node: Node, job: str) -> str:
+    return str(job_of(node, job)["why_waiting"])
+
+
 def test_full_at_the_start(pair: tuple[Node, Node, Path]) -> None:
     anna, bert, disk = pair
     resize(disk, 24 << 10)
+    # The node tells of the disk of its cache, which its home is not on.
+    anna.cli("nodes", "pause", "bert")
     out = anna.films / "out"
     job = submitted(anna, out)
-    wait_for("it is told", lambda: failures(anna, job), 60)
-    assert set(failures(anna, job)) == {"disk_full"}
+    said = "bert: is paused by a person (`mesh-cli nodes resume NAME`), has too little disk (2"
+    for node in (anna, bert):
+        wait_for("why it waits", lambda node=node: said in why(node, job), 30)
+    anna.cli("nodes", "resume", "bert")
+    assert failures(anna, job) == []
     assert empty(out)
     alive(anna, bert)
-    resize(disk, 200 << 10)
+    resize(disk, 500 << 10)
     wait_for("done when there is room", lambda: done(anna, job), 120)
 
 
@@ -97,11 +106,28 @@ def test_full_in_the_middle(pair: tuple[Node, Node, Path]) -> None:
     wait_for("done when there is room", lambda: done(anna, job), 120)
 
 
-def test_full_at_the_rename(pair: tuple[Node, Node, Path], tmp_path: Path) -> None:
+def test_no_room_for_the_result_before_it_begins(pair: tuple[Node, Node, Path]) -> None:
     anna, bert, _ = pair
     with mounted(anna.films / "out", 16 << 10) as out:
         filler = fill(out, leave_bytes=64 << 10)
         job = submitted(anna, out)
+        said = "its owner anna cannot plan a film: "
+        for node in (anna, bert):
+            wait_for("why it waits", lambda node=node: said in why(node, job), 30)
+            assert "/out has 0 MiB free, a result needs" in why(node, job)
+        assert not job_of(anna, job)["source_digest"], "it was read in vain"
+        filler.unlink()
+        wait_for("done when there is room", lambda: done(anna, job), 120)
+
+
+def test_full_at_the_rename(pair: tuple[Node, Node, Path]) -> None:
+    anna, bert, disk = pair
+    with mounted(anna.films / "out", 16 << 10) as out:
+        anna.cli("nodes", "limit", "bert", "--down", "4MB/s")
+        job = submitted(anna, out)
+        wait_for("it travels", lambda: any((disk / "sources").glob("*.journal")), 60)
+        filler = fill(out, leave_bytes=64 << 10)
+        anna.cli("nodes", "limit", "bert", "--down", "off")
         wait_for("it is over", lambda: job_of(anna, job)["state"] == "failed", 120)
         assert job_of(anna, job)["fault"]["code"] == "disk_full"
         assert list(out.iterdir()) == [filler]

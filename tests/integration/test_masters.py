@@ -80,6 +80,34 @@ def test_pause_drain_hours_and_priority_from_here_and_through_the_mesh(tmp_path:
         labels_and_tenants(anna, bert)
 
 
+def queue_is_bounded(anna: Node, bert: Node, waiting_bytes: int) -> None:
+    """What a tenant may have waiting: a folder beyond it is refused whole, and says how many would fit."""
+    asked = ("--profile", "web", "--tenant", "guests")
+    anna.cli("tenants", "set", "guests", "--queued-jobs", "3", "--queued-bytes", "1GB")
+    (seen,) = bert.cli("tenants", "list")["tenants"]
+    assert (seen["queued_jobs"], seen["queued_bytes"]) == (3, 10**9)
+    assert (seen["waiting_jobs"], seen["waiting_bytes"]) == (1, waiting_bytes)
+    assert "1/3" in anna.call("tenants", "list").stdout
+    folder = anna.films / "many"
+    folder.mkdir()
+    for name in ("e.mkv", "f.mkv", "g.mkv"):
+        film(anna, f"many/{name}")
+    before = anna.status()["jobs"]["queued"]
+    for words in (asked, (*asked, "--dry-run")):
+        refused = anna.call("submit", str(folder), *words)
+        assert refused.returncode == 4
+        assert "error[quota]: tenant guests may have 3 films (1 wait)" in refused.stderr
+        assert "2 of these 3 films fit, nothing was taken" in refused.stderr
+    assert anna.status()["jobs"]["queued"] == before
+    taken = anna.cli("submit", *(str(folder / f"{n}.mkv") for n in "ef"), *asked)["jobs"]
+    assert len(taken) == 2
+    full = anna.call("submit", str(folder / "g.mkv"), *asked, "--json")
+    assert "this film does not fit" in full.stdout
+    # Others, and the films of those who ask for no tenant, are not meant.
+    (free,) = anna.cli("submit", str(folder / "g.mkv"), "--profile", "web", "--tenant", "b")["jobs"]
+    anna.cli("cancel", *(job["id"] for job in (*taken, free)))
+
+
 def labels_and_tenants(anna: Node, bert: Node) -> None:
     """A job goes where its person wants it, and who may have how much is said, shown and taken back."""
     asked = ("--profile", "web", "--needs", "attic", "--on", "bert")
@@ -95,13 +123,17 @@ def labels_and_tenants(anna: Node, bert: Node) -> None:
     assert "bert has the labels attic" in anna.call("nodes").stdout
     unknown = anna.call("submit", str(anna.films / "c.mkv"), *asked[:-1], "nobody")
     assert "error[not_found]: no node nobody" in unknown.stderr
-    said = {"name": "guests", "share": 3, "slots": 0}
+    said = {
+        "name": "guests", "share": 3, "slots": 0, "queued_jobs": None, "queued_bytes": None,
+        "waiting_jobs": 0, "waiting_bytes": 0,
+    }  # fmt: skip
     assert anna.cli("tenants", "set", "guests", "--slots", "0", "--share", "3") == said
     assert bert.cli("tenants", "list")["tenants"] == [said]
     (theirs,) = anna.cli(
         *("submit", str(film(anna, "d.mkv")), "--profile", "web", "--tenant", "guests")
     )["jobs"]
     wait_for("why it waits", lambda: "quota allows, 0" in why(anna, theirs["id"]), 20)
+    queue_is_bounded(anna, bert, theirs["source_bytes"])
     anna.cli("tenants", "remove", "guests")
     assert "error[not_found]" in anna.call("tenants", "remove", "guests").stderr
     wait_for("it is done", lambda: anna.cli("job", "show", theirs["id"])["state"] == "done", 60)

@@ -25,7 +25,7 @@ from node.media.join_av import times_apart
 from node.media.pieces import Film, Pieces
 from node.media.run_ffmpeg import FFmpegRunner
 from node.work.attempts import AttemptError, Conversion, Turn
-from node.work.conversion import MediaConverter
+from node.work.conversion import UNCUT, MediaConverter
 from node.work.order import Order
 from node.work.splitting import JobPlan
 from tests.film_apart import Apart, media_of, now, quick, whole
@@ -248,6 +248,13 @@ def test_a_chunk_whose_slice_does_not_do_is_made_of_the_film(
     told = now(converted(piece))
     assert told.stderr_tail.startswith("made of the whole film, its slice did not do: ")
     assert shelf.asked == 1
+    shows_each_frame_once(apart.assemble(), source)
+    uncut = tmp_path / UNCUT
+    uncut.write_text("cut_av failed: signal 11")
+    told = now(converted(uncut))
+    assert told.stderr_tail.startswith(
+        "made of the whole film, no slice could be cut: cut_av failed: signal 11\n"
+    )
     shows_each_frame_once(apart.assemble(), source)
     # A film that is damaged itself: one class, and the attempt tells both.
     shelf.lent = tmp_path / "damaged"

@@ -7,6 +7,7 @@ it is quiet.  Raft is no protocol against liars: what a member may still do is d
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import zmq
 
 from ledger.queries import Reader
 from mesh.errors import WireError
+from mesh.ids import RaftId
 from mesh.messages import (
     WIRE,
     Append,
@@ -110,17 +112,13 @@ def bent(live: Live, to: Node, draw: random.Random) -> Mutator:
 
 
 def is_a_followers(data: bytes) -> bool:
-    """Not what a leader alone says, and nothing of a recovery by force.
-
-    Two leaders of a term are a broken promise, and a node whose mesh went on without it steps back:
-    a member's word is enough for both, so one gone bad can stop nodes with it (mesh/DESIGN.md).
+    """Not what a leader alone says: two leaders of a term are a broken promise, and a member's word
+    is enough for that, so one gone bad can stop nodes with it (mesh/DESIGN.md).
     """
     try:
         message = WIRE.decode(data)
     except WireError:
         return True
-    if isinstance(message, Hello):
-        return message.epoch == 0
     return not isinstance(message, Append | Heartbeat | SnapshotOffer | TimeoutNow)
 
 
@@ -147,3 +145,36 @@ def test_a_member_gone_bad_does_no_harm(live: Live, capsys: pytest.CaptureFixtur
     live.decides()
     with capsys.disabled():
         print(f"\n{sent} bent messages, seed {SEED}: {live.grown() >> 20} MiB more")
+
+
+def was_asked(node: Node) -> bool:
+    return "speaks of a later epoch and does not stand by it" in node.log_tail()
+
+
+def test_a_later_epoch_is_believed_only_of_who_stands_by_it(live: Live) -> None:
+    """Nodes that believed a hello would set aside what they hold, all of them."""
+    for node in live.nodes:
+        hello = Hello(
+            raft_id=RaftId(live.raft_ids[live.bad.name]),
+            mesh=node.status()["mesh"],
+            protocol=1,
+            incarnation="0badc0de",
+            name=live.bad.name,
+            hosts=("127.0.0.1",),
+            control_port=1,
+            bulk_port=1,
+            join_port=1,
+            members_epoch=1,
+            known=(),
+            status=b"\x80",
+            epoch=1 << 20,
+        )
+        keys, own = (load_or_create_identity(one.home).keys for one in (live.bad, node))
+        with client(live.control_port(node), keys, own.public) as dealer:
+            for _ in range(3):
+                dealer.send(WIRE.encode(hello))
+            wait_for("it was asked", partial(was_asked, node), 30)
+    live.decides()
+    for node in live.nodes:
+        assert "overtaken" not in node.errors.read_text()
+        assert not (node.home / "former").exists()

@@ -1,5 +1,6 @@
 """`job show` names the true reason of every wait, on real nodes, whichever node is asked."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from tests.cluster import Node, cluster, wait_for
 from tests.integration.test_bad_node import of, wrapped
+from tests.integration.test_device_slots import profile, with_vulkan
 from tests.integration.test_orders import film
 from tests.media_clips import make
 from tests.small_disk import mounted
@@ -55,6 +57,7 @@ def test_each_wait_names_its_true_reason(tmp_path: Path) -> None:
     ):
         anna, bert, cleo = nodes
         program, broken = wrapped(tmp_path)
+        no_vulkan = asyncio.run(with_vulkan(cleo))
         anna.start("--new-mesh", "--slots", "0").ready()
         token = anna.token(2)
         bert.start("--join", token, "--slots", "1", "--ffmpeg", str(program)).ready()
@@ -87,6 +90,22 @@ def test_each_wait_names_its_true_reason(tmp_path: Path) -> None:
         anna.cli("tenants", "set", "guests", "--slots", "0")
         job = submitted(anna, film(anna, "guest.mkv"), "--profile", "web", "--tenant", "guests")
         told.wait("quota", job, "its tenant guests has as many slots as its quota allows, 0")
+        anna.cli("tenants", "set", "guests", "--queued-jobs", "1")
+        for node in nodes:
+            source = film(node, "more.mkv")
+            refused = node.call("submit", str(source), "--profile", "web", "--tenant", "guests")
+            assert "tenant guests may have 1 films (1 wait) waiting" in refused.stderr
+        told.table.append(("quota of what waits (refused)", refused.stderr.strip()))
+
+        if not no_vulkan:
+            anna.cli("nodes", "limit", "cleo", "--device", "gpu0=1")
+            chips = [
+                submitted(anna, film(anna, f"chip{n}.mkv", 40, "320x180"), "--profile", edit)
+                for n, edit in enumerate([profile(anna, "edit", '["Vulkan"]')] * 2)
+            ]
+            taken = "cleo: all slots of gpu0 are taken (1 of 1)"
+            told.wait("slots of a chip", chips[1], taken, "bert: has none of the encoders prores")
+            anna.cli("cancel", *chips)
 
         anna.cli("nodes", "pause", "bert")
         ready = [submitted(anna, film(anna, f"{n}.mkv"), "--profile", "web") for n in range(3)]

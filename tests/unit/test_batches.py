@@ -182,21 +182,22 @@ def test_what_is_no_answer_is_refused(answers: list[object]) -> None:
         decoded_answers(pack(answers), 1)
 
 
-def test_a_paced_signal_lets_a_short_chain_through_and_then_keeps_its_pace() -> None:
+def test_a_paced_signal_tells_a_short_chain_as_one_soon_after_its_beginning() -> None:
     async def main() -> None:
-        signal = PacedSignal(0.05, burst=3)
-        for told in (1, 2, 3, 3, 3):
+        signal = PacedSignal(0.05, first_s=0.01)
+        for _ in range(5):
             signal.set()
-            assert signal.count == told
-        assert await signal.wait(3, 5) == 4  # the last one of a burst is told as well
+        assert signal.count == 0
+        begin = clock.monotonic_ms()
+        assert await signal.wait(0, 5) == 1
         signal.set()
-        assert signal.count == 4, "still busy"
-        await signal.wait(4, 5)
-        quiet = signal.count
-        assert await signal.wait(quiet, 0.3) == quiet
-        for told in (1, 2, 3):  # after quiet the chain is free again
-            signal.set()
-            assert signal.count == quiet + told
+        assert await signal.wait(1, 5) == 2
+        assert clock.monotonic_ms() - begin >= 50, "busy: at its pace, and no flood yet"
+        assert await signal.wait(2, 0.3) == 2
+        begin = clock.monotonic_ms()
+        signal.set()
+        assert await signal.wait(2, 5) == 3
+        assert clock.monotonic_ms() - begin >= 8, "quiet: as at first"
 
     asyncio.run(main())
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import node.cli
+from ledger.placing import checked_label
 from mesh.errors import ConfigurationError, UsageError
 from mesh.ids import MeshId
 from mesh.trust import INVITATION_ENTROPY_BYTES, new_token
@@ -324,3 +326,24 @@ def test_the_file_of_a_token(tmp_path: Path) -> None:
         token_of(config)
     file.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\n")
     assert token_of(config) is not None
+
+
+def test_what_a_label_and_a_device_may_be_is_said_in_words() -> None:
+    found = read('[work]\nlabels = ["gpu", "attic-2"]\ndevice_slots = { gpu0 = 2, cpu = 0 }').work
+    assert (found.labels, found.device_slots) == (("gpu", "attic-2"), {"gpu0": 2, "cpu": 0})
+    label, device = faults('[work]\nlabels = ["Bad One"]\ndevice_slots = { GPU = 1 }')
+    assert (label.line, label.key) == (2, "work.labels")
+    assert label.what.startswith("'Bad One' is no label: a label has up to 32 small letters")
+    assert device.what == "'GPU' is no device: `mesh-cli nodes` shows their names, as gpu0"
+    assert faults("[work]\ndevice_slots = { gpu0 = -1 }")[0].line == 2
+    with pytest.raises(ValueError, match="is no label"):
+        checked_label("gpu\n")
+
+
+def test_an_interruption_while_modules_load_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    node.cli.on_error(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "error[interrupted]: interrupted\n"
+    node.cli.on_error(ValueError, ValueError("why"), None)
+    assert "ValueError: why" in capsys.readouterr().err
+    code = "import sys, node.cli; sys.exit(sys.excepthook is not node.cli.on_error)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

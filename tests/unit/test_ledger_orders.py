@@ -500,7 +500,26 @@ def test_tenants_have_shares_and_quotas_until_they_are_removed() -> None:
     assert ledger.refused(o.PutTenant(name="a", share=0, slots=0, by="me")) == "usage"
     assert ledger.refused(o.PutTenant(name="a", share=1, slots=-2, by="me")) == "usage"
     assert ledger.refused(o.PutTenant(name="a" * 65, share=1, slots=0, by="me")) == "usage"
+    for bad in ({"queued_jobs": -2}, {"queued_bytes": -2}):
+        given = {"name": "a", "share": 1, "slots": 0, "by": "me"}
+        assert ledger.refused(o.PutTenant(**given, **bad)) == "usage"
+    (row,) = ledger.reader.tenants()
+    assert (row.queued_jobs, row.queued_bytes) == (o.NO_LIMIT, o.NO_LIMIT)
+    ledger.must(o.PutTenant(name="b", share=2, slots=0, by="me", queued_jobs=5, queued_bytes=0))
+    (row,) = ledger.reader.tenants()
+    assert (row.queued_jobs, row.queued_bytes) == (5, 0)
     sound(ledger)
+
+
+def test_what_a_tenant_has_waiting_is_what_nobody_works_on() -> None:
+    ledger = Ledger().formed().planned("j1", "j2", "j3", tenant="a").submitted("j4", tenant="a")
+    ledger.submitted("j5", source_bytes=7)
+    assert ledger.reader.waiting_by_tenant() == {"a": (4, 4_000), "": (1, 7)}
+    ledger.leased("j1", "a1", "anna")
+    ledger.leased("j2", "a2", "anna")
+    ledger.must(ledger.fail("a2", backoff_ms=9))  # it waits once more
+    ledger.must(o.ChangeJobs(jobs=("j3",), action="cancel", priority=0, by="me"))
+    assert ledger.reader.waiting_by_tenant() == {"a": (2, 2_000), "": (1, 7)}
 
 
 def test_what_waits_for_a_place_or_a_quota_holds_up_no_planning() -> None:

@@ -1,6 +1,6 @@
 """What the reader gives, and the scheduler makes of it."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from ledger import commands as c
 from ledger import queries
 from ledger.invariants import violations
 from ledger.jobs import Attempt, Job, Task
+from ledger.planned import first_job
 from ledger.queries import Reader
 from ledger.scheduler import explain, find, plan
 from ledger.scheduler_view import NodeView, SchedulerView, TaskView
 from ledger.store_sqlite import LedgerStore, SqliteRows
+from ledger.submissions import SubmitPlacedFilms
 from ledger.work_reader import READY_TASKS_MAX
 from mesh.errors import StorageError
-from tests.ledger_helper import Ledger, entry, grant, job_spec, node_report, plan_of, spec
+from tests.ledger_helper import Ledger, entry, films_of, grant, job_spec, node_report, plan_of, spec
 
 
 def test_jobs_page_newest_first() -> None:
@@ -89,6 +91,42 @@ def test_planning_order() -> None:
         "older",
         "urgent",
     ]
+
+
+def test_a_new_job_is_planned_early_where_it_is_the_next_one_anyway() -> None:
+    ledger = Ledger().formed("bert")
+    coming = first_job(films_of([job_spec("j")]))
+    assert coming is not None
+
+    def may(ahead: int = 9) -> bool:
+        return ledger.reader.may_plan_early(coming, ahead)
+
+    ledger.submitted("his", owner="bert")
+    assert may()
+    ledger.must(films_of([job_spec("j")]))
+    assert may(), "it does not wait for itself"
+    ledger.planned("k")
+    assert may(2)
+    assert not may(1), "enough of this owner is ready"
+    ledger.submitted("older")
+    assert not may(), "another waits for its plan"
+    ledger.must(c.StartPlanning(job="older"))
+    assert not may(), "another is planned"
+    ledger.must(plan_of("older"))
+    assert may()
+
+
+def test_the_first_job_of_a_submission_is_foreseen_as_it_enters_the_ledger() -> None:
+    ledger = Ledger().formed("bert")
+    films = films_of([job_spec("j", priority=3, tenant="t", split=True), job_spec("k")])
+    shared = {f.name: getattr(films, f.name) for f in fields(films)}
+    placed = SubmitPlacedFilms(**shared, place=("label=fast",))
+    coming = first_job(placed)
+    ledger.must(placed)
+    job = ledger.reader.job("j")
+    assert job is not None
+    assert coming == replace(job, seq=0, definition=0, created_at_ms=0, updated_at_ms=0)
+    assert first_job(replace(films, ids=(), sources=())) is None
 
 
 def test_rows_of_a_lease() -> None:

@@ -94,6 +94,19 @@ def test_libraries_speak_through_it() -> None:
     )
 
 
+def test_a_link_that_is_down_is_a_line_and_a_defect_a_trace() -> None:
+    _, stream = told(LogConfig())
+    for fault in (OSError(101, "Network is unreachable"), KeyError("defect")):
+        try:
+            raise fault
+        except (OSError, KeyError):
+            logging.getLogger("zeroconf").warning("Error sending", exc_info=True)
+    first, second, *trace = stream.getvalue().splitlines()
+    assert first.endswith('Error sending reason="[Errno 101] Network is unreachable"')
+    assert second.endswith("Error sending")
+    assert trace[0].startswith("Traceback")
+
+
 def test_every_name_that_logs_can_be_given_a_level() -> None:
     used = {
         name

@@ -279,7 +279,7 @@ def test_a_conversion_encodes_decodes_and_probes() -> None:
     assert isinstance(report, RunReport)
     assert (report.stderr_tail, report.encoder, report.ffmpeg) == ("said", "libx264", "9.0.2 abc")
     assert [command[0] for command in replay.commands] == ["/usr/bin/ffmpeg"] * 2 + ["python"] * 2
-    assert replay.commands[-1][-3:] == ("/a.mkv", "/b.mp4", "packets")
+    assert replay.commands[-1][-4:] == ("/a.mkv", "/b.mp4", "packets", "1"), "its sound too"
     assert replay.limits[0].stall_ms is not None
     assert replay.limits[1].output_bytes == 0
 
@@ -298,6 +298,10 @@ def test_a_conversion_stops_at_the_first_doubt() -> None:
         (timed(off_us=160_000.0), "duration"),
         (timed(off_us=160_000.0, contradictions=1), "damaged_source"),
         (timed(off_us=78.1, contradictions=1), ""),
+        (timed(sound_off_us=24_000.0), ""),
+        (timed(sound_off_us=26_000.0), "duration"),
+        (timed(sound_off_us=-46_000.0, sound_frame_us=21_333.0), ""),
+        (timed(sound_off_us=-47_000.0, sound_frame_us=21_333.0), "duration"),
         (timed(frames=99), "frame_count"),
         (timed(wanted=101), "frame_count"),
         (run(stdout=b'{"timeless": true}'), ""),

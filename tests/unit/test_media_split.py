@@ -496,6 +496,14 @@ def test_a_chunk_is_the_picture_alone_trimmed_by_time() -> None:
     words = " ".join(command_line(last, "ffmpeg", "slice", "chunk", exact=True))
     assert "end_pts" not in words
     assert "-x264-params:0 fps=25/1:open-gop=0 " in words, "the film's end is none"
+    whole, split = planned(probe, "archive")
+    ends = [
+        " ".join(command_line(chunk_plan(whole, split, chunk, probe), "ffmpeg", "slice", "chunk"))
+        for chunk in split.chunks
+    ]
+    assert [":info=0:zones=45,49,b=1.3 " in words for words in ends] == [True] * (len(ends) - 1) + [
+        False
+    ]
 
 
 def test_a_chunk_of_the_film_itself_counts_by_the_films_clock() -> None:
@@ -527,11 +535,11 @@ def test_a_turned_film_is_turned_by_filters(rotation: int, turns: list[str]) -> 
 def test_headers_do_not_depend_on_the_node() -> None:
     probe = long_film(frame_rate=(0, 1))
     whole, split = planned(probe, "archive")
-    options = dict(chunk_plan(whole, split, split.chunks[0], probe).streams[0].options)
+    options = dict(chunk_plan(whole, split, split.chunks[-1], probe).streams[0].options)
     assert options["x265-params"] == "log-level=warning:fps=25/1:open-gop=0:info=0"
     threads = " ".join(
         command_line(
-            chunk_plan(whole, split, split.chunks[0], probe), "ffmpeg", "a", "b", threads=2
+            chunk_plan(whole, split, split.chunks[-1], probe), "ffmpeg", "a", "b", threads=2
         )
     )
     assert "info=0:pools=2" in threads

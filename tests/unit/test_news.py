@@ -31,6 +31,10 @@ def told(touched: Touches, node: str) -> set[str]:
     async def main() -> set[str]:
         news = News(NodeId(node))
         news.tell(touched)
+        at_once = {name for name in CONCERNS if getattr(news, name).count}
+        assert "all" not in at_once, "those on a job's way go first"
+        await news.all.wait(0, 5)
+        assert at_once == {name for name in CONCERNS if getattr(news, name).count} - {"all"}
         return {name for name in CONCERNS if getattr(news, name).count}
 
     return asyncio.run(main())

@@ -15,6 +15,7 @@ from mesh.errors import (
     ConflictError,
     DiskFullError,
     NotAllowedError,
+    OutputDiskFullError,
     SourceChangedError,
     TransferError,
     UnreachableError,
@@ -23,8 +24,8 @@ from mesh.ids import NodeId
 from node.media.errors import MixedSoftwareError
 from node.work import owner as owner_module
 from node.work.owner import Owner
-from tests.ledger_helper import grant, job_spec
-from tests.work_bench import Mesh, Shelf, eventually
+from tests.ledger_helper import films_of, grant, job_spec
+from tests.work_bench import TURNS, Mesh, Shelf, eventually
 
 OUTPUT = "/films/j1.mp4"
 RESULT = "e" * 64
@@ -159,6 +160,24 @@ def test_a_node_whose_software_was_replaced_keeps_its_jobs_until_it_is_restarted
     run(Stand(), body)
 
 
+def test_a_film_whose_result_finds_no_room_waits_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner_module, "ROOM_S", 0.01)
+
+    async def body(stand: Stand) -> None:
+        stand.shelf.plan_fault = OutputDiskFullError("/out has 1 MiB free", "free some")
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec(),)))
+        await eventually(lambda: stand.owner.waits == "/out has 1 MiB free; free some")
+        assert stand.state() == "queued"
+        stand.shelf.plan_fault = None
+        stand.mesh.ledger_changed.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+        await eventually(lambda: not stand.owner.waits)
+
+    run(Stand(), body)
+
+
 def test_planning_is_told_only_where_it_takes_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner_module, "TOLD_S", 0.01)
 
@@ -184,6 +203,115 @@ def test_a_job_that_is_cancelled_while_it_is_planned_is_read_no_further() -> Non
         await eventually(lambda: stand.shelf.given_up == ["j1"])
 
     run(Stand(), body)
+
+
+def _held_submission(stand: Stand, *jobs: str) -> "asyncio.Task[int]":
+    """A person submits films of this node; the log does not hold that yet."""
+    stand.mesh.held = c.SubmitFilms
+    films = films_of([_spec(job) for job in jobs or ("j1",)])
+    return asyncio.ensure_future(stand.owner.submit(films))
+
+
+def test_a_film_is_planned_while_its_submission_is_on_its_way_and_its_plan_follows() -> None:
+    async def body(stand: Stand) -> None:
+        submission = _held_submission(stand, "j1", "j2")
+        await eventually(lambda: len(stand.mesh.asked) == 2)
+        assert [type(command) for command in stand.mesh.asked] == [c.SubmitFilms, c.PlanJob]
+        assert stand.shelf.plans == ["j1"]
+        assert not submission.done()
+        stand.mesh.goes_on.set()
+        assert await submission
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+        await eventually(lambda: stand.ledger.reader.tasks("j2"))
+
+    assert run(Stand(), body).shelf.plans == ["j1", "j2"]
+
+
+def test_beside_another_coordinator_the_plan_waits_for_its_submission() -> None:
+    async def body(stand: Stand) -> None:
+        stand.mesh.is_leader = False
+        submission = _held_submission(stand)
+        await stand.shelf.planned.wait(0)
+        for _ in range(TURNS * 5):
+            await asyncio.sleep(0)
+        assert len(stand.mesh.asked) == 1
+        stand.mesh.goes_on.set()
+        await submission
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    assert run(Stand(), body).shelf.plans == ["j1"]
+
+
+@pytest.mark.parametrize("leads", [True, False])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_submission_that_is_refused_leaves_no_plan_and_no_failure(
+    *, leads: bool, planned: bool
+) -> None:
+    async def body(stand: Stand) -> None:
+        stand.mesh.is_leader = leads
+        if not planned:
+            stand.shelf.goes_on.clear()
+        stand.mesh.held = c.SubmitFilms
+        twice = films_of([_spec("j1", output="/films/o"), _spec("j2", output="/films/o")])
+        submission = asyncio.ensure_future(stand.owner.submit(twice))
+        await stand.shelf.planned.wait(0)
+        stand.mesh.goes_on.set()
+        with pytest.raises(ConflictError):
+            await submission
+        for _ in range(TURNS * 5):
+            await asyncio.sleep(0)
+        assert stand.ledger.reader.job("j1") is None
+        assert not any(isinstance(command, c.FailJob) for command in stand.mesh.asked)
+        assert stand.shelf.given_up == ([] if planned else ["j1"])
+
+    run(Stand(), body)
+
+
+def test_a_film_that_cannot_be_planned_fails_once_its_job_is_there() -> None:
+    async def body(stand: Stand) -> None:
+        stand.shelf.plan_fault = SourceChangedError("film.mkv changed")
+        submission = _held_submission(stand)
+        await stand.shelf.planned.wait(0)
+        for _ in range(TURNS * 5):
+            await asyncio.sleep(0)
+        assert len(stand.mesh.asked) == 1
+        stand.mesh.goes_on.set()
+        await submission
+        await eventually(lambda: stand.state() == "failed")
+
+    stand = run(Stand(), body)
+    assert stand.error()[0] == "source_changed"
+    assert stand.shelf.plans == ["j1"]
+
+
+def test_a_film_waits_for_its_turn_where_others_wait_for_their_plans() -> None:
+    async def body(stand: Stand) -> None:
+        stand.shelf.goes_on.clear()
+        stand.mesh.do(c.SubmitJobs(jobs=(_spec("j0"),)))
+        await stand.shelf.planned.wait(0)
+        await stand.owner.submit(films_of([_spec("j1")]))
+        assert stand.shelf.plans == ["j0"]
+        stand.shelf.goes_on.set()
+        await eventually(lambda: stand.ledger.reader.tasks("j1"))
+
+    assert run(Stand(), body).shelf.plans == ["j0", "j1"]
+
+
+def test_a_job_that_is_cancelled_right_after_its_submission_is_read_no_further() -> None:
+    async def body(stand: Stand) -> None:
+        stand.shelf.goes_on.clear()
+        submission = _held_submission(stand)
+        await stand.shelf.planned.wait(0)
+        stand.mesh.ledger_changed.set()  # a look does not take it for one that is gone
+        for _ in range(TURNS * 5):
+            await asyncio.sleep(0)
+        assert stand.shelf.given_up == []
+        stand.mesh.goes_on.set()
+        await submission
+        stand.mesh.do(ChangeJobs(jobs=("j1",), action="cancel", priority=0, by="a person"))
+        await eventually(lambda: stand.shelf.given_up == ["j1"])
+
+    assert run(Stand(), body).state() == "cancelled"
 
 
 def test_planning_begun_before_a_restart_is_done_anew() -> None:

@@ -179,6 +179,32 @@ def test_what_a_round_grants_counts_for_disks_at_once() -> None:
     assert len(leased(view(tasks, [node("anna", slots=9, free_bytes=room)]))) == 2
 
 
+def test_what_runs_and_waits_at_a_node_has_its_part_of_the_disk() -> None:
+    film = task("t", source_bytes=100 << 20)
+    other = replace(film, task="o")
+    full = SPARE_BYTES + (400 << 20)
+    bert = node("bert", 1_000, slots=3, busy=1, free_bytes=full)
+
+    def with_one(**values: Any) -> SchedulerView:
+        held = RunningView(attempt="a", node="bert", task=other, **values)
+        return view([film, replace(film, task="u", seq=2)], [bert], running=(held,), later=9)
+
+    # 200 MiB each: what has only begun needs all of it, half done the half, what waits all again.
+    assert leased(with_one()) == {"t": "bert"}
+    assert leased(with_one(left=0.5)) == {"t": "bert"}
+    assert sorted(leased(with_one(left=0.0))) == ["t", "u"]
+    assert leased(with_one(waits=True)) == {"t": "bert"}
+    tight = replace(bert, free_bytes=full - (201 << 20))
+    seen_now = replace(with_one(), nodes=(tight,))
+    assert leased(seen_now) == {}
+    assert explain(seen_now, film, 0)[0] == (
+        "bert: has too little disk (255 MiB free beside 200 MiB for what it has, 456 MiB needed)"
+    )
+    # How much is left is reckoned with how long.
+    (run_now,) = with_estimates(with_one(), {"a": 0}, 250).running
+    assert run_now.left == 0.75
+
+
 def test_a_film_that_filled_a_disk_asks_for_more_and_comes_back_when_there_is_room() -> None:
     film = task("t", source_bytes=100, disk_full=1)
     tight = node("bert", free_bytes=SPARE_BYTES + 399)
@@ -317,6 +343,11 @@ def test_a_job_tells_what_else_it_waits_for() -> None:
     silent = ["its owner Anna, which has the film, is not heard"]
     assert reasons(found, seen(owner_heard=False))[:1] == silent
     new = replace(found, planned=0)
+    no_room = "/out has 1 MiB free, a result needs 2 or more; free some there"
+    assert reasons(new, seen(first=3, owner_waits=no_room)) == [
+        f"its owner Anna cannot plan a film: {no_room}"
+    ]
+    assert reasons(found, seen(owner_waits=no_room)) == ["n: has none of the encoders x"]
     assert reasons(new, seen(first=3)) == ["its owner Anna plans 3 other films first"]
     # Behind enough of its own kind it waits for what those wait for.
     like = task("o", owner=new.owner, tenant=new.tenant, profile=new.profile)

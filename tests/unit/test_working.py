@@ -1,11 +1,13 @@
 """The owner of a machine is its master: hours, pauses, drains, and stepping back for other users."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from mesh.errors import UsageError
+from node.work import keeper as keeper_module
 from node.work.gpu_nvml import used_by_others
 from node.work.hours import DAY_MINUTES, parse_hours
 from node.work.keeper import Keeper
@@ -237,6 +239,40 @@ def test_work_steps_back_for_others_on_a_chip() -> None:
         task.cancel()
 
     asyncio.run(body())
+
+
+def test_a_driver_that_hangs_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "ANSWER_S", 0.01)
+    goes_on = threading.Event()
+    calls: list[int] = []
+
+    class Hangs:
+        def percent(self) -> float | None:
+            calls.append(1)
+            goes_on.wait(20)
+            return 95.0
+
+    async def body() -> None:
+        children, busy = Children(), Busy()
+        keeper = Keeper(children=children, processors=Use(), gpu=Hangs())
+        keeper.use(WorkRules(gpu_percent=50))
+        keeper._gpu_steps.back = True
+        task = asyncio.ensure_future(keeper.run(busy, nobody))
+        await eventually(lambda: calls)
+        await eventually(lambda: not children.still)
+        keeper.use(WorkRules(gpu_percent=50, draining=True), finish_s=0)
+        await eventually(lambda: busy.told)
+        assert len(calls) == 1, "asked again while the first question hangs"
+        # Its late answer is an answer, and the next question is asked.
+        goes_on.set()
+        keeper.use(WorkRules(gpu_percent=51))
+        await eventually(lambda: len(calls) > 1)
+        task.cancel()
+
+    try:
+        asyncio.run(body())
+    finally:
+        goes_on.set()
 
 
 def test_the_keeper_pauses_and_ends_a_drain_in_time() -> None:

@@ -67,6 +67,8 @@ CREATE TABLE tenant (
     name TEXT PRIMARY KEY,
     share INTEGER NOT NULL,
     slots INTEGER NOT NULL,
+    queued_jobs INTEGER NOT NULL,
+    queued_bytes INTEGER NOT NULL,
     updated_at_ms INTEGER NOT NULL
 ) STRICT;
 
@@ -98,4 +100,6 @@ FROM attempt;
 CREATE VIEW watches AS SELECT id, node, folder, profile, settings FROM watch;
 
 CREATE VIEW tenants AS
-SELECT name, share, nullif(slots, -1) AS slots, updated_at_ms AS updated_ms FROM tenant;
+SELECT name, share, nullif(slots, -1) AS slots, updated_at_ms AS updated_ms,
+       nullif(queued_jobs, -1) AS queued_jobs, nullif(queued_bytes, -1) AS queued_bytes
+FROM tenant;
