@@ -169,16 +169,6 @@ class WorkReader(RowReader):
         )
         return {str(attempt): str(state) for attempt, state in rows}
 
-    def is_to_plan(self, job: str) -> bool:
-        """Whether a job waits for its plan, or for the end of its planning."""
-        return bool(
-            self._value(
-                "SELECT EXISTS (SELECT 1 FROM job WHERE id = ? AND planned = 0"
-                " AND state IN ('queued', 'planning'))",
-                (job,),
-            )
-        )
-
     def may_plan_early(self, job: Job, ahead: int) -> bool:
         """Whether a job that is not in the ledger yet is the next one that its owner plans.
 

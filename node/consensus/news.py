@@ -7,7 +7,7 @@ four changes, each of which waits for the one before.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Set
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledger.touched import Touched
 from mesh import clock
@@ -23,7 +23,7 @@ LOOKS_AT_ONCE: Final = 8
 REST_TIMES: Final = 2
 """Who was overtaken by news while it looked rests so many times as long as it looked: what comes in gusts is seen together, and all that look take a third of a processor each at most."""
 BUSY_REST_TIMES: Final = 9
-"""After `LOOKS_AT_ONCE` looks without quiet: a tenth of a processor, whatever goes on. Looks at each of some hundred changes a second took the coordinator as long as the changes themselves."""
+"""After `LOOKS_AT_ONCE` looks without quiet, where they find nothing to do: a tenth of a processor. Looks at each of some hundred changes a second took the coordinator as long as the changes themselves."""
 REST_MAX_S: Final = 0.05
 
 Touches = Set[Touched] | None
@@ -42,21 +42,37 @@ class News:
         """Jobs whose films lie here, and leases of them wherever they are."""
         self.work = Signal()
         """What leases are decided by: tasks, leases, nodes, members, tenants."""
+        self.row = Signal()
+        """What the mesh knows of this node."""
         self.members = Signal()
         """Who belongs."""
 
     def tell(self, touched: Touches, changes: int = 1) -> None:
         """A batch of so many entries was applied."""
         tables = None if touched is None else {table for table, _ in touched}
-        if tables is None or tables & {"task", "attempt", "node", "member", "tenant"}:
-            self.work.set()
+        # In this order they wake: whose turn it is on a job's way comes first.
         if touched is None or touched & {("attempt", self._own), ("node", self._own)}:
             self.leases.set()
         if touched is None or touched & {("job", self._own), ("task", self._own), ("job", "")}:
             self.films.set()
+        if tables is None or tables & {"task", "attempt", "node", "member", "tenant"}:
+            self.work.set()
+        if touched is None or ("node", self._own) in touched:
+            self.row.set()
         if tables is None or tables & {"member", "mesh"}:
             self.members.set()
         self.all.set(changes)
+
+
+class Look(NamedTuple):
+    """What came of a look at the ledger."""
+
+    again_s: float
+    """When to look again at the latest."""
+    found: bool = False
+    """Whether there was something to do: tasks of a millisecond are worth looks without end."""
+    then: Awaitable[None] | None = None
+    """What the next look waits for, though it is no looking: what this one decided enters the ledger."""
 
 
 class Pace:
@@ -65,23 +81,31 @@ class Pace:
     def __init__(self, now_ms: int) -> None:
         self._left, self._before_ms = float(LOOKS_AT_ONCE), now_ms
 
-    def rest_s(self, begun_ms: int, ended_ms: int, *, overtaken: bool) -> float:
+    def rest_s(
+        self, begun_ms: int, ended_ms: int, *, overtaken: bool, found: bool = False
+    ) -> float:
         """After a look between these times of a monotonic clock; `overtaken` by news meanwhile."""
         earned = (begun_ms - self._before_ms) / 1_000 / LOOKS_S
         left, self._before_ms = min(LOOKS_AT_ONCE, self._left + earned), begun_ms
         self._left = max(0.0, left - 1)
-        times = BUSY_REST_TIMES if left < 1 else REST_TIMES if overtaken else 0
+        times = REST_TIMES if overtaken else 0
+        if left < 1:
+            times = REST_TIMES if found else BUSY_REST_TIMES
         return min(REST_MAX_S, times * (ended_ms - begun_ms) / 1_000)
 
 
-async def follow(news: Signal, look: Callable[[], Awaitable[float]]) -> None:
+async def follow(news: Signal, look: Callable[[], Awaitable[Look]]) -> None:
     """Looks, and again at the next news or after the seconds that the look says, until cancelled."""
     pace = Pace(clock.monotonic_ms())
     while True:
         seen = news.count
         begun_ms = clock.monotonic_ms()
-        again_s = await look()
+        again_s, found, then = await look()
+        ended_ms = clock.monotonic_ms()
         overtaken = news.count != seen
-        if rest_s := pace.rest_s(begun_ms, clock.monotonic_ms(), overtaken=overtaken):
-            await asyncio.sleep(rest_s)
+        rest_s = pace.rest_s(begun_ms, ended_ms, overtaken=overtaken, found=found)
+        if then is not None:
+            await then
+        if (left_s := rest_s - (clock.monotonic_ms() - ended_ms) / 1_000) > 0:
+            await asyncio.sleep(left_s)
         await news.wait(seen, again_s)

@@ -28,6 +28,9 @@ BACKOFF_MAX_MS: Final = 60_000
 BEGUN: Final = "begun"
 """A file in an attempt's folder: it had a slot.  What a killed process had only fetched ahead is nobody's failure."""
 
+TOLD_S: Final = 0.2
+"""An attempt that is over sooner is not told to be on."""
+
 _log = structlog.get_logger("worker")
 
 
@@ -213,7 +216,8 @@ class Attempts:
                     "transient",
                 )
             folder.mkdir(parents=True, exist_ok=True)
-            await self._attempt(order, folder, turn)
+            with _Reporter(self._board, order, self._own) as reporter:
+                await self._attempt(order, folder, turn, reporter)
         except AttemptError as error:
             log.warning("attempt failed", code=error.cause_code, reason=error.what)
             await self._fail(order, turn, error)
@@ -233,11 +237,9 @@ class Attempts:
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
 
-    async def _attempt(self, order: Order, folder: Path, turn: Turn) -> None:
+    async def _attempt(self, order: Order, folder: Path, turn: Turn, reporter: "_Reporter") -> None:
         job, attempt = order.job, order.attempt
         begun_ms = clock.monotonic_ms()
-        reporter = _Reporter(self._board, order, self._own)
-        reporter.bytes(0, job.source_bytes)
         source, fetched_bytes = await self._sources.fetch(order, folder, reporter.bytes)
         fetch_ms = clock.monotonic_ms() - begun_ms
         await turn.wait()
@@ -309,7 +311,11 @@ class Attempts:
 
 
 class _Reporter:
-    """Tells the board how far one attempt is; `bytes` may be called from any thread."""
+    """Tells the board how far one attempt is while it is entered; `bytes` may be called from any thread.
+
+    That it begins is told once it has lasted a moment: of one that is over by then nobody sees it, and
+    each notice wakes every node.
+    """
 
     def __init__(self, board: ProgressBoard, order: Order, own: NodeId) -> None:
         self._board = board
@@ -319,17 +325,26 @@ class _Reporter:
         self._total = 0
         self._pace = Pace()
         self._loop = asyncio.get_running_loop()
+        begun = replace(self._base, bytes_total=order.job.source_bytes)
+        self._pace.note(0, begun.bytes_total, clock.monotonic_ms())
+        self._begin = self._loop.call_later(TOLD_S, self._tell, begun)
+
+    def __enter__(self) -> "_Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._begin.cancel()
 
     def bytes(self, done: int, total: int) -> None:
         rate = self._pace.note(done, total, clock.monotonic_ms())
         if rate is None:
             return
         news = replace(self._base, bytes_done=done, bytes_total=total, bytes_s=rate)
-        self._loop.call_soon_threadsafe(self._board.report, news)
+        self._loop.call_soon_threadsafe(self._tell, news)
 
     def frames(self, done: int, total: int, fps: float, speed: float) -> None:
         self._total = total
-        self._board.report(
+        self._tell(
             replace(
                 self._base,
                 phase="encoding",
@@ -341,9 +356,11 @@ class _Reporter:
         )
 
     def verifying(self, done: int) -> None:
-        self._board.report(
-            replace(self._base, phase="verifying", frames=done, frames_total=self._total)
-        )
+        self._tell(replace(self._base, phase="verifying", frames=done, frames_total=self._total))
+
+    def _tell(self, news: Progress) -> None:
+        self._begin.cancel()
+        self._board.report(news)
 
 
 def _report(

@@ -6,7 +6,8 @@ with every coordinator, which waits one lease time before it expires anything.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -37,7 +38,7 @@ from mesh import clock
 from mesh.errors import DarkStreamError, NotLeaderError, StorageError
 from mesh.ids import NodeId, sortable_id
 from node.consensus.driver import Driver
-from node.consensus.news import follow
+from node.consensus.news import Look, follow
 from node.consensus.proposer import Proposer
 from node.consensus.replica import Replica
 from node.membership.voters import Voters
@@ -57,7 +58,7 @@ IDLE_ROUND_S: Final = 2.0
 SPEEDS_MS: Final = 15_000
 """Speeds of nodes are measured anew so often: they are means over many films."""
 FIRST_SPEEDS_MS: Final = 1_000
-"""And so often while something is ready whose profile nobody has done yet."""
+"""And so often while something is ready whose profile nobody has done yet, or a node at work not."""
 COMING_MAX: Final = 64
 """Submissions whose first film's plan may follow before they are applied: that takes milliseconds."""
 ORPHANS_MS: Final = 500
@@ -109,6 +110,10 @@ class Coordinator:
         """The last round's view, with the news that it has seen, where it left nothing to be leased."""
         self._granting: set[str] = set()
         """Tasks whose leases are on their way into the log."""
+        self._plans: list[PlanJob | PlanPieces] = []
+        """Plans that are about to enter the log, and whose leases may follow."""
+        self._leasing: set[asyncio.Task[None]] = set()
+        """Leases that follow a plan, until they are in the ledger."""
         self._coming: dict[str, Job] = {}
         """The first job of each submission that is on its way into the log, or was a moment ago."""
         self._group: asyncio.TaskGroup | None = None
@@ -131,6 +136,7 @@ class Coordinator:
         self._turns = Turns()
         self._back.clear()
         self._coming.clear()
+        self._plans.clear()
         self._paces = Paces()
         _log.info("this node coordinates now", term=self._driver.raft.term)
         self._at_rest = None
@@ -167,21 +173,37 @@ class Coordinator:
     async def _schedule(self) -> None:
         await follow(self._driver.news.work, self._look)
 
-    async def _look(self) -> float:
-        """One round; how long until the next at most."""
-        if not self._driver.is_leader:
-            return IDLE_ROUND_S
+    async def _look(self) -> Look:
+        """One round."""
+        if self._leasing:
+            return Look(0.0, then=self._leased())
+        look = Look(IDLE_ROUND_S)
+        if self._driver.is_leader:
+            with self._survived():
+                look = Look(ROUND_S)
+                look = await self._round()
+        return look
+
+    async def _leased(self) -> None:
+        """What follows a plan goes first: the round that the plan woke would be in its way."""
+        if self._leasing:
+            await asyncio.wait(tuple(self._leasing))
+
+    @contextmanager
+    def _survived(self) -> Generator[None]:
+        """Whatever one round meets, the next looks anew: a coordinator never stops deciding."""
         try:
-            return ROUND_S if await self._round() else IDLE_ROUND_S
+            yield
         except StorageError:
             raise
         except DarkStreamError as error:
-            # Whatever one round meets, the next looks anew: a coordinator never stops deciding.
             _log.warning("a round of leases failed", reason=error.what)
-            return ROUND_S
 
-    async def _round(self) -> bool:
-        """Expires and grants; whether a lease runs or a task waits, whose clocks want another look soon."""
+    async def _round(self) -> Look:
+        """Expires and decides.
+
+        While a lease runs or a task waits, their clocks want another look soon.
+        """
         now_ms, seen = clock.monotonic_ms(), self._driver.news.work.count
         self._at_rest = None
         read = await self._read(now_ms)
@@ -198,10 +220,16 @@ class Coordinator:
         for node, attempt in decision.back:
             back[node] = (*back.get(node, ()), attempt)
         self._back = back
-        await self._grant(decision.commands)
         if not view.tasks and not self._granting:
             self._at_rest = seen, read
-        return bool(view.running or view.tasks)
+        again_s = ROUND_S if view.running or view.tasks else IDLE_ROUND_S
+        if not decision.commands:
+            return Look(again_s)
+        return Look(again_s, found=True, then=self._grant_all(decision.commands))
+
+    async def _grant_all(self, commands: Sequence[Granting]) -> None:
+        with self._survived():
+            await self._grant(commands)
 
     async def _grant(self, commands: Sequence[Granting]) -> None:
         for command in commands:
@@ -223,19 +251,26 @@ class Coordinator:
             while len(self._coming) > COMING_MAX:
                 del self._coming[next(iter(self._coming))]
         if isinstance(command, PlanJob | PlanPieces) and self._group and self._at_rest:
-            self._group.create_task(self._lease_planned(command), name="lease planned")
+            self._plans.append(command)
+            if len(self._plans) == 1:
+                leasing = self._group.create_task(self._lease_planned(), name="lease planned")
+                self._leasing.add(leasing)
+                leasing.add_done_callback(self._leasing.discard)
 
-    async def _lease_planned(self, plan: PlanJob | PlanPieces) -> None:
+    async def _lease_planned(self) -> None:
         try:
-            job = await self._replica.read(lambda reader: reader.job(plan.job))
-            coming = self._coming.pop(plan.job, None)
-            job = job or coming  # what is not there yet nobody can have changed
+            plans, self._plans = self._plans, []
+            jobs = await self._replica.read(lambda reader: [reader.job(plan.job) for plan in plans])
+            # What is not there yet nobody can have changed.
+            coming = [self._coming.pop(plan.job, None) for plan in plans]
             rest, self._at_rest = self._at_rest, None
             # Whatever changed meanwhile is for the next round, which reads all of it.
-            if job is None or rest is None or self._driver.news.work.count != rest[0]:
+            if rest is None or self._driver.news.work.count != rest[0]:
                 return
             tasks = [
                 task_view(task, JobFacts(job.tenant, job.profile, plan.source_bytes, job.place))
+                for known, other, plan in zip(jobs, coming, plans, strict=True)
+                if (job := known or other) is not None
                 for task in planned_tasks(job, plan)
                 if task.state == "ready"
             ]
@@ -312,9 +347,14 @@ class Coordinator:
             tasks = tuple(task for task in view.tasks if task.task not in granting)
             view = replace(view, tasks=tasks)
         old_ms = now_ms - self._speeds[0]
-        profiles = {profile for speeds in self._speeds[1].values() for profile in speeds}
+        speeds = self._speeds[1]
+        profiles = {profile for known in speeds.values() for profile in known}
         tasks = (*view.tasks, *(run.task for run in view.running if run.is_alone))
         new = any(task.profile not in profiles for task in tasks)
+        # Only where its speed is known a node is leased ahead of its slots.
+        new |= bool(view.tasks) and any(
+            run.task.profile not in speeds.get(run.node, {}) for run in view.running
+        )
         if old_ms > SPEEDS_MS or (new and old_ms > FIRST_SPEEDS_MS):
             self._speeds = now_ms, await self._replica.read(lambda reader: reader.speeds())
         return view

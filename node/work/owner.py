@@ -5,7 +5,7 @@ is fetched again, a publication is finished by the digest of what lies there.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ledger.commands import (
     StartPlanning,
     TaskSpec,
 )
-from ledger.jobs import PLANNED_AT_ONCE, Attempt, AttemptState, Job, JobState
+from ledger.jobs import PLANNED_AT_ONCE, Attempt, Job
 from ledger.planned import first_job
 from ledger.queries import Reader
 from ledger.scheduler import OLDEST_EVERY, PLANNED_AHEAD_MAX
@@ -43,7 +43,7 @@ from mesh.errors import (
 )
 from mesh.ids import NodeId
 from node.consensus.driver import Driver
-from node.consensus.news import follow
+from node.consensus.news import Look, follow
 from node.consensus.proposer import Proposer, bounded_text
 from node.consensus.replica import Replica
 from node.media.errors import MixedSoftwareError
@@ -136,6 +136,8 @@ class Owner:
         self._intake = intake
         self._busy: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._unwanted: set[str] = set()
+        self._ended: set[str] = set()
+        """What came to its end since the last look began."""
         self._coming: set[str] = set()
         """Jobs that are planned while their submission is on its way: the ledger does not know them yet."""
         self._group: asyncio.TaskGroup | None = None
@@ -186,14 +188,16 @@ class Owner:
             self._unwanted.add(key)
             self._busy[key][1].cancel()
 
-    async def _look(self, group: asyncio.TaskGroup) -> float:
+    async def _look(self, group: asyncio.TaskGroup) -> Look:
+        self._ended.clear()
         steps, gone = await self._replica.read(self._looked)
         for key in gone:
             self._end(key)
-        for key, job, step in steps:
-            if key not in self._busy:
-                self._begin(group, key, job, step)
-        return RECONCILE_S
+        # What came to its end meanwhile was read before that: its end wakes the next look.
+        new = [one for one in steps if one[0] not in self._busy and one[0] not in self._ended]
+        for key, job, step in new:
+            self._begin(group, key, job, step)
+        return Look(RECONCILE_S, found=bool(new))
 
     def _looked(self, reader: Reader) -> tuple[list[tuple[str, Job, "Step"]], list[str]]:
         """What is to be done, and which of what is being done nobody wants any more."""
@@ -208,16 +212,22 @@ class Owner:
             # Of a part another attempt's result may be kept meanwhile.
             and (states.get(job.id, "cancelled") == "cancelled" or parts.get(key) == "abandoned")
         ]
-        return self._steps(reader), gone
+        return self._steps(reader, {key for key, _ in busy}), gone
 
-    def _steps(self, reader: Reader) -> list[tuple[str, Job, "Step"]]:
-        steps: list[tuple[Job, Step]] = [
-            (job, self._take if job.state == "verifying" else self._publish)
-            for job in reader.jobs_of_owner(self._own, ("verifying", "publishing"))
-        ]
+    def _steps(self, reader: Reader, busy: Collection[str]) -> list[tuple[str, Job, "Step"]]:
+        steps: list[tuple[Job, Step]] = []
+        for job in reader.jobs_of_owner(self._own, ("verifying", "publishing")):
+            if job.id in busy:
+                continue
+            taken = job.state == "publishing"
+            attempts = reader.attempts(job.id, "accepted" if taken else "finished")
+            if attempts:
+                step = self._publish_result if taken else self._take
+                steps.append((job, partial(step, attempts[-1])))
         turn = self._planned % OLDEST_EVERY == OLDEST_EVERY - 1
         waiting = reader.jobs_to_plan(self._own, PLANNED_AHEAD_MAX, oldest=turn)
-        steps.extend((job, self._plan) for job in waiting)
+        told = reader.schema() < PLANNED_AT_ONCE
+        steps.extend((job, partial(self._plan, told=told)) for job in waiting)
         chosen = [
             (job.id, job, step if is_plain_id(job.id) else self._reject) for job, step in steps
         ]
@@ -266,6 +276,7 @@ class Owner:
             await self._give_up(job, DarkStreamError(f"internal fault: {error!r}"))
         finally:
             self._busy.pop(key, None)
+            self._ended.add(key)
             self._no_room.pop(key, None)
 
     async def _reject(self, job: Job) -> None:
@@ -299,15 +310,11 @@ class Owner:
             _log.info("overtaken", job=job.id, code=outcome.code, reason=outcome.what)
         return outcome.ok
 
-    async def _plan(self, job: Job) -> None:
+    async def _plan(self, job: Job, *, told: bool) -> None:
         async with self._plans:
-            # The step may have been chosen by a read that is older than the plan's end.
-            wanted, schema = await self._replica.read(lambda r: (r.is_to_plan(job.id), r.schema()))
-            if not wanted or (
-                schema < PLANNED_AT_ONCE and not await self._commit(job, StartPlanning(job=job.id))
-            ):
+            if told and not await self._commit(job, StartPlanning(job=job.id)):
                 return
-            plan = await self._read_film(job, told=schema < PLANNED_AT_ONCE)
+            plan = await self._read_film(job, told=told)
             if plan is None:
                 return
             self._planned += 1
@@ -355,10 +362,9 @@ class Owner:
                 reading.cancel()
                 await asyncio.wait((reading,))
 
-    async def _take(self, job: Job) -> None:
-        attempt = await self._current(job, "verifying", "finished")
-        if attempt is not None and await self._take_in(job, attempt):
-            await self._publish_result(job, attempt)
+    async def _take(self, attempt: Attempt, job: Job) -> None:
+        if await self._take_in(job, attempt):
+            await self._publish_result(attempt, job)
 
     async def _take_part(self, attempt_id: str, job: Job) -> None:
         # The step may have been chosen by a read that is older than its end.
@@ -436,12 +442,7 @@ class Owner:
             ),
         )
 
-    async def _publish(self, job: Job) -> None:
-        attempt = await self._current(job, "publishing", "accepted")
-        if attempt is not None:
-            await self._publish_result(job, attempt)
-
-    async def _publish_result(self, job: Job, attempt: Attempt) -> None:
+    async def _publish_result(self, attempt: Attempt, job: Job) -> None:
         try:
             await self._intake.publish(job, attempt)
         except TransferError:
@@ -464,17 +465,6 @@ class Owner:
         )
         self._board.over(job.id)
         _log.info("published", job=job.id, output=Path(job.output).name)
-
-    async def _current(self, job: Job, state: JobState, of_attempt: AttemptState) -> Attempt | None:
-        """The attempt that the job's step is about, while the job is in that step's state."""
-        # The step may have been chosen by a read that is older than this job's last step.
-        return await self._replica.read(
-            lambda reader: (
-                next(reversed(reader.attempts(job.id, of_attempt)), None)
-                if reader.states_of((job.id,)).get(job.id) == state
-                else None
-            )
-        )
 
 
 async def _is_taken(submission: "asyncio.Task[int]") -> bool:

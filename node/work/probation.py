@@ -52,12 +52,12 @@ class Probation:
         """Until cancelled."""
         free_since_ms = clock.monotonic_ms()
         while True:
-            seen = self._driver.news.leases.count
+            seen = self._driver.news.row.count
             row = await self._replica.read(lambda reader: reader.node(self._own))
             if row is None or not row.quarantine:
                 if clock.monotonic_ms() - free_since_ms > GOOD_MS:
                     self._wait_s = FIRST_S
-                await self._driver.news.leases.wait(seen, LOOK_S)
+                await self._driver.news.row.wait(seen, LOOK_S)
                 continue
             _log.warning("quarantined, proves itself", reason=row.quarantine, in_s=self._wait_s)
             await self._never.wait(self._never.count, self._wait_s)

@@ -22,7 +22,7 @@ from mesh import clock
 from mesh.errors import DarkStreamError
 from mesh.ids import NodeId, node_of
 from node.consensus.driver import Driver
-from node.consensus.news import follow
+from node.consensus.news import Look, follow
 from node.consensus.proposer import Proposer
 from node.consensus.replica import Replica
 from node.membership.foreign import is_plain_id
@@ -225,11 +225,12 @@ class Worker:
 
     # --- what is leased ---------------------------------------------------------------------------
 
-    async def _look(self) -> float:
+    async def _look(self) -> Look:
         orders, self._slots = await self._replica.read(self._leased)
         wanted = {order.attempt.id for order in orders}
         over = self._attempts.over
         over &= wanted
+        new = not wanted <= {*self._held, *self._runs, *over}
         # This read may be older than the end of a run.
         self._held = {o.attempt.id: o for o in orders if o.attempt.id not in over}
         for attempt, (turn, _) in tuple(self._runs.items()):
@@ -244,7 +245,7 @@ class Worker:
             why = self.closed or "has no slots any more"
             await self._give_back(self._hopeless(), f"the node {why}")
         await self._tidy(wanted)
-        return RECONCILE_S
+        return Look(RECONCILE_S, found=new)
 
     def _leased(self, reader: Reader) -> tuple[Sequence[Order], Slots | None]:
         attempts = reader.active_attempts(node=self._own)

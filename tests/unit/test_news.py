@@ -11,6 +11,7 @@ from node.consensus.news import (
     LOOKS_S,
     REST_MAX_S,
     REST_TIMES,
+    Look,
     News,
     Pace,
     Touches,
@@ -19,7 +20,7 @@ from node.consensus.news import (
 from node.signals import Signal
 from tests.ledger_helper import Ledger, grant, job_spec, node_report, plan_of
 
-CONCERNS = ("all", "leases", "films", "work", "members")
+CONCERNS = ("all", "leases", "row", "films", "work", "members")
 
 
 def woken(ledger: Ledger, node: str) -> set[str]:
@@ -54,7 +55,7 @@ def test_each_change_wakes_those_whom_it_concerns() -> None:
     assert woken(ledger, "bert") == {"all", "leases", "work"}
     assert woken(ledger, "anna") == {"all", "films", "work"}
     ledger.must(node_report("bert", slots=7))
-    assert woken(ledger, "bert") == {"all", "leases", "work"}
+    assert woken(ledger, "bert") == {"all", "leases", "row", "work"}
     # A plan's leases may follow it by what the last round saw: a quota that is set must end that.
     ledger.must(PutTenant(name="guests", share=1, slots=0, by="anna"))
     assert woken(ledger, "bert") == {"all", "work"}
@@ -83,6 +84,38 @@ def test_looks_after_quiet_are_free_and_looks_without_end_take_a_tenth() -> None
     quiet_ms = 20 + int(LOOKS_S * 1_000 * 100)
     looks = [pace.rest_s(quiet_ms, quiet_ms + took_ms, overtaken=False) for _ in range(9)]
     assert looks == [0.0] * LOOKS_AT_ONCE + [BUSY_REST_TIMES * took_ms / 1_000]
+    # A look that found something to do is worth its time, also without end.
+    found = pace.rest_s(quiet_ms, quiet_ms + took_ms, overtaken=False, found=True)
+    assert found == REST_TIMES * took_ms / 1_000
+
+
+def test_what_a_look_decided_is_waited_for_and_is_no_looking() -> None:
+    async def main() -> None:
+        news, order = Signal(), list[str]()
+        decided, looked = asyncio.Event(), Signal()
+
+        async def then() -> None:
+            await decided.wait()
+            order.append("decided")
+
+        async def look() -> Look:
+            order.append("look")
+            looked.set()
+            return Look(60.0, found=True, then=then())
+
+        following = asyncio.ensure_future(follow(news, look))
+        async with asyncio.timeout(10):
+            await looked.wait(0)
+            news.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert order == ["look"]
+            decided.set()
+            await looked.wait(1)
+        assert order[:3] == ["look", "decided", "look"]
+        following.cancel()
+
+    asyncio.run(main())
 
 
 def test_who_follows_looks_again_at_news_and_when_its_time_is_over() -> None:
@@ -90,13 +123,13 @@ def test_who_follows_looks_again_at_news_and_when_its_time_is_over() -> None:
         news, looks, again_s = Signal(), 0, [60.0]
         looked = Signal()
 
-        async def look() -> float:
+        async def look() -> Look:
             nonlocal looks
             looks += 1
             looked.set()
             if looks == 2:
                 news.set()  # what comes during a look is looked at
-            return again_s[0]
+            return Look(again_s[0])
 
         following = asyncio.ensure_future(follow(news, look))
         async with asyncio.timeout(10):

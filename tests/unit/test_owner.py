@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -467,32 +466,33 @@ def test_a_cancelled_job_is_left_at_once() -> None:
     run(stand, body)
 
 
-def test_a_step_chosen_by_an_old_read_does_nothing() -> None:
-    """A job is published; the loop still holds the answer in which it was to be published."""
-    stand = Stand().publishing()
-    stand.shelf.outputs[OUTPUT] = RESULT
+def test_a_step_that_came_to_its_end_during_a_look_is_not_begun_by_it() -> None:
+    """The look reads of a film that it is to be planned, and hears so when it is planned already."""
 
     async def body(stand: Stand) -> None:
         owner: Any = stand.owner
         replica: Any = stand.mesh.replica
         fresh = replica.read
-        await eventually(lambda: stand.state() == "done")
-        old = stand.ledger.reader.job("j1")
-        assert old is not None
-        publishing = replace(old, state="publishing")
-        stand.shelf.outputs[OUTPUT] = "what its owner made of it since"
-        asked = asyncio.Event()
+        looked = asyncio.Event()
 
-        async def stale(_: object) -> object:
+        async def slow(query: Any) -> Any:
             replica.read = fresh
-            asked.set()
-            return [("j1", publishing, owner._publish)], []
+            stand.mesh.held = c.PlanJob
+            submission = asyncio.ensure_future(owner.submit(films_of([_spec()])))
+            await eventually(lambda: stand.ledger.reader.job("j1"))
+            found = query(stand.ledger.reader)
+            stand.mesh.goes_on.set()
+            await submission
+            await eventually(lambda: not owner._busy)
+            looked.set()
+            return found
 
-        replica.read = stale
+        await eventually(lambda: owner._group)
+        replica.read = slow
         stand.mesh.ledger_changed.set()
-        await asked.wait()
+        await looked.wait()
         await eventually(lambda: not owner._busy)
 
-    stand = run(stand, body)
-    assert stand.shelf.taken == []
-    assert len(stand.mesh.proposed) == 1
+    stand = run(Stand(), body)
+    assert stand.shelf.plans == ["j1"]
+    assert len(stand.mesh.taken(c.PlanJob)) == 1

@@ -15,6 +15,7 @@ from ledger.scheduler import OLDEST_EVERY
 from mesh import clock
 from mesh.errors import DiskFullError, SourceChangedError, TransferError
 from mesh.ids import NodeId
+from node.work import attempts
 from node.work.attempts import BEGUN, AttemptError
 from node.work.leases import LeaseTiming
 from node.work.worker import Worker
@@ -63,6 +64,34 @@ def run(stand: Callable[[], Stand], body: Callable[[Stand], Awaitable[None]]) ->
         return made
 
     return asyncio.run(main())
+
+
+def test_an_attempt_is_told_to_be_on_once_it_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "TOLD_S", 0.02)
+
+    async def body(stand: Stand) -> None:
+        bench: Any = stand.bench
+        goes_on = asyncio.Event()
+
+        async def late(*_: object) -> object:
+            await goes_on.wait()
+            raise TransferError("the owner is gone", "")
+
+        bench.fetch = late
+        stand.lease("j1", "a1")
+        await stand.mesh.board.changed.wait(0)
+        (told,) = stand.mesh.board.of("j1")
+        assert (told.phase, told.bytes_done, told.bytes_total) == ("fetching", 0, 1_000)
+        goes_on.set()
+        stand.lease("j2", "a2")
+        await eventually(lambda: stand.state("a2") == "failed")
+        seen = stand.mesh.board.changed.count
+        assert await stand.mesh.board.changed.wait(seen, 0.06) == seen
+        assert stand.mesh.board.of("j2") == []
+
+    run(partial(Stand, tmp_path), body)
 
 
 def test_a_lease_becomes_a_kept_result_and_nothing_else_is_left(tmp_path: Path) -> None:
