@@ -167,7 +167,9 @@ def convert(source: Path, profile: str, work: Path, way: str) -> tuple[str, Path
         probe = await media.probe(source, size=size)
         made = await media.convert(source, output, probe, wanted, on_progress=nothing)
         encoder = made.report.encoder
-        verdict = await media.check_delivered(output, probe, wanted, made.facts, encoder=encoder)
+        verdict = await media.check_delivered(
+            output, probe, wanted, made.facts, encoder=encoder, source=source, seed=source.name
+        )
         if not verdict.ok:
             raise verdict.error()
 

@@ -141,7 +141,10 @@ def release_leases(change: Change, command: ReleaseLeases) -> None:
 def end_attempts_of(change: Change, node: str, what: str) -> None:
     """Expires every lease of a node that does not belong any more."""
     for attempt in change.rows.where(Attempt, node=node, state="leased"):
-        _end(change, attempt, "expire", code="lease_expired", what=what)
+        # With the last try of one part its film ends, and with it other leases of the node.
+        now = change.rows.get(Attempt, attempt.id) if change.rows.schema >= 3 else attempt
+        if now is not None and now.state == "leased":
+            _end(change, now, "expire", code="lease_expired", what=what)
 
 
 def finish_attempt(change: Change, command: FinishAttempt) -> None:

@@ -18,6 +18,7 @@ from ledger.pending import RowChange
 from ledger.rows import columns_of, decoded, encoded, table_of
 from ledger.schema import SCHEMA_VERSION, is_held
 from ledger.store_sqlite import CHECKSUM_BYTES, LedgerStore, SqliteRows, checksum_of, migrate
+from ledger.transaction_sqlite import transaction
 from mesh.errors import DamagedError, StorageError
 
 KIND: Final = "darkstream ledger"
@@ -85,10 +86,10 @@ def read_rows(file: Path, ledger_path: Path) -> None:
     index, term, schema = _check_header(file, header)
     store = LedgerStore(str(ledger_path))
     try:
-        with store.connection:  # the mesh goes on in the form that it had
+        with transaction(store.connection):  # the mesh goes on in the form that it had
             migrate(store.connection, schema)
         checksum = _put_all(store, file, lines)
-        with store.connection:
+        with transaction(store.connection):
             store.connection.execute(
                 "UPDATE state SET applied_index = ?, applied_term = ?, checksum = ?",
                 (index, term, checksum),
@@ -147,7 +148,7 @@ def _put_all(store: LedgerStore, file: Path, lines: Iterator[tuple[int, dict[str
     checksum, count, number = b"\x00" * CHECKSUM_BYTES, 0, 1
     ended: object = None
     while ended is None:
-        with store.connection:
+        with transaction(store.connection):
             rows, changes = SqliteRows(store.connection), list[RowChange]()
             for number, line in lines:
                 if "end" in line:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
+from ledger.transaction_sqlite import transaction
 from mesh.errors import DiskFullError, InUseError, StorageError
 from mesh.ids import RaftId
 from mesh.log import Base, Entry, HardState
@@ -115,7 +116,7 @@ class LogStore:
             )
         if version < LOG_VERSION:
             # The log is this node's own, so its file is brought up to date when it is opened.
-            with self._connection:
+            with transaction(self._connection):
                 for sql in _MIGRATIONS[version:]:
                     self._connection.execute(sql)
                 self._connection.pragma("user_version", LOG_VERSION)
@@ -271,7 +272,7 @@ class LogStore:
     @contextmanager
     def _write(self) -> Generator[None, None, None]:
         try:
-            with self._connection:
+            with transaction(self._connection):
                 yield
         except apsw.Error as error:
             raise _storage_error(error, self.path) from None

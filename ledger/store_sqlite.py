@@ -31,6 +31,7 @@ from ledger.rows import (
 from ledger.schema import FIRST_SCHEMA, SCHEMA_VERSION
 from ledger.state_machine import apply
 from ledger.touched import Touched, touched
+from ledger.transaction_sqlite import transaction
 from mesh.codec import pack
 from mesh.errors import DiskFullError, OutdatedError, StorageError, UnknownKindError
 from mesh.log import Entry
@@ -111,7 +112,7 @@ class LedgerStore:
         checksums: list[bytes] = []
         schema = self.schema
         try:
-            with self.connection:
+            with transaction(self.connection):
                 done, checksums, schema = self._apply_all(fresh)
         except apsw.Error as error:
             raise storage_error(error, self.path) from None
@@ -187,7 +188,7 @@ class LedgerStore:
         waits for no reader, as a full checkpoint would.  From the thread that applies.
         """
         try:
-            with self._synced(), self.connection:
+            with self._synced(), transaction(self.connection):
                 # Written and written back: a page that does not change is never part of a commit.
                 self.connection.execute("UPDATE state SET applied_index = applied_index + 1")
                 self.connection.execute("UPDATE state SET applied_index = applied_index - 1")
@@ -465,7 +466,7 @@ def _begin(connection: apsw.Connection, path: str) -> None:
             "update DarkStream on this node",
         )
     if version == 0:
-        with connection:
+        with transaction(connection):
             migrate(connection, FIRST_SCHEMA)
             connection.execute("INSERT INTO state VALUES (1, 0, 0, ?)", (b"\x00" * CHECKSUM_BYTES,))
 

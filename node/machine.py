@@ -18,7 +18,7 @@ from mesh.errors import DarkStreamError
 from node.detection import detection_of
 from node.gateway.device_models import Detection
 from node.media import hardware
-from node.media.cards import SlotRules, cards_of, slots_of
+from node.media.cards import SlotRules, cards_of, rules_of, slots_of
 from node.media.convert import Media
 from node.media.ffmpeg_binary import choose
 from node.media.forks_posix import WarmChildren
@@ -133,10 +133,8 @@ class Machine:
 
     @property
     def _rules(self) -> SlotRules:
-        (configured, configured_devices), (said, said_devices) = self._configured, self._said
-        slots = configured if said is None else said
-        cpu = max(1, (os.cpu_count() or 1) // CPUS_A_SLOT) if slots is None else slots
-        return SlotRules(cpu=cpu, devices={**configured_devices, **said_devices})
+        default = max(1, (os.cpu_count() or 1) // CPUS_A_SLOT)
+        return rules_of(default, self._configured, self._said)
 
     async def report(self, member: MemberNode, version: str) -> None:
         """Tells the mesh what this node can do, and again when that changes."""

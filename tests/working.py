@@ -7,15 +7,23 @@ import psutil
 
 from tests.cluster import Node
 
+WAITS = "node.media.warm_posix"
+
 
 def children(nodes: Iterable[Node]) -> list[str]:
-    """Command lines of all programs that nodes started and that run now."""
+    """Command lines of all programs that nodes started and that run now.
+
+    The Python that waits to fork children is none, those that it forked are.
+    """
     found: list[str] = []
     for node in nodes:
         assert node.process is not None
-        for child in psutil.Process(node.process.pid).children(recursive=True):
+        own = node.process.pid
+        for child in psutil.Process(own).children(recursive=True):
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                found.append(" ".join(child.cmdline()))
+                line = " ".join(child.cmdline())
+                if not (WAITS in line and child.ppid() == own):
+                    found.append(line)
     return [line for line in found if line]
 
 

@@ -53,6 +53,26 @@ class SlotRules:
     devices: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
+def rules_of(
+    default: int,
+    configured: tuple[int | None, Mapping[str, int]],
+    said: tuple[int | None, Mapping[str, int]],
+) -> SlotRules:
+    """What holds of the processor's slots and those of devices: what a person said goes before what is configured.
+
+    Of the processor as well where the configuration names it as a device; and a node of which a person
+    says that it has none does nothing, whatever its chips were configured to do.
+    """
+    slots, devices = said
+    kept = {
+        name: number
+        for name, number in configured[1].items()
+        if slots is None or (slots and name != CPU)
+    }
+    chosen = configured[0] if slots is None else slots
+    return SlotRules(cpu=default if chosen is None else chosen, devices={**kept, **devices})
+
+
 def cards_of(found: Detection) -> tuple[Card, ...]:
     """The processor first, then each device on which an encoder works, in the order that Vulkan has them."""
     processor = Card(device=CPU, label="processor")

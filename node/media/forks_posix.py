@@ -23,6 +23,8 @@ IDLE_S: Final = 60.0
 """It holds some 35 MB of its own; between the chunks of a film seconds pass."""
 BEGUN_S: Final = 30.0
 """What importing takes on the slowest machine under load; then it hangs."""
+UNTOLD_S: Final = 30.0
+"""Between a child's last word and its end lies what closing its files takes; who tells no end after that hangs."""
 COLD_MS: Final = 60_000
 """One that ended by itself is not tried again for so long."""
 READ_BYTES: Final = 64 << 10
@@ -62,13 +64,14 @@ class WarmChildren:
                 begun = await asyncio.shield(beginning)
         except TimeoutError:
             begun = False
-            self._cold_until_ms = monotonic_ms() + COLD_MS
-            mother.kill()
+            mother.give_up()
             await _end_of(beginning)
         except asyncio.CancelledError:
             if mother.children == 1:
                 mother.kill()  # with nobody else's beside it both go at once
+            untold = asyncio.get_running_loop().call_later(UNTOLD_S, mother.give_up)
             await _end_of(asyncio.ensure_future(_unwanted(beginning, child)))
+            untold.cancel()
             mother.forget(child)
             raise
         if not begun:
@@ -80,7 +83,7 @@ class WarmChildren:
 
     def _awake(self) -> "_Mother | None":
         if self._mother is not None and self._mother.over:
-            if not self._mother.dismissed:
+            if self._mother.hung or not self._mother.dismissed:
                 self._cold_until_ms = monotonic_ms() + COLD_MS
             self._mother = None
         if self._mother is None and monotonic_ms() >= self._cold_until_ms:
@@ -91,6 +94,11 @@ class WarmChildren:
         """Ends it, and the children that it has."""
         if self._mother is not None:
             await self._mother.close()
+
+
+def _last_word(ended: RunResult) -> str:
+    said = ended.stderr.tail.strip().rpartition("\n")[2]
+    return said or f"{ended.reason} {ended.signal or ended.exit_code}"
 
 
 async def _unwanted(beginning: "asyncio.Future[bool]", child: "Forked") -> None:
@@ -120,6 +128,8 @@ class _Mother:
         self._idle: asyncio.TimerHandle | None = None
         self.dismissed = False
         """It ends, or ended, because it was told to."""
+        self.hung = False
+        """It did nothing of what was asked."""
         command = (python, *COLD, "node.media.warm_posix", text_of(HeldFile(self._hers.fileno())))
         limits = Limits(time_ms=None, memory_bytes=None)
         self._run = asyncio.ensure_future(runner.run(command, limits=limits))
@@ -147,7 +157,7 @@ class _Mother:
         finally:
             for number in writes:
                 os.close(number)
-        child = Forked(reads)
+        child = Forked(reads, self.give_up)
         self._children.add(child)
         return child
 
@@ -171,6 +181,12 @@ class _Mother:
         """It reads no more and ends."""
         self.dismissed = True
         self._ours.close()
+        self._loop.call_later(UNTOLD_S, self._run.cancel)
+
+    def give_up(self) -> None:
+        """It hangs: it goes, and with it all its children, whose ends nobody would tell."""
+        self.hung = True
+        self.kill()
 
     def kill(self) -> None:
         self.dismiss()
@@ -188,14 +204,15 @@ class _Mother:
         if self.dismissed or run.cancelled():
             return
         error = run.exception()
-        said = repr(error) if error else run.result().stderr.tail.strip().rpartition("\n")[2]
+        said = repr(error) if error else _last_word(run.result())
         _log.warning("children are started anew for a while", reason=said)
 
 
 class Forked:
     """A child that was forked: what `run_ffmpeg` needs of one."""
 
-    def __init__(self, reads: Sequence[int]) -> None:
+    def __init__(self, reads: Sequence[int], untold: Callable[[], None]) -> None:
+        """`untold` is called when it must be over and nobody says so."""
         self.stdout: asyncio.StreamReader | None = None
         self.stderr: asyncio.StreamReader | None = None
         self.pid = 0
@@ -205,11 +222,14 @@ class Forked:
         self._loop = asyncio.get_running_loop()
         self._pipes: list[asyncio.BaseTransport] = []
         self._ending: asyncio.Task[int] | None = None
+        self._untold = untold
+        self._silent = 0
+        self._waits: asyncio.TimerHandle | None = None
 
     async def _reader(self, number: int) -> asyncio.StreamReader:
         reader = asyncio.StreamReader(limit=READ_BYTES)
         pipe_end, _ = await self._loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(number, "rb", 0)
+            lambda: _Heard(reader, self._fell_silent), os.fdopen(number, "rb", 0)
         )
         self._pipes.append(pipe_end)
         return reader
@@ -228,7 +248,21 @@ class Forked:
         assert self._told is not None
         code = end_of(await self._told.readline())
         self.returncode = SIGKILLED if code is None else code
+        self._wait_no_more()
         return self.returncode
+
+    def _fell_silent(self) -> None:
+        self._silent += 1
+        if self._silent > 1:  # its stdout and stderr
+            self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        if self._waits is None and self.returncode is None and self._ending is not None:
+            self._waits = self._loop.call_later(UNTOLD_S, self._untold)
+
+    def _wait_no_more(self) -> None:
+        if self._waits is not None:
+            self._waits.cancel()
 
     def on_end(self, call: "Callable[[Forked], None]") -> None:
         """Calls when it is over."""
@@ -245,9 +279,24 @@ class Forked:
         if self.pid and self.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+            self._wait_for_end()
 
     def close(self) -> None:
         """Hears no more of it."""
+        self._wait_no_more()
         for pipe in self._pipes:
             pipe.close()
         self._pipes.clear()
+
+
+class _Heard(asyncio.StreamReaderProtocol):
+    """Reads a pipe, and tells when it is closed."""
+
+    def __init__(self, reader: asyncio.StreamReader, lost: Callable[[], None]) -> None:
+        super().__init__(reader)
+        self._lost = lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever wrote is gone."""
+        super().connection_lost(exc)
+        self._lost()

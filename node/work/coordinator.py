@@ -220,7 +220,8 @@ class Coordinator:
         for node, attempt in decision.back:
             back[node] = (*back.get(node, ()), attempt)
         self._back = back
-        if not view.tasks and not self._granting:
+        free = any(node.busy < node.slots for node in view.nodes)
+        if free and not view.tasks and not self._granting:
             self._at_rest = seen, read
         again_s = ROUND_S if view.running or view.tasks else IDLE_ROUND_S
         if not decision.commands:

@@ -247,6 +247,43 @@ def test_one_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not children()
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "itself", "beginning"])
+def test_one_that_hangs_with_children_holds_up_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Nobody tells how they ended then."""
+    monkeypatch.setattr(forks_posix, "UNTOLD_S", 0.5)
+
+    async def scenario() -> None:
+        async with warmed() as (runner, _):
+            fifo = tmp_path / "fifo"
+            tasks = [asyncio.ensure_future(runner.run(waits(fifo), limits=LONG))]
+            (child,) = await until_standing()
+            mother = psutil.Process(child.ppid())
+            probed = probe_command(sys.executable, bunny())
+            # Of the one behind it nobody hears before it is known itself.
+            assert (await runner.run(probed, limits=probe_limits(0))).ok
+            mother.suspend()
+            if ends == "itself":
+                fifo.open("wb").close()  # the pipe ends: no index
+            if ends == "beginning":
+                tasks.append(asyncio.ensure_future(runner.run(waits(fifo), limits=LONG)))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            if ends in ("cancelled", "beginning"):
+                tasks[-1].cancel()
+            _, left = await asyncio.wait(tasks, timeout=20)
+            with suppress(psutil.NoSuchProcess):
+                mother.kill()
+            await asyncio.wait(tasks)
+            assert not left
+            assert tasks[-1].cancelled() == (ends in ("cancelled", "beginning"))
+            assert (await runner.run(probed, limits=probe_limits(0))).ok
+
+    asyncio.run(scenario())
+    assert not children()
+
+
 def test_it_ends_when_nothing_is_asked_and_begins_anew() -> None:
     async def scenario() -> int:
         command = probe_command(sys.executable, bunny())

@@ -102,6 +102,17 @@ def _suppressions_without_a_reason() -> Iterator[str]:
                 explained = bool(line.lstrip().startswith("#") or mark.search(line))
 
 
+def _commits_that_hold_the_lock() -> Iterator[str]:
+    """`with connection:` of apsw: see ledger.transaction_sqlite."""
+    for name, tree in parsed(product_files()):
+        for node in ast.walk(tree):
+            for item in node.items if isinstance(node, ast.With) else ():
+                held = item.context_expr
+                called = getattr(held, "attr", getattr(held, "id", ""))
+                if called.lstrip("_") == "connection":
+                    yield f"{name}:{node.lineno} commits within `with {called}`"
+
+
 COUNTS = {
     "functions_over_70_lines": _functions_over_70_lines,
     "modules_over_500_lines": _modules_over_500_lines,
@@ -109,6 +120,7 @@ COUNTS = {
     "clock_reads_outside_the_clock": _clock_reads_outside_the_clock,
     "sleeps_in_tests": _sleeps_in_tests,
     "mocks_in_tests": _mocks_in_tests,
+    "commits_that_hold_the_lock": _commits_that_hold_the_lock,
     "suppressions_without_a_reason": _suppressions_without_a_reason,
 }
 

@@ -23,7 +23,7 @@ from ledger.placing import place_of
 from ledger.scheduler import decide, explain
 from ledger.scheduler_view import NodeView, RunningView, SchedulerView, TaskView
 from ledger.seats import with_seats
-from node.media.cards import SlotRules, cards_of, slots_of
+from node.media.cards import SlotRules, cards_of, rules_of, slots_of
 from node.media.hardware import Detection, Device, Encoder
 from tests.ledger_helper import Ledger, grant, node_report
 from tests.unit.test_scheduler import node, task, view
@@ -356,3 +356,21 @@ def test_consumer_chips_share_the_sessions_of_their_driver(driver: int, sessions
     slots = told_of(seen, devices={"gpu0": 3, "gpu1": 9})
     assert slots["gpu0"][0] + slots["gpu1"][0] == sessions
     assert slots["gpu0"][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "cpu", "devices"),
+    [
+        ((None, {}), 3, {"cpu": 4, "gpu0": 2}),
+        ((1, {}), 1, {"gpu0": 2}),
+        ((0, {}), 0, {}),
+        ((0, {"gpu0": 1}), 0, {"gpu0": 1}),
+        ((None, {"cpu": 0}), 3, {"cpu": 0, "gpu0": 2}),
+    ],
+)
+def test_what_a_person_says_goes_before_what_is_configured(
+    said: tuple[int | None, dict[str, int]], cpu: int, devices: dict[str, int]
+) -> None:
+    rules = rules_of(7, (3, {"cpu": 4, "gpu0": 2}), said)
+    assert rules == SlotRules(cpu=cpu, devices=devices)
+    assert rules_of(7, (None, {}), (None, {})) == SlotRules(cpu=7)

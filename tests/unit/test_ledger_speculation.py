@@ -208,6 +208,22 @@ def test_a_node_that_is_removed_leaves_the_part_to_the_other() -> None:
     assert task_states(ledger)["j-1"] == "ready"
 
 
+@pytest.mark.parametrize("leaves", [c.RemoveMember, c.RevokeMember])
+def test_a_node_leaves_though_a_film_ends_with_its_last_try(
+    leaves: type[c.RemoveMember] | type[c.RevokeMember],
+) -> None:
+    ledger = planned(chunks=3, sound=False)
+    for number in range(c.ATTEMPTS_MAX - 1):
+        ledger.must(grant(("j-0", f"x{number}", "bert")))
+        ledger.must(c.ExpireLeases(attempts=(f"x{number}",), what="silent"))
+    ledger.must(grant(("j-0", "a", "bert"), ("j-1", "b", "bert"), ("j-2", "d", "bert")))
+    ledger.must(second(("j-1", "e", "carl", "b")))
+    ledger.must(leaves(node="bert", by="anna"))
+    assert ledger.job_state("j") == "failed"
+    found = {name: attempt(ledger, name).state for name in "abde"}
+    assert found == {"a": "expired", "b": "abandoned", "d": "abandoned", "e": "abandoned"}
+
+
 def test_what_the_coordinator_saw_too_late_is_skipped() -> None:
     def skipped(ledger: Ledger, lease: tuple[str, str, str, str]) -> None:
         before = ledger.dump()

@@ -491,7 +491,7 @@ def test_a_chunk_is_the_picture_alone_trimmed_by_time() -> None:
     assert "setsar=16/15" in words
     assert "-copyts" in words
     assert "-noautorotate" in words
-    assert "-x264-params:0 fps=25/1:open-gop=0:zones=45,49,b=1.3 " in words, "its end is a seam"
+    assert "-x264-params:0 fps=25/1:open-gop=0:zones=45,49,b=1.4 " in words, "its end is a seam"
     last = chunk_plan(whole, split, split.chunks[-1], probe)
     words = " ".join(command_line(last, "ffmpeg", "slice", "chunk", exact=True))
     assert "end_pts" not in words
@@ -501,7 +501,7 @@ def test_a_chunk_is_the_picture_alone_trimmed_by_time() -> None:
         " ".join(command_line(chunk_plan(whole, split, chunk, probe), "ffmpeg", "slice", "chunk"))
         for chunk in split.chunks
     ]
-    assert [":info=0:zones=45,49,b=1.3 " in words for words in ends] == [True] * (len(ends) - 1) + [
+    assert [":info=0:zones=45,49,b=1.4 " in words for words in ends] == [True] * (len(ends) - 1) + [
         False
     ]
 
