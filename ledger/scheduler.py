@@ -454,7 +454,7 @@ def _obstacles(task: TaskView, node: NodeView, *, slot: str, disk: str) -> Itera
         yield node.closed
     if node.node in task.excluded:
         yield "failed this task before"
-    if node.slots <= 0 and node.device:
+    if node.slots <= 0 and node.device not in ("", CPU):
         yield f"{node.device} has no slots (`mesh-cli nodes limit NAME --device {node.device}=N`)"
     elif node.slots <= 0:
         yield "has no slots (`mesh-cli nodes limit NAME --slots N`)"

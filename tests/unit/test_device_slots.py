@@ -90,7 +90,8 @@ def test_sound_and_assembly_are_the_processors() -> None:
     bert = machine("anna", replace(PROCESSOR, slots=0), CHIP)
     sound = task("s", kind="audio", needs=())
     assert placed(view([sound], [bert])) == {}
-    assert "cpu has no slots" in explain(view([sound], [bert]), sound, 0)[0]
+    no_slots = "anna: has no slots (`mesh-cli nodes limit NAME --slots N`)"
+    assert explain(view([sound], [bert]), sound, 0)[0] == no_slots
     assert placed(view([sound], [machine("anna", PROCESSOR, CHIP)])) == {"s": "anna cpu"}
 
 
