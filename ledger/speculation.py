@@ -26,6 +26,8 @@ GAIN_MS: Final = 3_000
 """And that it must be sooner by: lease, slice and transfer are not reckoned."""
 A_JOB_MAX: Final = 4
 """Second attempts at parts of one film at a time: the slowest few are what its end waits for."""
+LOOKED_AT_MAX: Final = 64
+"""Attempts, the slowest first, that one round looks for helpers for: each costs a look at every node."""
 LATE: Final = 1.5
 """Times what was reckoned; who takes longer and tells no progress likely takes as long again."""
 LATE_MS: Final = 5_000
@@ -71,7 +73,9 @@ def second_attempts(view: SchedulerView, idle: Idle) -> Iterator[tuple[RunningVi
     seats = {node.seat: node for node in view.nodes}
     gain = GAIN_BUSY if view.later else GAIN
     left = [(left_ms(run, seats.get(run.seat), idle), run) for run in view.running if _may(run)]
-    for rest_ms, run in sorted(left, key=lambda one: -one[0]):
+    for rest_ms, run in sorted(left, key=lambda one: -one[0])[:LOOKED_AT_MAX]:
+        if rest_ms <= GAIN_MS:
+            break
         others = [node for node in idle.idle_for(run.task) if node.node != run.node]
         if not others or twice[run.task.job] >= A_JOB_MAX:
             continue
@@ -97,15 +101,14 @@ def left_ms(run: RunningView, node: NodeView | None, idle: Idle) -> float:
 
 
 def explain_second(view: SchedulerView, job: str) -> list[str]:
-    """Which parts of a job run twice."""
+    """Which parts of a job run twice; the view's leases are in the order in which they were granted."""
     names = {node.node: node.name for node in view.nodes}
     runs: dict[str, list[str]] = {}
     for run in view.running:
         if run.task.job == job:
             runs.setdefault(run.task.task, []).append(names.get(run.node, run.node))
     return [
-        f"{' and '.join(who)} both work on {task}, with which the first was slow: the result that"
-        " is there first counts"
+        f"its part {task} is slow on {who[0]}: {who[1]} does it as well, and the first result counts"
         for task, who in runs.items()
         if len(who) > 1
     ]

@@ -22,7 +22,7 @@ from ledger.commands import (
     PlanPieces,
 )
 from ledger.estimates import with_estimates
-from ledger.jobs import Job
+from ledger.jobs import TWICE, Job
 from ledger.planned import first_job, planned_tasks
 from ledger.scheduler import Granting, decide
 from ledger.scheduler_view import (
@@ -328,7 +328,7 @@ class Coordinator:
             a: now_ms if run.waits else self._began_ms.get(a, now_ms) for a, run in running.items()
         }
         self._note_waits(view, now_ms)
-        jobs = {run.task.job for run in view.running}
+        jobs = {run.task.job for run in view.running if run.task.kind in TWICE}
         told = (progress for job in jobs for progress in self._progress(job))
         self._paces.note(running, told, now_ms)
         return self._known(view, now_ms)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_an_error_keeps_its_exit_code_when_nobody_reads(one: Served) -> None:
     assert shell("$CLI job show nope 2>/dev/full") == (2, "", "")
     code, out, _ = shell("$CLI job show nope --json 2>&-")
     assert (code, json.loads(out)["error"]["code"]) == (2, "not_found")
+
+
+OPENS = "from node.cli import streams; streams.ready(); import socket; exit(socket.socket().fileno() < 3)"
+"""As a node does later: its loop closes sockets, and libuv aborts when that is one of the first three numbers."""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_was_closed_is_no_place_for_sockets(closed: str) -> None:
+    assert shell(f'{sys.executable} -c "{OPENS}" {closed}')[0] == 0
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

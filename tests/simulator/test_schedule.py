@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from tests.simulator.film_simulation import FilmSimulation, Worker, machines, slowed
 from tests.simulator.schedule_simulation import (
     SPEED,
     Film,
@@ -83,3 +84,35 @@ def test_who_comes_back_has_saved_nothing_up() -> None:
     run.until_cost = 150 * SPEED
     outcome = run.run()
     assert 20 <= outcome.served["b"] / SPEED <= 30
+
+
+# --- the end of a film in pieces ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nodes", "chunks", "part_max"), [(4, 12, 0.85), (16, 48, 0.7)])
+def test_a_node_that_becomes_slow_holds_up_no_film(
+    nodes: int, chunks: int, part_max: float
+) -> None:
+    workers = slowed(machines(nodes, Random(nodes)), chunks)
+    before = FilmSimulation(workers, chunks, speculates=False).run()
+    after = FilmSimulation(slowed(workers, chunks), chunks).run()
+    print(f"{nodes} nodes: {before.took_ms} ms, with second attempts {after.took_ms} ms")
+    assert (before.twice, after.twice > 0) == (0, True)
+    assert after.took_ms < part_max * before.took_ms
+    # What was done in vain is a small part of all.
+    assert after.work < 1.12
+
+
+def test_on_steady_machines_nothing_is_done_twice() -> None:
+    workers = [Worker(name, 5 * SPEED) for name in ("a", "b", "c")]
+    end = FilmSimulation(workers, 10).run()
+    assert (end.twice, end.work < 1.02) == (0, True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whoever_vanishes_or_fails_each_part_is_kept_once(seed: int) -> None:
+    random = Random(seed)
+    chunks = random.choice([4, 8, 12])
+    workers = slowed(machines(random.choice([2, 3, 8]), random), chunks)
+    end = FilmSimulation(workers, chunks, seed=seed, faults=True).run()
+    print(f"seed {seed}: {end}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ledger import commands as c
 from ledger.jobs import Attempt, Job
 from mesh.bulk_client_zmq import ZmqBulkClient
 from mesh.bulk_server_zmq import ZmqBulkServer
@@ -25,8 +26,9 @@ from node.work.allowed_files import Allowed
 from node.work.films import Films
 from node.work.order import Order
 from node.work.sharing import Contact
-from tests.ledger_helper import Ledger
+from tests.ledger_helper import Ledger, grant, spec
 from tests.meshwork import key_pair, node_of
+from tests.unit.test_ledger_pieces import pieces
 from tests.work_bench import InlineReplica
 
 RESULT = b"result"
@@ -140,6 +142,32 @@ def test_children_open_the_film_that_was_checked(stand: Stand, kind: str) -> Non
 def test_a_cache_that_somebody_removed_is_no_end(stand: Stand) -> None:
     (stand.home / "results").rmdir()
     asyncio.run(stand.films.sweep(InlineReplica(stand.ledger.reader)))
+
+
+def test_of_parts_only_what_is_or_may_be_kept_stays(stand: Stand) -> None:
+    stand.ledger.submitted("j2", split=True)
+    stand.ledger.must(c.StartPlanning(job="j2"))
+    stand.ledger.must(pieces("j2", chunks=2, sound=False))
+    stand.ledger.must(c.AddMember(member=spec("carl"), invitation=None))
+    stand.ledger.must(grant(("j2-0", "slow", "bert"), ("j2-1", "other", "bert")))
+    beside = c.SpeculativeLease(task="j2-0", attempt="quick", node="carl", device="", beside="slow")
+    stand.ledger.must(c.SpeculateLeases(leases=(beside,), granted_at_ms=8))
+    for attempt in ("slow", "quick", "other"):
+        stand.ledger.must(stand.ledger.finish(attempt))
+    folder = stand.home / "pieces" / "j2"
+    folder.mkdir(parents=True)
+    names = {"part-slow.mkv", "part-slow.mkv.journal", "part-quick.mkv", "part-other.mkv", "index"}
+    for name in names:
+        (folder / name).write_bytes(b"x")
+
+    def left() -> set[str]:
+        stand.films._swept_ms = -(10**9)
+        asyncio.run(stand.films.sweep(InlineReplica(stand.ledger.reader)))
+        return {path.name for path in folder.iterdir()}
+
+    assert left() == names
+    stand.ledger.must(stand.ledger.accept("j2", "quick"))
+    assert left() == {"part-quick.mkv", "part-other.mkv", "index"}
 
 
 def test_cancelling_waits_until_the_thread_has_let_go(stand: Stand) -> None:

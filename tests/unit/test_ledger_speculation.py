@@ -12,8 +12,8 @@ from ledger.invariants import violations
 from ledger.jobs import Attempt, Task
 from ledger.orders import Action, ChangeJobs
 from ledger.store_sqlite import SqliteRows
-from tests.ledger_helper import Ledger, grant
-from tests.unit.test_ledger_pieces import planned, task_states
+from tests.ledger_helper import Ledger, grant, node_report, spec
+from tests.unit.test_ledger_pieces import pieces, planned, task_states
 
 
 def second(*leases: tuple[str, str, str, str]) -> c.SpeculateLeases:
@@ -182,6 +182,14 @@ def test_the_last_try_of_one_ends_the_film_only_when_the_other_fails_too() -> No
     assert ledger.job_state("j") == "failed"
 
 
+def test_who_runs_it_counts_as_able_whatever_is_reported_meanwhile() -> None:
+    ledger = running_twice()
+    for name in ("anna", "carl"):
+        ledger.must(node_report(name, encoders=("libx264",)))
+    ledger.must(ledger.fail("a", node="bert", failure="encoder"))
+    assert (ledger.job_state("j"), task_states(ledger)["j-0"]) == ("running", "leased")
+
+
 def test_a_film_that_is_to_blame_ends_with_both() -> None:
     ledger = running_twice()
     ledger.must(ledger.fail("b", node="carl", failure="input"))
@@ -271,23 +279,14 @@ def test_a_second_lease_names_its_device_as_the_first_does() -> None:
 def test_frames_of_a_part_count_once() -> None:
     ledger = Ledger().formed("bert", "carl").submitted("j", split=True)
     ledger.must(c.StartPlanning(job="j"))
-    chunk = c.PieceSpec(id="j-0", kind="chunk", needs=(), cost=1)
-    last = c.PieceSpec(id="j-e", kind="assemble", needs=(), cost=1)
-    ledger.must(
-        c.PlanPieces(
-            job="j",
-            source_digest="d" * 64,
-            source_bytes=1,
-            probe_json="{}",
-            plan_json='{"frames": 6, "split": {}}',
-            tasks=(chunk, last),
-        )
-    )
-    ledger.must(grant(("j-0", "a", "bert")))
+    ledger.must(replace(pieces(sound=False), plan_json='{"frames": 12, "split": {}}'))
+    ledger.must(grant(("j-0", "a", "bert"), ("j-1", "x", "bert")))
     ledger.must(second(("j-0", "b", "carl", "a")))
-    for name in "ab":
+    for name in ("a", "b"):
         ledger.must(ledger.finish(name))
-    assert ledger.reader.film_frames("j") == (6, 6)
+    assert ledger.reader.film_frames("j") == (6, 12)
+    ledger.must(ledger.finish("x"))
+    assert ledger.reader.film_frames("j") == (12, 12)
 
 
 def test_who_may_be_helped_is_seen_by_the_scheduler() -> None:
@@ -304,6 +303,19 @@ def test_who_may_be_helped_is_seen_by_the_scheduler() -> None:
     assert alone() == {"x"}
     ledger.must(ledger.refuse("j", "b"))
     assert alone() == {"a", "x"}
+
+
+def test_a_ledger_of_an_older_form_knows_no_second_attempts() -> None:
+    ledger = Ledger()
+    ledger.must(c.FormMesh(mesh="m" * 32, founder=spec("anna"), schema=2))
+    ledger.must(node_report("anna"))
+    ledger.must(c.AddMember(member=spec("bert"), invitation=None))
+    ledger.submitted("j", split=True)
+    ledger.must(c.StartPlanning(job="j"))
+    ledger.must(pieces(sound=False))
+    ledger.must(grant(("j-0", "a", "anna")))
+    assert [run.is_alone for run in ledger.reader.schedulable().running] == [False]
+    assert ledger.refused(second(("j-0", "b", "bert", "a"))) == "conflict"
 
 
 def test_broken_promises_are_seen() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ledger import commands as c
-from ledger.jobs import Job
+from ledger.jobs import Attempt, Job
 from ledger.orders import ChangeJobs
 from ledger.submissions import JobSpec
 from mesh.errors import (
@@ -23,7 +23,7 @@ from mesh.ids import NodeId
 from node.media.errors import MixedSoftwareError
 from node.work import owner as owner_module
 from node.work.owner import Owner
-from tests.ledger_helper import films_of, grant, job_spec
+from tests.ledger_helper import films_of, grant, job_spec, spec
 from tests.work_bench import TURNS, Mesh, Shelf, eventually
 
 OUTPUT = "/films/j1.mp4"
@@ -462,6 +462,60 @@ def test_a_cancelled_job_is_left_at_once() -> None:
         # The next film is not held up, and the same one may come back.
         stand.mesh.do(ChangeJobs(jobs=("j1",), action="retry", priority=0, by="me"))
         await eventually(lambda: stand.state() == "queued" and stand.ledger.reader.tasks("j1"))
+
+    run(stand, body)
+
+
+def test_a_part_whose_other_result_is_kept_is_fetched_no_further() -> None:
+    """Two nodes made the same part; the one that is there first counts, and the other is in nobody's way."""
+    stand = Stand()
+    stand.ledger.must(c.AddMember(member=spec("carl"), invitation=None))
+    stand.ledger.submitted("j1", split=True)
+    chunk = c.PieceSpec(id="j1-0", kind="chunk", needs=(), cost=9)
+    last = c.PieceSpec(id="j1-film", kind="assemble", needs=(), cost=1)
+    stand.ledger.must(
+        c.PlanPieces(
+            job="j1",
+            source_digest="d" * 64,
+            source_bytes=1_000,
+            probe_json="{}",
+            plan_json="{}",
+            tasks=(chunk, last),
+        )
+    )
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def body(stand: Stand) -> None:
+        shelf: Any = stand.shelf
+        take = shelf.take
+
+        async def slow(job: Job, attempt: Attempt, on_bytes: Any) -> None:
+            if attempt.id != "slow":
+                await begun.wait()
+                await take(job, attempt, on_bytes)
+                return
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.set()
+
+        shelf.take = slow
+        stand.mesh.do(grant(("j1-0", "slow", "bert")))
+        beside = c.SpeculativeLease(
+            task="j1-0", attempt="quick", node="carl", device="", beside="slow"
+        )
+        stand.mesh.do(c.SpeculateLeases(leases=(beside,), granted_at_ms=8))
+        stand.mesh.do(stand.ledger.finish("slow"))
+        await begun.wait()
+        stand.mesh.do(stand.ledger.finish("quick"))
+        await left.wait()
+        await eventually(lambda: not stand.owner._busy)
+        assert stand.mesh.attempt("quick").state == "kept"
+        assert stand.mesh.attempt("slow").state == "abandoned"
+        assert stand.state() == "running"
+        # What else of the film is being put in place is not touched.
+        assert stand.shelf.staging
 
     run(stand, body)
 

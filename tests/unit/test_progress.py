@@ -31,6 +31,14 @@ def test_what_the_ledger_counts_is_not_counted_twice() -> None:
     assert together([], None) is None
 
 
+def test_of_a_part_that_runs_twice_counts_who_is_further() -> None:
+    parts = [part("a", frames=40), part("b", frames=10), part("c", frames=5)]
+    twice = FilmProgress(done=100, total=400, leased={"a": "one", "b": "one", "c": "other"})
+    shown = together(parts, twice)
+    assert shown is not None
+    assert shown.frames == 145
+
+
 def test_the_assembly_is_shown_as_it_runs() -> None:
     end = part("e", "verifying", 300, frames_total=400)
     assert together([end], film(400, "e")) == end

@@ -47,10 +47,11 @@ def test_an_idle_node_helps_with_what_it_would_do_clearly_sooner() -> None:
     assert seconds(at_the_end(90_000)) == {"a": "bert"}
     assert seconds(at_the_end(10_000 * GAIN + 1)) == {"a": "bert"}
     assert seconds(at_the_end(10_000 * GAIN)) == {}
-    # Of what is short a part is no gain either.
-    quick = chunk("a", "slow", rest_ms=GAIN_MS, task=task("j-a", job="j", kind="chunk", cost=100))
+    # Of what is short a part is no gain either: four seconds there, and seven where it is.
+    short = task("j-a", job="j", kind="chunk", cost=4_000)
+    quick = chunk("a", "slow", rest_ms=4_000 + GAIN_MS, task=short)
     assert seconds(view([], [slow(), idle()], running=(quick,))) == {}
-    longer = replace(quick, rest_ms=GAIN_MS + 101)
+    longer = replace(quick, rest_ms=4_001 + GAIN_MS)
     assert seconds(view([], [slow(), idle()], running=(longer,))) == {"a": "bert"}
 
 
@@ -93,6 +94,13 @@ def test_of_a_machine_the_device_that_can_do_it_helps_and_never_another_of_the_s
     assert isinstance(command, SpeculateLeases)
     assert [(one.node, one.device) for one in command.leases] == [("bert", "cpu")]
     assert seconds(view([], [beside, idle(devices=(chip,))], running=(run,))) == {}
+    late = replace(run, rest_ms=10**9)
+    assert seconds(view([], [beside], running=(late,))) == {}
+
+
+def test_a_slot_that_is_only_soon_free_is_kept_for_what_comes() -> None:
+    runs = (chunk("a", "slow", rest_ms=90_000), chunk("b", "bert", rest_ms=1_000))
+    assert seconds(view([], [slow(), idle(busy=1)], running=runs, ahead=True)) == {}
 
 
 def test_who_failed_at_it_does_not_help() -> None:
@@ -191,6 +199,7 @@ def test_a_film_says_which_of_its_parts_run_twice() -> None:
     first = chunk("a", "slow", is_alone=False)
     second = chunk("b", "bert", is_alone=False, task=first.task)
     seen = view([], [slow(), idle(busy=1)], running=(first, second, chunk("c", "bert")))
-    (said,) = explain_second(seen, "j")
-    assert said.startswith("slow and bert both work on j-a")
+    assert explain_second(seen, "j") == [
+        "its part j-a is slow on slow: bert does it as well, and the first result counts"
+    ]
     assert explain_second(seen, "k") == []
