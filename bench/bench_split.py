@@ -30,7 +30,7 @@ import imageio_ffmpeg
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mesh.clock import monotonic_ms
-from node.media.split import chunk_ms
+from node.media.split import chunk_ms, next_ms
 from node.work.film_pieces import CUTS_AT_ONCE
 from node.work.owner import TAKES_AT_ONCE
 from tests.cluster import Node, wait_for
@@ -157,8 +157,8 @@ def simulate(costs: Costs, nodes: int, gbit: float) -> tuple[float, str]:
     Each node takes the next chunk when it has handed its last one back.  The owner cuts so many
     slices at once and its link carries one byte after the other, each way.
     """
-    chunk_s = chunk_ms(SIMULATED_S * 1000, [1.0] * nodes) / 1000
-    count = -(-SIMULATED_S // int(chunk_s))
+    length_ms = chunk_ms(SIMULATED_S * 1000, [1.0] * nodes)
+    left_s = float(SIMULATED_S)
     rate = gbit * 1e9 / 8
     begun = costs.plan_s * SIMULATED_S
     free = [begun] * nodes
@@ -166,7 +166,9 @@ def simulate(costs: Costs, nodes: int, gbit: float) -> tuple[float, str]:
     up = down = begun
     waited = {"slices": 0.0, "link": 0.0, "encoders": 0.0}
     last = begun
-    for _ in range(count):
+    while left_s > 0:
+        chunk_s = min(left_s, next_ms(left_s * 1000, length_ms, nodes) / 1000)
+        left_s -= chunk_s
         at = heapq.heappop(free)
         cut = heapq.heapreplace(cutters, max(at, cutters[0]) + costs.cut_s * chunk_s)
         ready = max(at, cut) + costs.cut_s * chunk_s

@@ -86,13 +86,17 @@ def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str
     )  # fmt: skip
 
 
-def decode_part_command(
-    ffmpeg: str, path: AnyPath, *, begin_us: int, length_us: int
+def decode_parts_command(
+    ffmpeg: str, path: AnyPath, begins_us: Sequence[int], *, length_us: int
 ) -> tuple[str, ...]:
-    """Decodes a short part of the picture and writes nothing."""
+    """Decodes short parts of the picture, each by a thread, and writes nothing."""
+    inputs: list[str] = []
+    for begin_us in begins_us:
+        inputs += ["-ss", f"{begin_us}us", "-t", f"{length_us}us", *UNSMOOTHED, *_opened(1)]
+        inputs += ["-i", "file:" + text_of(path)]
+    maps = [word for number in range(len(begins_us)) for word in ("-map", f"{number}:v:0")]
     return (
-        ffmpeg, *GLOBAL, "-ss", f"{begin_us}us", "-t", f"{length_us}us", *UNSMOOTHED, *_opened(0),
-        "-i", "file:" + text_of(path), "-map", "0:v:0", "-fps_mode", "passthrough",
+        ffmpeg, *GLOBAL, *inputs, *maps, "-fps_mode", "passthrough",
         "-enc_time_base:v", "1:1000000", "-f", "null", "-",
     )  # fmt: skip
 

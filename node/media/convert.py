@@ -20,7 +20,7 @@ from node.media.child import (
 from node.media.command import (
     command_line,
     decode_command,
-    decode_part_command,
+    decode_parts_command,
     decode_sounds_command,
     encoded_sound,
 )
@@ -58,6 +58,8 @@ OUTPUT_PER_SOURCE: Final = 20
 """A result of twenty times its source is a fault (lossless from a phone is about ten)."""
 SEAM_US: Final = 400_000
 """What is decoded behind a seam: ten frames; each part begins with a keyframe."""
+SEAMS_AT_ONCE: Final = 4
+"""In one FFmpeg, whose start takes as long as a seam; of a film in 8K their pictures take 2 GB."""
 DECODE_MEMORY_BYTES: Final = 8 * GIB
 TIMES_JSON_BYTES_MAX: Final = 4 << 10
 """Seven numbers."""
@@ -309,8 +311,8 @@ class Media:
         """
         ffmpeg = self.ffmpeg.path
         commands = [
-            decode_part_command(ffmpeg, output, begin_us=begin_us, length_us=SEAM_US)
-            for begin_us in seams_us
+            decode_parts_command(ffmpeg, output, part, length_us=SEAM_US)
+            for part in _in_batches(seams_us, SEAMS_AT_ONCE)
         ]
         if sounds:
             commands.append(decode_sounds_command(ffmpeg, output, sounds))
@@ -448,6 +450,10 @@ def times_verdict(run: RunResult, plan: EncodePlan) -> Verdict:
         return _refused(BadResultError.code, what)
     verdict = judge_times(found, plan)
     return judge_sounds(found) if verdict.ok else verdict
+
+
+def _in_batches(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _refused(code: str, what: str) -> Verdict:

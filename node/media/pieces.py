@@ -35,7 +35,7 @@ from node.media.plan import EncodePlan, plan_whole
 from node.media.probe import Beside, Probe, probe_limits
 from node.media.profiles import Profile
 from node.media.quality import Shown
-from node.media.split import SplitPlan, chunk_ms, chunk_plan, plan_split, why_whole
+from node.media.split import SplitPlan, chunk_ms, chunk_plan, plan_split, why_whole, workers_of
 
 TABLE_JSON_BYTES_MAX: Final = 8 << 20
 """20,000 cuts of some 150 bytes, with room."""
@@ -100,7 +100,7 @@ class Pieces:
         if not table.fault and table.frames != probe.frames:
             return f"its index names {table.frames} frames, {probe.frames} were counted"
         length_ms = chunk_ms(probe.video.duration_us // 1000, speeds)
-        return plan_split(table, length_ms=length_ms)
+        return plan_split(table, length_ms=length_ms, workers=workers_of(speeds))
 
     async def index(self, source: AnyPath, index_file: AnyPath, *, size: int) -> CutTable:
         """Reads the packet index into `index_file`.  A film without a usable one has a `fault`."""

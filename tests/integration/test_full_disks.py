@@ -82,7 +82,8 @@ def test_full_at_the_start(pair: tuple[Node, Node, Path]) -> None:
     for node in (anna, bert):
         wait_for("why it waits", lambda node=node: said in why(node, job), 30)
     anna.cli("nodes", "resume", "bert")
-    assert failures(anna, job) == []
+    # A lease that was granted before the pause was heard of is given back, which is no failure.
+    assert set(failures(anna, job)) <= {"released"}
     assert empty(out)
     alive(anna, bert)
     resize(disk, 500 << 10)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,15 @@ def files_of(node: Node) -> list[Path]:
     return [path for folder in folders if folder.exists() for path in folder.iterdir()]
 
 
+def end(pid: int) -> None:
+    """One that stands still would outlive a test that fails."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_a_part_that_hangs_is_done_by_another_node_meanwhile(tmp_path: Path) -> None:
-    with cluster(tmp_path, ["anna", "bert", "cleo"]) as nodes:
+    with ExitStack() as ended_at_last, cluster(tmp_path, ["anna", "bert", "cleo"]) as nodes:
         anna, _, cleo = nodes
         form(nodes, "--slots", "1")
         wait_for("all can work", lambda: all(n["slots"] for n in anna.cli("nodes")["nodes"]), 30)
@@ -55,6 +62,7 @@ def test_a_part_that_hangs_is_done_by_another_node_meanwhile(tmp_path: Path) -> 
         (made,) = anna.cli("submit", str(source), "--profile", "archive")["jobs"]
         job = made["id"]
         (hung,) = wait_for("cleo encodes", lambda: encoders_of(cleo), 60)
+        ended_at_last.callback(end, hung)
         os.kill(hung, signal.SIGSTOP)
         hung_ms = monotonic_ms()
         twice = wait_for(

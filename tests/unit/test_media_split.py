@@ -1,5 +1,6 @@
 """The pure half of splitting: index, cuts, chunks and the times of an assembled film."""
 
+import heapq
 import itertools
 import random
 from array import array
@@ -41,9 +42,11 @@ from node.media.split import (
     SplitPlan,
     chunk_ms,
     chunk_plan,
+    next_ms,
     plan_split,
     split_from_json,
     why_whole,
+    workers_of,
 )
 from tests.unit.test_media_plan import film, sound, video
 
@@ -362,6 +365,60 @@ def test_lengths_of_chunks() -> None:
     assert chunk_ms(10 * minute, (1.0, 1.0, 0.1)) < chunk_ms(10 * minute, (1.0, 1.0))
     assert chunk_ms(10 * minute, ()) == CHUNK_MS_MAX
     assert 24 * hour / chunk_ms(24 * hour, (1.0,)) <= CHUNKS_MAX
+
+
+def ideal(film_ms: int, speeds: tuple[float, ...]) -> list[float]:
+    """Chunks of a film that can be cut anywhere."""
+    length_ms, left_ms, chunks = chunk_ms(film_ms, speeds), float(film_ms), []
+    while left_ms > 0:
+        chunks.append(min(left_ms, next_ms(left_ms, length_ms, workers_of(speeds))))
+        left_ms -= chunks[-1]
+    return chunks
+
+
+def test_towards_the_end_of_a_film_chunks_are_shorter() -> None:
+    minute = 60_000
+    chunks = ideal(4 * minute, (1.0, 1.0))
+    assert [round(chunk / 1000) for chunk in chunks] == [
+        30,
+        30,
+        30,
+        30,
+        30,
+        22,
+        17,
+        13,
+        10,
+        10,
+        10,
+        8,
+    ]
+    assert workers_of((2.0, 1.0, 1.0)) == 2.0
+    assert workers_of(()) == 1.0
+    assert set(ideal(minute, (1.0, 1.0))) == {10_000.0}, "shorter ones cost bytes"
+
+
+@given(st.integers(20_000, 24 * 3_600_000), st.lists(st.floats(0.01, 100.0), max_size=600))
+def test_a_plan_of_any_film_for_any_workers_is_bounded(film_ms: int, speeds: list[float]) -> None:
+    chunks = ideal(film_ms, tuple(speeds))
+    assert len(chunks) <= CHUNKS_MAX
+    assert all(chunk >= CHUNK_MS_MIN for chunk in chunks[:-1])
+    assert chunks == sorted(chunks, reverse=True)
+
+
+def ends_apart(chunks: list[float], busy_ms: float) -> float:
+    """How long the first of two equal nodes waits for the other, which has something else to do first."""
+    free = [0.0, busy_ms]
+    for chunk in chunks:
+        heapq.heapreplace(free, free[0] + chunk)
+    return max(free) - min(free)
+
+
+def test_workers_end_together() -> None:
+    chunks = ideal(240_000, (1.0, 1.0))
+    for busy_ms in range(0, 60_000, 5_000):
+        assert ends_apart(chunks, busy_ms) <= CHUNK_MS_MIN
+    assert max(ends_apart([30_000.0] * 8, busy_ms) for busy_ms in range(0, 60_000, 5_000)) > 25_000
 
 
 @given(st.integers(2, 12), st.integers(1, 30_000))
