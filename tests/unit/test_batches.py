@@ -22,7 +22,7 @@ from node.consensus.batches import (
     encoded_answers,
 )
 from node.requests import Requests
-from node.signals import FLOOD_REST, Alarm, IndexWaits, PacedSignal, Signal
+from node.signals import FLOOD_REST, Alarm, IndexWaits, PacedSignal, Quiet, Signal
 
 LEADER, OTHER = NodeId("leader"), NodeId("other")
 
@@ -237,6 +237,14 @@ def test_a_paced_signal_rests_longer_in_a_flood_and_forgets_it() -> None:
         assert await seconds_to_the_next(1) < 0.02 * FLOOD_REST - 0.005
 
     asyncio.run(main())
+
+
+def test_after_quiet_some_go_at_once_and_then_one_an_interval() -> None:
+    quiet = Quiet(interval_ms=50, burst=3)
+    assert [quiet.allows(1_000) for _ in range(5)] == [True, True, True, False, False]
+    # Asking earns and costs nothing.
+    assert [quiet.allows(at) for at in (1_040, 1_050, 1_060, 1_100)] == [False, True, False, True]
+    assert [quiet.allows(9_000) for _ in range(4)] == [True, True, True, False]
 
 
 def test_waits_for_an_index_end_when_it_is_reached_and_no_sooner() -> None:
