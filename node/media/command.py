@@ -71,7 +71,7 @@ def command_line(
 
 UNSMOOTHED: Final = ("-skip_loop_filter:v", "all")
 """Of pictures that nobody sees: smoothing the edges of blocks is a quarter of decoding H.264, reads nothing of the
-film and cannot fail.  Of 120 results with bits turned over both ways refused the same ones."""
+film and cannot fail.  Of 60 results of H.264 and 60 of HEVC with bits turned over, both ways refused the same 26 and 2."""
 
 
 def decode_command(ffmpeg: str, path: AnyPath, *, threads: int = 0) -> tuple[str, ...]:

@@ -96,9 +96,9 @@ class GpuUse:
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(chip, since_us)
         except pynvml.NVMLError as error:
-            if error.value in _NONE_LATELY:
+            if _code(error) in _NONE_LATELY:
                 return 0.0
-            if error.value in _NOT_BY_PROCESS:
+            if _code(error) in _NOT_BY_PROCESS:
                 return None if self._at_work() else _whole(chip)
             raise
         self._seen_us[number] = max((int(one.timeStamp) for one in samples), default=since_us)
@@ -121,7 +121,7 @@ class GpuUse:
                 if one.pid in own
             )
         except pynvml.NVMLError as error:
-            if error.value in _NOT_BY_PROCESS:
+            if _code(error) in _NOT_BY_PROCESS:
                 return False
             raise
         return free + ours < MEMORY_BYTES_MIN
@@ -131,6 +131,11 @@ _LISTED: Final[tuple[Callable[[Any], list[Any]], ...]] = (
     pynvml.nvmlDeviceGetComputeRunningProcesses,
     pynvml.nvmlDeviceGetGraphicsRunningProcesses,
 )
+
+
+def _code(error: pynvml.NVMLError) -> int:
+    """NVML's number of an error, which its class sets where no type checker sees it."""
+    return int(getattr(error, "value", pynvml.NVML_ERROR_UNKNOWN))
 
 
 def used_by_others(samples: Iterable[tuple[int, ...]], own: Collection[int]) -> float:
@@ -151,6 +156,6 @@ def _whole(chip: Any) -> float | None:  # noqa: ANN401 - NVML's handle
         try:
             found.append(float(engine()))
         except pynvml.NVMLError as error:
-            if error.value not in _NOT_BY_PROCESS:
+            if _code(error) not in _NOT_BY_PROCESS:
                 raise
     return max(found, default=None)
