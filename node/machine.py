@@ -74,7 +74,7 @@ class Machine:
         """Looks for FFmpeg and proves its encoders; a machine without them still owns films."""
         try:
             binary = await choose(self._runner, ffmpeg_candidates(self._ffmpeg))
-            with surroundings(software_vulkan=self._software_vulkan) as around:
+            with surroundings(software_vulkan=self._software_vulkan, below=self._cache) as around:
                 found = await hardware.detect(
                     self._runner, binary, ProofFiles(self._cache), sys.executable, around
                 )
@@ -109,7 +109,7 @@ class Machine:
     async def prove_anew(self) -> frozenset[str]:
         """Encoders that work now, each tried again, whatever is remembered.  Raises what `detect` met."""
         media, _ = await asyncio.shield(self._found)
-        with surroundings(software_vulkan=self._software_vulkan) as around:
+        with surroundings(software_vulkan=self._software_vulkan, below=self._cache) as around:
             found = await hardware.detect(
                 self._runner, media.ffmpeg, _NothingRemembered(), sys.executable, around
             )
