@@ -39,9 +39,10 @@ def test_the_next_film_is_fetched_meanwhile_and_given_back_when_the_node_pauses(
         (known,) = anna.cli(*words, str(film(anna, "known.mkv", 3, "640x360")))["jobs"]
         wait_for("a speed is known", lambda: is_done(anna, known["id"]), 90)
         one, two = (
-            anna.cli(*words, str(film(anna, name, 3, "640x360")))["jobs"][0]["id"]
+            anna.cli(*words, str(film(anna, name, 12, "640x360")))["jobs"][0]["id"]
             for name in ("one.mkv", "two.mkv")
         )
+        # Long enough to be met at work: were it judged already, its slot would be the second's.
         wait_for("the first is encoded", lambda: encoders_of(bert), 60)
         # It stands still, and by the speed of such a film it should be done in some seconds.
         for pid in encoders_of(bert):

@@ -62,8 +62,8 @@ def profile(node: Node, name: str, families: str) -> str:
     return str(path)
 
 
-def submitted(node: Node, name: str, chosen: str) -> str:
-    source = film(node, f"{name}.mkv", 3, "320x180")
+def submitted(node: Node, name: str, chosen: str, seconds: int = 3) -> str:
+    source = film(node, f"{name}.mkv", seconds, "320x180")
     (job,) = node.cli("submit", "--no-split", "--profile", chosen, str(source))["jobs"]
     return str(job["id"])
 
@@ -92,7 +92,8 @@ def test_films_of_the_chip_and_of_the_processor_run_beside_each_other(tmp_path: 
             profile(anna, "any", '["Vulkan", "CPU"]'),
         )
         jobs = {name: submitted(anna, name, chip) for name in ("chip1", "chip2")}
-        jobs |= {name: submitted(anna, name, "web") for name in ("cpu1", "cpu2")}
+        # Long enough to be met at work: of what is judged the slot is free for the next.
+        jobs |= {name: submitted(anna, name, "web", 40) for name in ("cpu1", "cpu2")}
         # What runs stands still, so that both devices can be looked at.
         anna.cli("nodes", "resume", "anna")
         wait_for("both are taken", lambda: busy(anna) == {"cpu": (1, 1), "gpu0": (1, 1)}, 60)

@@ -107,7 +107,8 @@ def test_a_forked_child_says_what_a_started_one_says() -> None:
     told, started, begun = asyncio.run(scenario())
     assert begun == 1, "one Python forks them all"
     for one in told:
-        assert (one.stdout, one.stderr, one.reason) == (started.stdout, started.stderr, "exited")
+        # Of a started one the measuring of coverage may have a word to say as it ends.
+        assert (one.stdout, one.stderr.tail, one.reason) == (started.stdout, "", "exited")
         assert one.ok
         assert one.command == started.command, "people read the same"
     assert not children()
