@@ -38,6 +38,8 @@ NAMES: Final = ("anna", "bert", "carl")
 FILM_S: Final = 40
 SIZE: Final = "320x180"
 SLOTS: Final = 1
+AT_A_SLOT: Final = 2
+"""Parts that one slot has begun at most: one is judged while the next is encoded."""
 BACK_S_MAX: Final = 3.0
 DONE_S: Final = 240.0
 """A lease of a silent node is taken back after 20 s, and a film takes ten."""
@@ -141,8 +143,8 @@ def strike(
     for node in chosen:
         node.kill()
     names = {node.name for node in chosen}
-    # Another may have been granted since it was asked; a node never has more than its slots.
-    ran = min(len(chosen) * SLOTS, sum(a["node"] in names for a in running(before)) + 1)
+    # Another may have been granted since it was asked; a node never has begun more than this.
+    ran = min(len(chosen) * SLOTS * AT_A_SLOT, sum(a["node"] in names for a in running(before)) + 1)
     for node in chosen:
         _PAUSE.wait(draw.uniform(0, BACK_S_MAX))
         node.start("--slots", str(SLOTS))
