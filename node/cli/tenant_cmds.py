@@ -90,8 +90,8 @@ def remove_tenant(ctx: click.Context, *, name: str, as_json: bool) -> int:
 
 
 def _ended(tenant: Json, *, as_json: bool) -> int:
-    queued = f"{_limit(tenant['queued_jobs'])} films and {_bytes(tenant)} bytes may wait"
     slots = f"share {tenant['share']}, slots {_limit(tenant['slots'])}"
+    queued = f"may wait: films {_limit(tenant['queued_jobs'])}, bytes {_bytes(tenant)}"
     line = f"{tenant['name'] or _NOBODY}: {slots}; {queued}"
     print_json(tenant) if as_json else print(safe_text(line))
     return 0

@@ -18,6 +18,7 @@ def test_what_a_killed_node_left_is_removed_by_its_next_start(tmp_path: Path) ->
     (tmp_path / "proof" / "proof-1.mkv").write_bytes(b"left")
     with surroundings(below=tmp_path) as around:
         assert list(Path(around.scratch).iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_a_home_cannot_be_written_another_folder_serves(tmp_path: Path) -> None:
